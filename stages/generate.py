@@ -1,0 +1,104 @@
+"""Make more images from a trained model, outside DVC.
+
+    python -m stages.generate --n 20 --prompt "FLAIR axial brain MRI, level 6" --format png --out generated
+"""
+
+import datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import typer
+from PIL import Image
+
+from stages import common
+from synthmri import ldm, params
+from synthmri.errors import UserError
+
+SYNTHETIC = "SYNTHETIC IMAGE, NOT A PATIENT, NOT FOR CLINICAL USE"
+
+
+def main(
+    n: Annotated[int, typer.Option(min=1, max=100_000, help="number of images")] = 16,
+    prompt: Annotated[str, typer.Option(help="what to draw, in the words of training")] = "FLAIR axial brain MRI, level 6",
+    seed: Annotated[int, typer.Option(min=0, help="seed of the first image; image i has seed + i")] = 1_000_000,
+    format: Annotated[Literal["png", "npy", "nifti", "dicom"], typer.Option(help="format of the files")] = "png",
+    out: Annotated[Path, typer.Option(help="folder to make; it must not exist yet")] = Path("generated"),
+    model: Annotated[Path, typer.Option(help="pipeline in Stable Diffusion format")] = Path("models/latent_diffusion"),
+):
+    """Draw N images with the steps, guidance and scheduler of section `sample`."""
+    runtime = common.start()
+    p = params.read(common.PARAMS, "sample", ldm.Sample)
+    if out.exists():
+        raise UserError(f"{out} exists already; name another folder with --out, or remove it")
+    if not (model / "model_index.json").is_file():
+        raise UserError(f"{model} holds no trained model; run `dvc repro` first, or name one with --model")
+    pipe = ldm.load(model, device=runtime.device)
+    size = pipe.unet.config.sample_size * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+    seeds = list(range(seed, seed + n))
+    images = ldm.sample(
+        pipe, [prompt] * n, seeds, p, size=size, progress=lambda starts, k: common.progress(starts, "sampled batches", k)
+    )
+    with common.replacing(out) as folder:
+        folder.mkdir()
+        write(folder, images, seeds, prompt, format)
+    print(f"{n} images in {out}")
+
+
+def write(folder: Path, images: np.ndarray, seeds: list[int], prompt: str, format: str) -> None:
+    """Write uint8 (N, H, W) as one .npy, one NIfTI stack, or a PNG or DICOM file an image named by its seed."""
+    if format == "npy":
+        np.save(folder / "images.npy", images)
+    elif format == "nifti":
+        import nibabel
+
+        # Independent slices, not a volume: (X, Y, N) in RAS+, from the radiological picture; unit spacing.
+        stack = np.ascontiguousarray(images.transpose(2, 1, 0)[::-1, ::-1])
+        image = nibabel.Nifti1Image(stack, np.eye(4))
+        image.header["descrip"] = b"synthetic slices, not for clinical use"
+        nibabel.save(image, folder / "images.nii.gz")
+    elif format == "png":
+        for seed, image in zip(seeds, images, strict=True):
+            Image.fromarray(image).save(folder / f"{seed:06d}.png")
+    else:
+        import pydicom.uid
+
+        study, series = pydicom.uid.generate_uid(), pydicom.uid.generate_uid()
+        for i, (seed, image) in enumerate(zip(seeds, images, strict=True)):
+            dicom(image, i + 1, f"{prompt} (seed {seed})", study, series).save_as(
+                folder / f"{seed:06d}.dcm", enforce_file_format=True
+            )
+
+
+def dicom(image: np.ndarray, number: int, comment: str, study: str, series: str):
+    """A Secondary Capture dataset of uint8 (H, W), marked as derived and synthetic, with UIDs of its own."""
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    ds = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+    ds.SOPClassUID, ds.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    ds.StudyInstanceUID, ds.SeriesInstanceUID = study, series
+    ds.PatientName, ds.PatientID, ds.PatientBirthDate, ds.PatientSex = "SYNTHETIC^NOT A PATIENT", "SYNTHETIC", "", "O"
+    ds.StudyDate = ds.ContentDate = datetime.date.today().strftime("%Y%m%d")
+    ds.StudyTime = ds.ContentTime = "000000"
+    ds.StudyID, ds.AccessionNumber, ds.ReferringPhysicianName = "", "", ""
+    ds.SeriesNumber, ds.InstanceNumber, ds.Modality, ds.ConversionType = 1, number, "OT", "SYN"
+    ds.ImageType = ["DERIVED", "SECONDARY", "SYNTHETIC"]
+    ds.SeriesDescription = ds.DerivationDescription = SYNTHETIC
+    ds.BurnedInAnnotation, ds.PatientIdentityRemoved = "NO", "YES"
+    ds.DeidentificationMethod = "drawn by a generative model"
+    ds.ImageComments = comment[:10240]
+    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+    ds.Rows, ds.Columns = image.shape
+    ds.BitsAllocated = ds.BitsStored = 8
+    ds.HighBit, ds.PixelRepresentation = 7, 0
+    ds.PixelData = image.tobytes() + b"\0" * (image.size % 2)
+    return ds
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,232 @@
+"""data/raw -> data/slices/{train,val,test}: read what is there, slice it, split it by subject."""
+
+import json
+import multiprocessing
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+import typer
+from PIL import Image, ImageDraw, ImageFont
+from rich.console import Console
+from rich.progress import Progress
+
+from stages import common
+from synthmri import imageset, params, readers, slices
+from synthmri.errors import UserError
+
+COLUMNS = ["subject", "source", "contrast", "plane", "label", "slice_mm", "depth_mm", "split"]
+ORIENTATION = {
+    "axial": "anterior up, left of the patient on the right",
+    "coronal": "superior up, left of the patient on the right",
+    "sagittal": "superior up, anterior on the left",
+}
+
+
+def main(
+    raw: Annotated[Path, typer.Option(help="folder of scans")],
+    out: Annotated[Path, typer.Option(help="folder for the ImageSets train, val and test")],
+    metrics: Annotated[Path, typer.Option(help="JSON of counts")],
+    sheet: Annotated[Path, typer.Option(help="PNG of some slices of each split")],
+) -> None:
+    """Slice and split the scans of a folder. No name of a person or a file gets into any output."""
+    common.start()
+    data = params.read(common.PARAMS, "data", slices.Data)
+    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    found, skipped = readers.find(raw)
+    for error in skipped:
+        console.print(f"skipped {error}")
+    sources = _wanted(found, skipped, raw, data)
+    tried = len(sources) + _failures(skipped)
+
+    with (
+        common.replacing(out) as out_part,
+        common.replacing(metrics) as metrics_part,
+        common.replacing(sheet) as sheet_part,
+    ):
+        out_part.mkdir()
+        pixels = out_part / "all.raw"  # grows scan by scan, so that memory holds one at a time
+        rows, dropped = _slice(sources, skipped, data, pixels, console)
+        if _failures(skipped) > data.max_bad_fraction * tried:
+            raise UserError(
+                f"{_failures(skipped)} of {tried} scans cannot be used, more than data.max_bad_fraction = "
+                f"{data.max_bad_fraction:g}; the reasons are above: mend or remove these, or raise the bound"
+            )
+        if rows.empty:
+            raise UserError(
+                f"no slice is left of {tried} scans (left out: {dict(dropped)}); widen data.depth_mm = "
+                f"{list(data.depth_mm)} or lower data.min_head_fraction = {data.min_head_fraction:g}"
+            )
+        images = np.memmap(pixels, np.uint8, "r", shape=(len(rows), data.image_size, data.image_size))
+        splits = _split(rows, data)
+        copies = slices.duplicates(images, splits, data.duplicate_correlation)
+        dropped["border_gap"] = int((splits == "").sum())
+        dropped["duplicate_exact"] = int((copies == "exact").sum())
+        dropped["duplicate_near"] = int((copies == "near").sum())
+        rows["split"] = np.where(copies == "", splits, "")
+
+        for name in slices.SPLITS:
+            chosen = np.flatnonzero(rows["split"] == name)
+            if not len(chosen):
+                raise UserError(
+                    f"no image is left for {name} (left out: {dict(dropped)}); add scans, lower data.border_gap = "
+                    f"{data.border_gap} (pictures) or widen data.depth_mm = {list(data.depth_mm)} (volumes)"
+                )
+            manifest = rows.iloc[chosen][COLUMNS].reset_index(drop=True)
+            imageset.write(out_part / name, imageset.ImageSet(images[chosen], manifest, _meta(rows, data)))
+        del images
+        pixels.unlink()
+
+        sets = {name: imageset.read(out_part / name) for name in slices.SPLITS}
+        counts = {name: _count(part.manifest) for name, part in sets.items()}
+        counts["files"] = {"found": len(found), "asked_for": len(sources), "used": rows["source"].nunique()}
+        counts["files_skipped"] = Counter(error.category for error in skipped)
+        counts["slices_dropped"] = dropped
+        metrics_part.write_text(json.dumps(counts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        _sheet(sets).save(sheet_part, format="PNG")
+
+
+def _failures(skipped: list[readers.BadFile]) -> int:
+    """How many should have been scans; a file of another format is no failure."""
+    return sum(error.category != "format" for error in skipped)
+
+
+def _wanted(found: list, skipped: list, raw: Path, data: slices.Data) -> list[readers.Source]:
+    """The sources of the contrasts asked for. Raises UserError where there are none at all."""
+    if not found and not _failures(skipped):
+        raise UserError(
+            f"{raw} holds no scans ({len(skipped)} files of other formats); put there {readers.FORMATS}, or set "
+            "data.source to simulated in params.yaml"
+        )
+    wanted = [source for source in found if not data.contrasts or (source.contrast or "unknown") in data.contrasts]
+    if found and not wanted:
+        held = dict(sorted(Counter(source.contrast or "unknown" for source in found).items()))
+        raise UserError(f"data.contrasts = {list(data.contrasts)}, but {raw} holds {held}; change it in params.yaml")
+    return wanted
+
+
+def _slice(
+    sources: list[readers.Source], skipped: list, data: slices.Data, pixels: Path, console: Console
+) -> tuple[pd.DataFrame, Counter]:
+    """Write the slices of all sources to the file `pixels` (uint8) -> a row for each slice, and what was dropped.
+
+    `skipped` grows by the sources that cannot be used. The columns person and block are for splitting alone.
+    """
+    rows, dropped = [], Counter()
+    with pixels.open("wb") as file, Progress(console=console) as progress:
+        results = progress.track(_results(sources, data), total=len(sources), description="slices")
+        for number, (source, result) in enumerate(zip(sources, results, strict=True), start=1):
+            if isinstance(result, readers.BadFile):
+                skipped.append(result)
+                console.print(f"skipped {result}")
+                continue
+            dropped.update(result.dropped)
+            file.write(result.images.tobytes())
+            volume = result.depth_mm is not None
+            row = {
+                "person": source.subject or "",
+                "block": source.block,
+                "subject": slices.pseudonym(source.subject, data.salt) if source.subject else "",
+                "source": f"{source.kind}-{number:04d}",
+                "contrast": source.contrast,
+                "plane": data.plane if volume else "",
+                "label": source.label,
+                "slice_mm": f"{result.slice_mm:.3f}" if volume else "",
+            }
+            depths = [f"{depth:.2f}" for depth in result.depth_mm] if volume else [""] * len(result.images)
+            rows += [row | {"depth_mm": depth} for depth in depths]
+    labels = sorted({row["label"] for row in rows} - {""})
+    if labels:
+        console.print(f"labels, which the outputs show: {', '.join(labels)}")
+    return pd.DataFrame(rows), dropped
+
+
+def _results(sources: list[readers.Source], data: slices.Data) -> Iterator[slices.Slices | readers.BadFile]:
+    """The result of each source, in order, whatever the number of workers."""
+    if data.workers == 1:
+        yield from (_one(source, data) for source in sources)
+        return
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(data.workers, mp_context=context) as pool:
+        pending = deque()
+        try:
+            for source in sources:
+                pending.append(pool.submit(_one, source, data))
+                if len(pending) > 2 * data.workers:  # bounds the results that wait in memory
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        except BrokenProcessPool:
+            raise UserError(
+                f"a worker was killed, likely for want of memory; lower data.workers = {data.workers} in params.yaml"
+            ) from None
+
+
+def _one(source: readers.Source, data: slices.Data) -> slices.Slices | readers.BadFile:
+    try:
+        scan = readers.read(source)
+        if scan.spacing_mm is None:
+            return slices.from_pictures(scan.data, data)
+        return slices.from_volume(scan.data, scan.spacing_mm, data)
+    except readers.BadFile as error:
+        return error
+    except UserError as error:
+        return readers.BadFile("values", f"{source.name}: {error}")
+
+
+def _split(rows: pd.DataFrame, data: slices.Data) -> np.ndarray:
+    """train, val, test, or "" for a picture too near to a border, for each row."""
+    splits = np.full(len(rows), "", dtype=object)
+    known = (rows["person"] != "").to_numpy()
+    if known.any():
+        side = slices.split(list(rows["person"][known]), data.split, data.seed)
+        splits[known] = [side[person] for person in rows["person"][known]]
+    for _, block in rows[~known].groupby("block"):
+        splits[block.index] = slices.blocks(len(block), data.split, data.border_gap)
+    return splits
+
+
+def _meta(rows: pd.DataFrame, data: slices.Data) -> dict:
+    """The parameters that shape the bytes, the pixel spacing and the orientation (null: pictures do not tell)."""
+    volumes = bool((rows["plane"] != "").all())
+    return {
+        "data": data.model_dump(mode="json", exclude={"salt", "workers"}),
+        "pixel_mm": data.field_of_view_mm / data.image_size if volumes else None,
+        "orientation": ORIENTATION[data.plane] if volumes else None,
+    }
+
+
+def _count(manifest: pd.DataFrame) -> dict:
+    """Images, subjects (0: pictures, which do not tell whose they are), and images by contrast and label."""
+    counts = {"images": len(manifest), "subjects": len(set(manifest["subject"]) - {""})}
+    for column in ("contrast", "label"):
+        counts[column] = Counter(manifest[column].replace("", "unknown"))
+    return counts
+
+
+def _sheet(sets: dict[str, imageset.ImageSet], columns: int = 8, side: int = 128) -> Image.Image:
+    """A row of slices of val and of test below three of train, evenly picked, each split with a caption."""
+    font, caption = ImageFont.load_default(14), 24
+    lines = {"train": 3, "val": 1, "test": 1}
+    page = Image.new("L", (columns * side, sum(lines.values()) * side + len(sets) * caption))
+    top = 0
+    for name, part in sets.items():
+        subjects = _count(part.manifest)["subjects"] or "unknown number of"
+        text = f"{name}: {len(part)} images, {subjects} subjects"
+        ImageDraw.Draw(page).text((6, top + 4), text, fill=255, font=font)
+        top += caption
+        picked = np.unique(np.linspace(0, len(part) - 1, lines[name] * columns).round().astype(int))
+        for place, index in enumerate(picked):
+            tile = Image.fromarray(np.asarray(part.images[index])).resize((side, side), Image.Resampling.BOX)
+            page.paste(tile, (place % columns * side, top + place // columns * side))
+        top += lines[name] * side
+    return page
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,78 @@
+"""Pretrain the base model on simulated heads; not part of `dvc repro`, which starts from the result in pretrained/base.
+
+Resumable: killed at any moment, the same command goes on from its last checkpoint in .ckpt/pretrain. To train longer,
+raise `pretrain.autoencoder.steps` or `pretrain.unet.steps` and run it again.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from stages import common
+from synthmri import params
+from synthmri.errors import UserError
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="folder of the pipeline, in Stable Diffusion format")] = Path("pretrained/base"),
+    part: Annotated[Literal["all", "autoencoder", "unet"], typer.Option(help="what to train")] = "all",
+    checkpoints: Annotated[Path, typer.Option(help="where training goes on from")] = Path(".ckpt/pretrain"),
+):
+    """Train the autoencoder, then the UNet and text encoder on its latents, and write the pipeline."""
+    runtime = common.start()
+    from synthmri import pretrain
+
+    run = params.read(common.PARAMS, "pretrain", pretrain.Pretrain)
+
+    # Steps only say how far to go: every other parameter names another training.
+    def key(section) -> str:
+        return common.digest(section.model_dump(exclude={"steps"}))
+
+    first = checkpoints / f"autoencoder-{key(run.autoencoder)}.pt"
+    second = checkpoints / f"unet-{key(run.unet)}-{key(run.autoencoder)}.pt"
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), refresh_per_second=1
+    ) as progress:
+        if part == "unet":
+            from synthmri import diffusion
+
+            state = diffusion.load_checkpoint(first)
+            if state is None:
+                raise UserError(f"{first} is missing; run with --part autoencoder first")
+            vae = pretrain.new_autoencoder(run.autoencoder)
+            vae.load_state_dict(state["model"])
+            vae.eval()
+        else:
+            from synthmri import features
+
+            tick = _ticker(progress, "autoencoder", run.autoencoder.steps, first.with_suffix(".csv"))
+            perceptual = features.lpips_model(device=runtime.device)
+            vae = pretrain.fit_autoencoder(run.autoencoder, run, perceptual, first, runtime.device, tick)
+        if part == "autoencoder":
+            return
+        tick = _ticker(progress, "unet", run.unet.steps, second.with_suffix(".csv"))
+        pipe = pretrain.fit_unet(run, vae, second, runtime.device, tick)
+    with common.replacing(out) as part_folder:
+        common.save_pipeline(pipe, part_folder, half=True)
+
+
+def _ticker(progress: Progress, name: str, steps: int, log: Path):
+    task = progress.add_task(name, total=steps)
+    recent: list[float] = []
+
+    def tick(step: int, loss: float) -> None:
+        recent.append(loss)
+        progress.update(task, completed=step + 1)
+        if (step + 1) % 50 == 0:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with open(log, "a", encoding="utf-8") as file:
+                file.write(f"{step + 1},{sum(recent) / len(recent):.5f}\n")
+            recent.clear()
+
+    return tick
+
+
+if __name__ == "__main__":
+    common.run(main)

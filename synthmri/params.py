@@ -1,0 +1,82 @@
+"""params.yaml: one section -> one typed, frozen, strict class.
+
+The classes stand beside the code that uses them, so that a new knob of one stage does not rerun the others.
+"""
+
+import difflib
+import json
+import math
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from synthmri.errors import UserError
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys, wrong types and changes after reading are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+S = TypeVar("S", bound=Section)
+
+
+class Runtime(Section):
+    """Section `runtime`: what every stage shares."""
+
+    seed: int = 0
+    threads: int = 2
+    device: str = "cpu"
+
+
+def read(path: Path, section: str, cls: type[S]) -> S:
+    """Read one section of a YAML file as `cls`.
+
+    Raises UserError naming key, value, bound and remedy when the file cannot be read, the section is missing, or a
+    value is unknown, of the wrong type or out of bounds.
+    """
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read as YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} holds no sections; restore it with `git checkout {Path(path).name}`")
+    if section not in tree:
+        near = difflib.get_close_matches(section, [str(key) for key in tree], n=1)
+        hint = f"; is `{near[0]}` meant?" if near else ""
+        raise UserError(f"{path}: section `{section}` is missing{hint}")
+    return parse(tree[section], section, cls, str(path))
+
+
+def parse(values: object, section: str, cls: type[S], where: str = "params.yaml") -> S:
+    """The same for a section that is already a mapping (JSON types only)."""
+    try:
+        # The JSON route is the strict one that still takes a list for a tuple, which is what YAML has.
+        return cls.model_validate_json(json.dumps(values))
+    except (TypeError, ValueError) as error:
+        if not isinstance(error, ValidationError):
+            raise UserError(f"{where}: section `{section}` holds a value that is no number, text, list or map: {error}") from None
+        lines = [_explain(item, section, cls) for item in error.errors()]
+        raise UserError("\n".join([f"{where}: {len(lines)} value(s) cannot be used", *lines])) from None
+
+
+def _explain(item: dict, section: str, cls: type[Section]) -> str:
+    key = ".".join([section, *map(str, item["loc"])])
+    value = item["input"]
+    if item["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(item["loc"][-1]), list(cls.model_fields), n=1)
+        remedy = f"write `{near[0]}`" if near else f"remove it; the keys are {', '.join(cls.model_fields)}"
+        return f"  {key} = {value!r}: unknown key; {remedy}"
+    if item["type"] == "missing":
+        return f"  {key}: missing; add it (see the comments in params.yaml at the last commit)"
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] in ("float_type", "int_type") and isinstance(value, str):
+        try:
+            if math.isfinite(float(value)):
+                message += f"; YAML reads {value} as text, write it with a decimal point ({float(value)!r})"
+        except ValueError:
+            pass
+    return f"  {key} = {value!r}: {message[0].lower()}{message[1:]}; change it in params.yaml"

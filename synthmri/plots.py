@@ -1,0 +1,97 @@
+"""Figures. The same arrays give the same bytes of PNG: no dates, no versions, no state shared between figures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure  # without pyplot: it would ask for a display and keep every figure
+from PIL import Image, ImageDraw, ImageFont
+
+from synthmri.errors import UserError
+
+_GAP = 4  # pixels between the images of a sheet
+
+
+def contact_sheet(images: np.ndarray, columns: int, captions: Sequence[str] | None = None) -> Image.Image:
+    """Images side by side, row after row, pixel for pixel, each with its caption below.
+
+    images: uint8 (N, H, W), N at least 1; columns: images a row; captions: N texts, or None for a sheet without them.
+    Returns a grey picture (mode L).
+    Raises UserError for other shapes and counts.
+    """
+    if images.dtype != np.uint8 or images.ndim != 3 or len(images) == 0:
+        raise UserError(f"a contact sheet takes uint8 (N, H, W), N at least 1; this is {images.dtype} {images.shape}")
+    if columns < 1:
+        raise UserError(f"columns = {columns}; a contact sheet has at least 1")
+    if captions is not None and len(captions) != len(images):
+        raise UserError(f"{len(captions)} captions for {len(images)} images; give one each, or None")
+    height, width = images.shape[1:]
+    font = ImageFont.load_default(size=max(10, width / 16))
+    caption = 0 if captions is None else round(font.size * 1.4)
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    size = (columns * (width + _GAP) - _GAP, rows * (height + caption + _GAP) - _GAP)
+    sheet = Image.new("L", size, 255)
+    draw = ImageDraw.Draw(sheet)
+    for i, image in enumerate(images):
+        x, y = i % columns * (width + _GAP), i // columns * (height + caption + _GAP)
+        sheet.paste(Image.fromarray(np.asarray(image)), (x, y))
+        if captions is not None:
+            draw.text((x + width / 2, y + height + caption / 2), captions[i], 0, font, anchor="mm")
+    return sheet
+
+
+def real_against_synthetic(real: np.ndarray, synthetic: np.ndarray, *, columns: int = 4, rows: int = 4) -> Figure:
+    """Two sheets side by side: held-out real images on the left, generated ones on the right.
+
+    real: uint8 (N, H, W), synthetic: uint8 (M, H, W). Of each set `columns * rows` images are shown, at even steps
+    through the set and not by choice; fewer where the set is smaller.
+    """
+    figure = Figure(figsize=(12, 12 * rows / columns / 2 + 0.9), dpi=150, layout="constrained")
+    for axes, images, title in zip(
+        figure.subplots(1, 2), (real, synthetic), ("Real, held out", "Synthetic"), strict=True
+    ):
+        steps = np.linspace(0, len(images) - 1, min(columns * rows, len(images))).round().astype(int)
+        axes.imshow(np.asarray(contact_sheet(images[steps], columns)), cmap="gray", vmin=0, vmax=255)
+        axes.set_title(f"{title} ({len(steps)} of {len(images)})", fontsize=16)
+        axes.set_axis_off()
+    return figure
+
+
+def curve(
+    xs: Sequence[Sequence[float]],
+    series: Sequence[Sequence[float]],
+    labels: Sequence[str],
+    *,
+    x_label: str,
+    y_label: str,
+    title: str,
+    log: bool = False,
+) -> Figure:
+    """Lines over a common axis, as of losses over steps.
+
+    series: one sequence of values a line; xs: their places, one sequence a line and as long; labels: one text a line;
+    log: a logarithmic y axis.
+    Raises UserError where the counts differ.
+    """
+    if not len(xs) == len(series) == len(labels):
+        raise UserError(f"{len(xs)} xs, {len(series)} series and {len(labels)} labels; give one of each for every line")
+    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    for x, y, label in zip(xs, series, labels, strict=True):
+        if len(x) != len(y):
+            raise UserError(f"line `{label}` has {len(x)} places for {len(y)} values; give as many")
+        axes.plot(x, y, label=label, marker="o" if len(x) < 30 else None, markersize=4)
+    axes.set(xlabel=x_label, ylabel=y_label, title=title, yscale="log" if log else "linear")
+    axes.grid(alpha=0.3)
+    if len(labels) > 1:
+        axes.legend(frameon=False)
+    return figure
+
+
+def save(picture: Figure | Image.Image, path: Path) -> None:
+    """Write a PNG, whatever the suffix of `path`; its folder must exist. The same picture gives the same bytes."""
+    if isinstance(picture, Figure):
+        picture.savefig(path, format="png", metadata={"Software": None})
+    else:
+        picture.save(path, format="PNG")

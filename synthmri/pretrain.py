@@ -1,0 +1,292 @@
+"""Pretraining of the base model on simulated heads: an f8 autoencoder, then a text-conditioned latent diffusion model.
+
+Every batch is new anatomy. The autoencoder learns from the widest randomisation (any plane, contrast, resolution), so
+that it rebuilds images it has never seen; the UNet from a canonical pose and field of view, or it never learns anatomy.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+
+from synthmri import anatomy, diffusion
+from synthmri.params import Section
+
+CONTRASTS = ("T1w", "T2w", "FLAIR")
+_WORDS = (
+    "axial coronal sagittal brain mri of a an the with without and level t1w t2w flair t1ce pd healthy normal lesion "
+    "lesions tumour tumor meningioma glioma pituitary slice simulated patient male female young old"
+)
+
+
+class Autoencoder(Section):
+    """Section `pretrain.autoencoder`."""
+
+    anatomy: anatomy.Anatomy
+    scanner: anatomy.Scanner
+    width: int = Field(ge=8, le=256)
+    blocks: int = Field(ge=1, le=8)
+    steps: int = Field(ge=1)
+    batch: int = Field(ge=1)
+    crop_px: int = Field(ge=64, le=512, multiple_of=8)
+    pixel_mm: anatomy.Range
+    learning_rate: float = Field(gt=0, le=0.1)
+    perceptual: float = Field(ge=0)
+    latent: float = Field(ge=0)
+    latent_noise: float = Field(ge=0)
+
+
+class Denoiser(Section):
+    """Section `pretrain.unet`."""
+
+    anatomy: anatomy.Anatomy
+    scanner: anatomy.Scanner
+    channels: tuple[int, ...] = Field(min_length=2, max_length=4)
+    layers: int = Field(ge=1, le=4)
+    text_width: int = Field(ge=16, multiple_of=16)
+    text_layers: int = Field(ge=1, le=12)
+    depth_mm: anatomy.Range
+    field_of_view_mm: float = Field(ge=120, le=400)
+    steps: int = Field(ge=1)
+    batch: int = Field(ge=1)
+    reuse: int = Field(ge=1, le=16)
+    learning_rate: float = Field(gt=0, le=0.1)
+    min_snr: float = Field(ge=0)
+    ema_decay: float = Field(ge=0, lt=1)
+    empty_prompt: float = Field(ge=0, lt=1)
+
+
+class Pretrain(Section):
+    """Section `pretrain`."""
+
+    seed: int
+    image_size: int = Field(ge=64, le=1024, multiple_of=32)
+    bf16: bool
+    checkpoint_steps: int = Field(ge=1)
+    autoencoder: Autoencoder
+    unet: Denoiser
+
+
+def rgb(images: torch.Tensor) -> torch.Tensor:
+    """(B, H, W) in [0, 1] -> (B, 3, H, W) in [-1, 1], the input of the autoencoder."""
+    return (images * 2 - 1)[:, None].expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+
+
+def new_autoencoder(p: Autoencoder):
+    """diffusers' AutoencoderTiny (the layout of TAESD, Bohan 2023): f8, four latent channels, deterministic."""
+    from diffusers import AutoencoderTiny
+
+    width, blocks = (p.width,) * 4, p.blocks
+    return AutoencoderTiny(
+        encoder_block_out_channels=width,
+        decoder_block_out_channels=width,
+        num_encoder_blocks=(1, blocks, blocks, blocks),
+        num_decoder_blocks=(blocks, blocks, blocks, 1),
+        scaling_factor=1.0,
+    ).to(memory_format=torch.channels_last)
+
+
+def autoencoder_images(atlas, p: Autoencoder, generator: torch.Generator) -> torch.Tensor:
+    """A batch of crops (B, crop, crop) in [0, 1] from the widest randomisation."""
+    n = p.batch
+    contrasts = [CONTRASTS[i] for i in torch.randint(len(CONTRASTS), (n,), generator=generator)]
+    planes = [("axial", "coronal", "sagittal")[min(i, 2)] for i in (torch.rand(n, generator=generator) * 4 - 1).clamp(0).int()]
+    images, _ = anatomy.random_slices(
+        atlas, p.anatomy, p.scanner, contrasts, planes,
+        depth_mm=(5.0, 150.0), pixel_mm=p.pixel_mm, size=p.crop_px, spread_mm=55.0, generator=generator,
+    )  # fmt: skip
+    # What simulated heads lack and real ones have: fine detail, any contrast curve. Texture of a random grain, and gamma.
+    small = torch.randn(n, 1, p.crop_px // 2, p.crop_px // 2, generator=generator)
+    fine = torch.randn(n, 1, p.crop_px, p.crop_px, generator=generator)
+    grain = F.interpolate(small, size=images.shape[1:], mode="bilinear")[:, 0] + fine[:, 0] * 0.5
+    amount = 0.12 * torch.rand(n, 1, 1, generator=generator) ** 2
+    gamma = torch.exp(0.5 * torch.randn(n, 1, 1, generator=generator))
+    flip = torch.rand(n, generator=generator) < 0.5
+    images = images * (1 + amount.to(images) * grain.to(images))
+    images = images.clamp(0, 1) ** gamma.to(images)
+    images[flip.to(images.device)] = images[flip.to(images.device)].flip(2)
+    return images
+
+
+def fit_autoencoder(
+    p: Autoencoder, run: Pretrain, perceptual: Callable, checkpoint: Path, device: str, tick: Callable[[int, float], None]
+):
+    """Train from scratch, or go on from `checkpoint`. Loss: L1 + perceptual (LPIPS, Zhang 2018) + a pull of the latents
+    towards zero mean and unit variance per channel; a little noise on them makes the decoder tolerant of a sampler's errors.
+
+    perceptual: (B, 3, H, W) x (B, 3, H, W) in [-1, 1] -> distances. Returns the trained autoencoder.
+    """
+    torch.manual_seed(run.seed)
+    model = new_autoencoder(p).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=p.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+    first = 0
+    if state := diffusion.load_checkpoint(checkpoint):
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        first = state["step"]
+    atlas = anatomy.load_atlas().to(device)
+    for step in range(first, p.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = p.learning_rate * diffusion.warm_cosine(step, p.steps, 50)
+        generator = diffusion.step_generator(run.seed, step)
+        with torch.no_grad():
+            x = rgb(autoencoder_images(atlas, p, generator))
+        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=run.bf16):
+            z = model.encode(x).latents.float()
+            noise = torch.randn(z.shape, generator=generator).to(z)
+            y = model.decode(z + p.latent_noise * noise).sample.float()
+            distance = perceptual(x, y.clamp(-1.2, 1.2)).float().mean()
+        mean, std = z.mean(dim=(0, 2, 3)), z.std(dim=(0, 2, 3))
+        value = F.l1_loss(y, x) + p.perceptual * distance + p.latent * (mean.square() + (std - 1).square()).mean()
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        tick(step, value.item())
+        if (step + 1) % run.checkpoint_steps == 0 or step + 1 == p.steps:
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+            diffusion.save_checkpoint(checkpoint, state)
+    return model.eval()
+
+
+def new_tokenizer(length: int = 32):
+    """A CLIPTokenizer whose byte-pair merges know the words of the prompts; any other text falls apart into bytes."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from transformers import CLIPTokenizer
+
+    trained = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
+    trained.normalizer = normalizers.Lowercase()
+    trained.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    trained.train_from_iterator(
+        [_WORDS] * 10 + list("0123456789,.{}-"),
+        trainers.BpeTrainer(
+            vocab_size=4096, min_frequency=2, show_progress=False, end_of_word_suffix="</w>",
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )  # fmt: skip
+    import json
+
+    model = json.loads(trained.to_str())["model"]
+    merges = [tuple(m) if not isinstance(m, str) else tuple(m.split(" ")) for m in model["merges"]]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = letters + [letter + "</w>" for letter in letters]
+    words += [a + b for a, b in merges if a + b not in set(words)]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {word: i for i, word in enumerate(dict.fromkeys(words))}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length)
+
+
+def new_pipeline(run: Pretrain, vae):
+    """The untrained pipeline around a trained autoencoder: UNet, text encoder, tokenizer, scheduler."""
+    from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    p = run.unet
+    torch.manual_seed(run.seed + 1)
+    tokenizer = new_tokenizer()
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer), hidden_size=p.text_width, intermediate_size=4 * p.text_width,
+            num_hidden_layers=p.text_layers, num_attention_heads=4, max_position_embeddings=tokenizer.model_max_length,
+            projection_dim=p.text_width, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id, hidden_act="quick_gelu",
+        )
+    )  # fmt: skip
+    unet = UNet2DConditionModel(
+        sample_size=run.image_size // 8, in_channels=4, out_channels=4, layers_per_block=p.layers,
+        block_out_channels=p.channels, cross_attention_dim=p.text_width, attention_head_dim=4, norm_num_groups=16,
+        down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * (len(p.channels) - 1),
+        up_block_types=("CrossAttnUpBlock2D",) * (len(p.channels) - 1) + ("UpBlock2D",),
+    ).to(memory_format=torch.channels_last)  # fmt: skip
+    # v-prediction down to zero signal (Lin 2024, doi 10.1109/WACV57701.2024.00532): the dark ground of MRI comes out dark.
+    scheduler = DPMSolverMultistepScheduler(
+        num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
+        prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing",
+        algorithm_type="dpmsolver++", solver_order=2, steps_offset=1,
+    )  # fmt: skip
+    return StableDiffusionPipeline(
+        vae=vae, unet=unet, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler,
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def unet_images(atlas, p: Denoiser, size: int, generator: torch.Generator) -> tuple[torch.Tensor, list[str]]:
+    """A batch of canonical axial slices (B, size, size) in [0, 1], and the prompt that names each."""
+    contrasts = [CONTRASTS[i] for i in torch.randint(len(CONTRASTS), (p.batch,), generator=generator)]
+    pixel_mm = p.field_of_view_mm / size
+    images, depth = anatomy.random_slices(
+        atlas, p.anatomy, p.scanner, contrasts, ["axial"] * p.batch,
+        depth_mm=p.depth_mm, pixel_mm=(pixel_mm, pixel_mm), size=size, spread_mm=0.0, generator=generator,
+    )  # fmt: skip
+    flip = torch.rand(p.batch, generator=generator) < 0.5
+    images[flip.to(images.device)] = images[flip.to(images.device)].flip(2)
+    kind = torch.rand(p.batch, generator=generator)
+    prompts = []
+    for contrast, mm, k in zip(contrasts, depth.tolist(), kind.tolist(), strict=True):
+        if k < p.empty_prompt:
+            prompts.append("")
+        elif k < 2 * p.empty_prompt:
+            prompts.append(f"{contrast} axial brain MRI")
+        else:
+            prompts.append(f"{contrast} axial brain MRI, level {round(mm / 10)}")
+    return images, prompts
+
+
+def fit_unet(run: Pretrain, vae, checkpoint: Path, device: str, tick: Callable[[int, float], None]):
+    """Train UNet and text encoder on latents of endless new slices, or go on from `checkpoint`. Returns the pipeline with
+    the averaged (EMA) weights in it."""
+    from diffusers.training_utils import EMAModel
+
+    p = run.unet
+    pipe = new_pipeline(run, vae).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    unet, text, vae = pipe.unet, pipe.text_encoder, pipe.vae
+    vae.requires_grad_(False)
+    network = torch.nn.ModuleList([unet, text])
+    optimizer = torch.optim.AdamW(network.parameters(), lr=p.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+    ema = EMAModel(network.parameters(), decay=p.ema_decay, use_ema_warmup=True, power=0.75)
+    first = 0
+    if state := diffusion.load_checkpoint(checkpoint):
+        network.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        for shadow, saved in zip(ema.shadow_params, state["ema"], strict=True):
+            shadow.copy_(saved)
+        ema.optimization_step = first = state["step"]
+    atlas = anatomy.load_atlas().to(device)
+    amp = torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=run.bf16)
+    latents = prompts = None
+    for step in range(first, p.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = p.learning_rate * diffusion.warm_cosine(step, p.steps, 100)
+        generator = diffusion.step_generator(run.seed + 1, step)
+        if latents is None or step % p.reuse == 0:
+            # A head serves `reuse` steps in a row, each time with other noise: drawing it costs as much as a step.
+            source = diffusion.step_generator(run.seed + 2, step // p.reuse)
+            with torch.no_grad(), amp:
+                images, prompts = unet_images(atlas, p, run.image_size, source)
+                latents = vae.encode(rgb(images)).latents.float() * vae.config.scaling_factor
+            tokens = pipe.tokenizer(
+                prompts, padding="max_length", max_length=pipe.tokenizer.model_max_length, truncation=True, return_tensors="pt"
+            ).input_ids.to(device)
+        with amp:
+            states = text(tokens)[0]
+            value = diffusion.loss(
+                unet, latents, pipe.scheduler, generator, min_snr=p.min_snr, encoder_hidden_states=states
+            )
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        ema.step(network.parameters())
+        tick(step, value.item())
+        if (step + 1) % run.checkpoint_steps == 0 or step + 1 == p.steps:
+            diffusion.save_checkpoint(
+                checkpoint,
+                {"model": network.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.shadow_params, "step": step + 1},
+            )
+    ema.copy_to(network.parameters())
+    return pipe

@@ -1,0 +1,219 @@
+"""Scores: features or images -> numbers. Pure functions; what each number may be called stands in docs/evaluation.md.
+
+Distances between sets (`frechet_distance`, `kernel_distance`) take features (N, D), resemblances of pairs (`ssim`,
+`psnr`, `lpips_distance`) take images (N, H, W). Resemblance to the nearest train image is not quality: a constant mean
+image has a higher PSNR than held-out real images have.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from pydantic import Field
+from skimage.metrics import structural_similarity
+from torch import nn
+
+from synthmri.errors import UserError
+from synthmri.params import Section
+
+PSNR_OF_EQUALS = 100.0  # dB; stands for infinity, so that a mean over pairs stays finite
+
+
+class Evaluate(Section):
+    """Section `evaluate`."""
+
+    batch_size: int = Field(ge=1)
+    min_images: int = Field(ge=2)
+    subsample_rounds: int = Field(ge=2)
+    subsample_fraction: float = Field(gt=0, lt=1)
+    seed: int = Field(ge=0)
+
+
+def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
+    """Squared Frechet distance of the Gaussians fitted to two sets of features.
+
+    |mx - my|^2 + tr(Sx + Sy - 2 (Sx Sy)^(1/2)): Dowson and Landau 1982; Heusel 2017 (arXiv 1706.08500), eq. 6.
+
+    With Sx = Xc' Xc / (N-1) the eigenvalues of Sx Sy are the squared singular values of Xc Yc' / sqrt((N-1)(M-1)), so
+    the trace of the root is the nuclear norm of that matrix. The triangular factors of Xc and Yc give the same norm
+    and have at most D rows, so this one route is exact and fast both below and above N = D, needs no full rank, and
+    cannot turn complex as a matrix square root does.
+
+    x: (N, D), y: (M, D), any float, read as float64. Returns >= 0, in squared units of the features; biased upwards for
+    small N and M, so compare only at equal ones.
+    Raises UserError for other shapes, fewer than two rows, or values that are not finite.
+    """
+    x, y = _features(x, y)
+    mean_x, mean_y = x.mean(axis=0), y.mean(axis=0)
+    root_x = np.linalg.qr((x - mean_x) / math.sqrt(len(x) - 1), mode="r")  # (min(N, D), D), Sx = root_x' root_x
+    root_y = np.linalg.qr((y - mean_y) / math.sqrt(len(y) - 1), mode="r")
+    trace_of_root = np.linalg.svd(root_x @ root_y.T, compute_uv=False).sum()
+    means = np.square(mean_x - mean_y).sum()
+    traces = np.square(root_x).sum() + np.square(root_y).sum()
+    return max(0.0, float(means + traces - 2 * trace_of_root))  # equal sets leave a rounding error of either sign
+
+
+def kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
+    """Unbiased squared maximum mean discrepancy with the cubic kernel (a.b / D + 1)^3, KID's for these features.
+
+    Estimator: Gretton 2012 (JMLR 13), eq. 3; kernel: Binkowski 2018 (arXiv 1801.01401), section 4. All rows are used at
+    once, which has less variance than the mean over blocks of 1000 by which large sets are made affordable.
+
+    x: (N, D), y: (M, D), any float, read as float64. Returns a number about zero for equal distributions, whatever N
+    and M are; it may be negative.
+    Raises UserError for other shapes, fewer than two rows, or values that are not finite.
+    """
+    x, y = _features(x, y)
+
+    def kernel(a, b):
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    def mean_without_diagonal(k):
+        return (k.sum() - np.trace(k)) / (len(k) * (len(k) - 1))
+
+    within = mean_without_diagonal(kernel(x, x)) + mean_without_diagonal(kernel(y, y))
+    return float(within - 2 * kernel(x, y).mean())
+
+
+def by_subject(
+    score: Callable[[np.ndarray], float],
+    features: np.ndarray,
+    subjects: np.ndarray,
+    *,
+    rounds: int,
+    fraction: float,
+    seed: int,
+) -> float:
+    """Standard error of `score` over the choice of reference subjects: the delete-d jackknife of Shao and Wu 1989.
+
+    Slices of one subject are alike, so whole subjects are left out, and never drawn twice: duplicates shrink the spread
+    of a set and inflate the Frechet distance. Each round keeps r of the S subjects. Sets that overlap that much vary
+    less than independent ones of S subjects would; the factor r / (S - r) on the variance makes up for it exactly for
+    a mean, and asymptotically for smooth scores.
+
+    score: features (n, D) -> number; features: (N, D); subjects: (N,) labels; rounds: how many draws;
+    fraction: share of subjects that is kept, in (0, 1); seed: of the draws.
+    Returns the standard error in units of the score. It does not hold the luck of the sampling seeds.
+    Raises UserError below two subjects.
+    """
+    subjects = np.asarray(subjects)
+    names = np.unique(subjects)
+    if len(names) < 2:
+        raise UserError(f"{len(names)} subject(s) in the reference; an uncertainty over subjects needs at least 2")
+    kept = min(max(1, round(fraction * len(names))), len(names) - 1)
+    rng = np.random.default_rng(seed)
+    draws = [np.isin(subjects, rng.choice(names, kept, replace=False)) for _ in range(rounds)]
+    values = [score(features[rows]) for rows in draws]
+    return float(np.std(values) * math.sqrt(kept / (len(names) - kept)))
+
+
+def nearest_by_pixels(images: np.ndarray, references: np.ndarray, *, block: int = 64) -> np.ndarray:
+    """For each image the reference at the smallest Euclidean distance of pixels; of equal ones the first.
+
+    images: uint8 (N, H, W), references: uint8 (M, H, W); both may be memory-mapped: at most `block` of each are read at
+    a time. Returns int64 (N,), indices of references. Exact: sums of products of 8-bit numbers are whole numbers far
+    below 2^53.
+    Raises UserError for other types or sizes, or no references.
+    """
+    _images(images, references)
+    if len(references) == 0:
+        raise UserError("no references to find the nearest of; give at least one image")
+    nearest = np.zeros(len(images), np.int64)
+    for i in range(0, len(images), block):
+        a = _rows(images[i : i + block])
+        best = np.full(len(a), np.inf)
+        for j in range(0, len(references), block):
+            b = _rows(references[j : j + block])
+            # |a - b|^2 without |a|^2, which is the same for every b.
+            distance = np.einsum("ij,ij->i", b, b) - 2 * a @ b.T
+            closest = distance.argmin(axis=1)
+            distance = distance[np.arange(len(a)), closest]
+            better = distance < best
+            nearest[i : i + block][better] = j + closest[better]
+            best = np.minimum(best, distance)
+    return nearest
+
+
+def ssim(images: np.ndarray, references: np.ndarray) -> float:
+    """Mean structural similarity of the pairs: Wang 2004 (IEEE TIP 13), eq. 13, with the paper's Gaussian window.
+
+    The window is 11 x 11 with sigma 1.5 pixels, K1 = 0.01, K2 = 0.03, range 255.
+    images, references: uint8 (N, H, W), at least 11 x 11 pixels. Returns a number in [-1, 1], 1 for equal images.
+    Raises UserError for other types, sizes or counts.
+    """
+    _pairs(images, references)
+    if min(images.shape[1:]) < 11:
+        raise UserError(f"images of {images.shape[1]} x {images.shape[2]} pixels are below the 11 x 11 window of SSIM")
+    values = [
+        structural_similarity(a, b, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
+        for a, b in zip(images, references, strict=True)
+    ]
+    return float(np.mean(values))
+
+
+def psnr(images: np.ndarray, references: np.ndarray) -> float:
+    """Mean over the pairs of the peak signal-to-noise ratio, 10 log10(255^2 / MSE) dB, at most 100 dB a pair.
+
+    The bound stands for the infinity of equal images; a single grey level of difference in one pixel of 256 x 256 is
+    96 dB. images, references: uint8 (N, H, W). Returns dB.
+    Raises UserError for other types, sizes or counts.
+    """
+    _pairs(images, references)
+    errors = [np.square(a.astype(np.int64) - b).mean() for a, b in zip(images, references, strict=True)]
+    values = [10 * math.log10(255**2 / error) if error else math.inf for error in errors]
+    return float(np.minimum(values, PSNR_OF_EQUALS).mean())
+
+
+def lpips_distance(images: np.ndarray, references: np.ndarray, model: nn.Module, *, batch: int = 64) -> float:
+    """Mean perceptual distance of the pairs: LPIPS, Zhang 2018 (arXiv 1801.03924), eq. 1.
+
+    images, references: uint8 (N, H, W); grey is repeated for red, green and blue. model: `features.lpips_model()`.
+    Returns a number >= 0, 0 for equal images.
+    Raises UserError for other types, sizes or counts.
+    """
+    _pairs(images, references)
+    device = next(model.parameters()).device
+
+    def tensor(grey):  # uint8 (B, H, W) -> float (B, 3, H, W) in [-1, 1]
+        return (torch.from_numpy(np.array(grey)).to(device).float() / 127.5 - 1)[:, None].expand(-1, 3, -1, -1)
+
+    with torch.inference_mode():
+        distances = [
+            model(tensor(images[i : i + batch]), tensor(references[i : i + batch])).flatten().double().cpu()
+            for i in range(0, len(images), batch)
+        ]
+    return float(torch.cat(distances).mean())
+
+
+def _features(x, y) -> tuple[np.ndarray, np.ndarray]:
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
+        raise UserError(f"features are two sets (N, D) of at least 2 rows and one D; these are {x.shape} and {y.shape}")
+    for values in (x, y):
+        if not np.isfinite(values).all():
+            bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+            raise UserError(
+                f"{len(bad)} of {len(values)} rows of features are not finite, row {bad[0]} first; extract anew"
+            )
+    return x, y
+
+
+def _images(images, references) -> None:
+    for array in (images, references):
+        if array.dtype != np.uint8 or array.ndim != 3:
+            raise UserError(f"scores of images take uint8 (N, H, W); these are {array.dtype} {array.shape}")
+    if images.shape[1:] != references.shape[1:]:
+        raise UserError(
+            f"images of {images.shape[1:]} and {references.shape[1:]} pixels do not compare; resize one set"
+        )
+
+
+def _pairs(images, references) -> None:
+    _images(images, references)
+    if len(images) != len(references) or len(images) == 0:
+        raise UserError(f"{len(images)} images and {len(references)} references make no pairs; give one for each")
+
+
+def _rows(images) -> np.ndarray:
+    return np.asarray(images, np.float64).reshape(len(images), -1)

@@ -1,0 +1,209 @@
+import json
+import shutil
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from scipy.ndimage import gaussian_filter
+from skimage import data
+
+from stages import common, evaluate, extract
+from synthmri import imageset, scores
+
+PARAMS = {
+    "runtime": {"seed": 0, "threads": 2, "device": "cpu"},
+    "evaluate": {"batch_size": 8, "min_images": 10, "subsample_rounds": 5, "subsample_fraction": 0.8, "seed": 0},
+}
+
+
+def _crops(n, seed):
+    rng = np.random.default_rng(seed)
+    whole = np.stack([data.camera(), data.brick(), data.grass(), data.gravel(), data.moon()])
+    return np.stack([whole[i % 5, y : y + 64, x : x + 64] for i, (y, x) in enumerate(rng.integers(0, 448, (n, 2)))])
+
+
+def _write(folder, images, subjects=None):
+    cells = {"subject": subjects} if subjects else {"model": "m", "seed": [str(i) for i in range(len(images))]}
+    imageset.write(folder, imageset.ImageSet(images, pd.DataFrame(cells, index=range(len(images)))))
+
+
+def _stage(stage, *arguments):
+    """Run a stage as the command line does. Returns its status."""
+    sys.argv = ["stage", *map(str, arguments)]
+    try:
+        common.run(stage.main)
+    except SystemExit as stop:
+        return stop.code or 0
+    return 0
+
+
+def _extract(name):
+    return _stage(extract, "--images", f"data/{name}", "--out", f"features/{name}.npy")
+
+
+def _evaluate():
+    options = []
+    for option, name in (("train", "train"), ("test", "test"), ("samples", "samples"), ("base-samples", "base")):
+        options += [f"--{option}", f"data/{name}", f"--{option.removesuffix('-samples')}-features"]
+        options += [f"features/{name}.npy"]
+    options += ["--model", "models/m", "--metrics", "metrics/m.json", "--picture", "metrics/m.png"]
+    return _stage(evaluate, *options)
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory):
+    """Four sets of crops and their features; the samples are blurred a little and the base model's a lot."""
+    folder = tmp_path_factory.mktemp("extracted")
+    (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS))
+    _write(folder / "data/train", _crops(16, 0), [f"t{i // 4}" for i in range(16)])
+    _write(folder / "data/test", _crops(12, 1), [f"h{i // 3}" for i in range(12)])
+    for name, blur, seed in (("samples", 0.7, 2), ("base", 4, 3)):
+        _write(folder / f"data/{name}", np.stack([gaussian_filter(image, blur) for image in _crops(14, seed)]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", sys.argv)
+        assert [_extract(name) for name in ("train", "test", "samples", "base")] == [0] * 4
+    return folder
+
+
+@contextmanager
+def _copied(extracted, folder):
+    """A copy of `extracted` as the working folder, beside an autoencoder that adds one grey level."""
+
+    def reconstruct(model, images, *, batch, device):
+        assert (model, batch, device) == (Path("models/m"), 8, "cpu")
+        return np.minimum(images, 254) + np.uint8(1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "synthmri.ldm", SimpleNamespace(reconstruct=reconstruct))
+        patch.setattr(sys, "argv", sys.argv)
+        patch.chdir(shutil.copytree(extracted, folder / "workspace"))
+        yield folder / "workspace"
+
+
+@pytest.fixture
+def workspace(extracted, tmp_path):
+    with _copied(extracted, tmp_path) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(extracted, tmp_path_factory):
+    """Such a workspace after one run of the stage; for reading only."""
+    with _copied(extracted, tmp_path_factory.mktemp("evaluated")) as folder:
+        assert _evaluate() == 0
+    return folder
+
+
+@pytest.fixture
+def said(capsys):
+    return lambda: capsys.readouterr().err
+
+
+def test_extract_writes_features_under_the_exact_name(workspace):
+    values = np.load(workspace / "features/train.npy")
+    assert values.dtype == np.float32 and values.shape == (16, 256) and np.isfinite(values).all()
+    assert sorted(path.name for path in (workspace / "features").iterdir()) == [
+        "base.npy", "samples.npy", "test.npy", "train.npy"
+    ]  # fmt: skip
+
+
+def test_metrics_are_nested_finite_floats(evaluated):
+    tree = json.loads((evaluated / "metrics/m.json").read_text())
+    five = {"fd_alexnet", "kid_alexnet", "ssim", "psnr", "lpips"}
+    assert set(tree) == five | {
+        "fd_alexnet_std", "kid_alexnet_std", "recon_ssim", "recon_psnr", "recon_lpips", "n", "fd_alexnet_reduction",
+        "fd_ratio_to_floor", "base", "floor",
+    }  # fmt: skip
+    assert set(tree["base"]) == set(tree["floor"]) == five
+    numbers = [value for part in (tree.pop("base"), tree.pop("floor"), tree) for value in part.values()]
+    assert all(type(value) is float and np.isfinite(value) for value in numbers)
+    assert all(value == float(f"{value:.6g}") for value in numbers)
+
+
+def test_metrics_are_what_their_names_say(evaluated):
+    tree = json.loads((evaluated / "metrics/m.json").read_text())
+    values = {name: np.load(evaluated / f"features/{name}.npy") for name in ("train", "test", "samples", "base")}
+    images = {name: imageset.read(evaluated / f"data/{name}").images for name in values}
+    assert tree["n"] == 14
+    # samples and base have 14 each: all of them; 14 of the 16 train images are drawn for the floor.
+    fd = {name: scores.frechet_distance(values[name], values["test"]) for name in ("train", "samples", "base")}
+    assert tree["fd_alexnet"] == pytest.approx(fd["samples"], rel=1e-5)
+    assert tree["kid_alexnet"] == pytest.approx(scores.kernel_distance(values["samples"], values["test"]), rel=1e-5)
+    assert tree["base"]["fd_alexnet"] == pytest.approx(fd["base"], rel=1e-5)
+    assert tree["floor"]["fd_alexnet"] != pytest.approx(fd["train"], rel=1e-5)
+    assert tree["floor"]["fd_alexnet"] == pytest.approx(fd["train"], rel=0.3)
+    before, after = tree["base"]["fd_alexnet"], tree["fd_alexnet"]
+    assert tree["fd_alexnet_reduction"] == pytest.approx((before - after) / before, rel=1e-4)
+    assert 0 < tree["fd_alexnet_reduction"] < 1
+    assert tree["fd_ratio_to_floor"] == pytest.approx(after / tree["floor"]["fd_alexnet"], rel=1e-4)
+    nearest = images["train"][scores.nearest_by_pixels(images["test"], images["train"])]
+    assert tree["floor"]["ssim"] == pytest.approx(scores.ssim(images["test"], nearest), rel=1e-5)
+    assert tree["recon_psnr"] == pytest.approx(48.13, abs=0.1)  # one grey level everywhere
+    assert tree["recon_ssim"] > 0.99 and tree["recon_lpips"] < 0.01
+    assert tree["fd_alexnet_std"] > 0 and tree["kid_alexnet_std"] > 0
+
+
+def test_evaluate_writes_the_same_bytes_again(evaluated, workspace):
+    assert _evaluate() == 0
+    for name in ("m.json", "m.png"):
+        assert (workspace / "metrics" / name).read_bytes() == (evaluated / "metrics" / name).read_bytes()
+    assert sorted(path.name for path in (workspace / "metrics").iterdir()) == ["m.json", "m.png"]
+
+
+def test_one_held_out_subject_has_no_uncertainty(workspace, said):
+    _write(workspace / "data/test", _crops(12, 1), ["only"] * 12)
+    assert _evaluate() == 0
+    tree = json.loads((workspace / "metrics/m.json").read_text())
+    assert "fd_alexnet_std" not in tree and "kid_alexnet_std" not in tree and "fd_alexnet" in tree
+    assert "fewer than 2 held-out subjects" in said()
+
+
+def test_bad_input_is_named_and_nothing_is_written(workspace, said):
+    def refused(*words):
+        assert _evaluate() == 1
+        text = said()
+        assert all(word in text for word in words) and "Traceback" not in text, text
+        assert not (workspace / "metrics/m.json").exists()
+
+    images = np.array(imageset.read(workspace / "data/samples").images)  # read now: the mapped file is written over
+    features = np.load(workspace / "features/samples.npy")
+    _write(workspace / "data/samples", images[:9])
+    refused("data/samples holds 9 images", "evaluate.min_images = 10", "sample more")
+    _write(workspace / "data/samples", images[:, :48, :48])
+    refused("(48, 48)", "(64, 64)")
+    _write(workspace / "data/samples", images)
+    np.save(workspace / "features/samples.npy", features[:-1])
+    refused("features/samples.npy holds (13, 256) features for 14 images", "dvc repro")
+    features[3, 4] = np.nan
+    np.save(workspace / "features/samples.npy", features)
+    refused("1 of 14 rows of features are not finite, row 3")
+    (workspace / "features/samples.npy").write_text("no array")
+    refused("features/samples.npy cannot be read", "dvc repro")
+    (workspace / "features/samples.npy").unlink()
+    refused("features/samples.npy cannot be read")
+
+
+def test_sets_that_overlap_wholly_are_refused(workspace, said):
+    """A floor of exactly zero cannot be divided by."""
+    flat = np.full((14, 64, 64), 7, np.uint8)
+    for name in ("train", "test", "base"):
+        _write(workspace / f"data/{name}", flat, ["a"] * 7 + ["b"] * 7)
+        assert _extract(name) == 0
+    assert _evaluate() == 1
+    assert "split by subject" in said()
+
+
+@pytest.mark.parametrize(
+    "key, value", [("batch_size", 0), ("min_images", 1), ("subsample_fraction", 1.0), ("subsample_rounds", 1)]
+)
+def test_bounds_of_the_parameters(workspace, said, key, value):
+    text = yaml.safe_dump(PARAMS | {"evaluate": PARAMS["evaluate"] | {key: value}})
+    (workspace / "params.yaml").write_text(text)
+    assert _extract("train") == 1
+    assert f"evaluate.{key} = {value}" in said()

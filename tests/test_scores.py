@@ -1,0 +1,278 @@
+import math
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from scipy.ndimage import gaussian_filter
+from skimage import data
+
+from synthmri import features, scores
+from synthmri.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def images():
+    """24 smooth pictures of 64 x 64, different from one another."""
+    rng = np.random.default_rng(0)
+    whole = np.stack([data.camera(), data.brick(), data.grass(), data.gravel(), data.moon()])
+    return np.stack([whole[i % 5, y : y + 64, x : x + 64] for i, (y, x) in enumerate(rng.integers(0, 448, (24, 2)))])
+
+
+@pytest.fixture(scope="module")
+def lpips_model():
+    return features.lpips_model()
+
+
+def _gaussians(n, m, d, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(n, d)) @ rng.normal(size=(d, d)), rng.normal(0.5, 2, size=(m, d))
+
+
+def _by_sqrtm(x, y):
+    root = scipy.linalg.sqrtm(np.cov(x.T) @ np.cov(y.T)).real
+    means = np.square(x.mean(axis=0) - y.mean(axis=0)).sum()
+    return means + np.trace(np.cov(x.T) + np.cov(y.T) - 2 * root)
+
+
+# Frechet distance
+
+
+def test_frechet_distance_of_known_gaussians():
+    """Samples with exactly the moments N(0, 1) and N(3, 4) an axis: (3 - 0)^2 + (2 - 1)^2 an axis."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(50, 4))
+    x -= x.mean(axis=0)
+    x = x @ np.linalg.inv(np.linalg.cholesky(np.cov(x.T))).T  # mean 0 and covariance 1, up to rounding
+    assert scores.frechet_distance(x, 2 * x + 3) == pytest.approx(4 * (9 + 1), rel=1e-12)
+    assert scores.frechet_distance(x, x + 3) == pytest.approx(4 * 9, rel=1e-12)
+    assert scores.frechet_distance(x, x) == pytest.approx(0, abs=1e-12)
+
+
+def test_frechet_distance_equals_the_matrix_root_and_torchmetrics():
+    from torchmetrics.image.fid import _compute_fid
+
+    x, y = _gaussians(300, 200, 24)
+    found = scores.frechet_distance(x, y)
+    assert found == pytest.approx(_by_sqrtm(x, y), rel=1e-9)
+    moments = [torch.from_numpy(z) for s in (x, y) for z in (s.mean(axis=0), np.cov(s.T))]
+    assert found == pytest.approx(float(_compute_fid(*moments)), rel=1e-9)
+
+
+@pytest.mark.parametrize("n, m", [(20, 30), (20, 200), (200, 20), (2, 2)])
+def test_frechet_distance_below_the_dimension(n, m):
+    """Few rows in D = 64: against the nuclear norm of Xc Yc', and against covariances' eigenvalues."""
+    x, y = _gaussians(n, m, 64)
+    cx, cy = x - x.mean(axis=0), y - y.mean(axis=0)
+    means = np.square(x.mean(axis=0) - y.mean(axis=0)).sum()
+    traces = np.square(cx).sum() / (n - 1) + np.square(cy).sum() / (m - 1)
+    nuclear = np.linalg.norm(cx @ cy.T, "nuc") / math.sqrt((n - 1) * (m - 1))
+    assert scores.frechet_distance(x, y) == pytest.approx(means + traces - 2 * nuclear, rel=1e-9)
+    eigenvalues, axes = np.linalg.eigh(np.cov(x.T))
+    root = axes * np.sqrt(eigenvalues.clip(0)) @ axes.T
+    eigenvalues = np.linalg.eigvalsh(root @ np.cov(y.T) @ root)
+    full = means + traces - 2 * np.sqrt(eigenvalues.clip(0)).sum()
+    assert scores.frechet_distance(x, y) == pytest.approx(full, rel=1e-6)
+
+
+def test_frechet_distance_is_symmetric_and_orderless():
+    x, y = _gaussians(80, 60, 32)
+    found = scores.frechet_distance(x, y)
+    assert scores.frechet_distance(y, x) == pytest.approx(found, rel=1e-9)
+    assert scores.frechet_distance(x[::-1], np.random.default_rng(1).permutation(y)) == pytest.approx(found, rel=1e-9)
+
+
+# Kernel distance
+
+
+def test_kernel_distance_equals_a_double_loop():
+    x, y = _gaussians(9, 7, 5)
+
+    def k(a, b):
+        return (sum(p * q for p, q in zip(a, b, strict=True)) / len(a) + 1) ** 3
+
+    xx = sum(k(x[i], x[j]) for i in range(9) for j in range(9) if i != j) / (9 * 8)
+    yy = sum(k(y[i], y[j]) for i in range(7) for j in range(7) if i != j) / (7 * 6)
+    xy = sum(k(a, b) for a in x for b in y) / (9 * 7)
+    assert scores.kernel_distance(x, y) == pytest.approx(xx + yy - 2 * xy, rel=1e-10)
+
+
+def test_kernel_distance_equals_torchmetrics():
+    from torchmetrics.image.kid import poly_mmd
+
+    x, y = _gaussians(40, 40, 16)
+    expected = float(poly_mmd(torch.from_numpy(x), torch.from_numpy(y)))
+    assert scores.kernel_distance(x, y) == pytest.approx(expected, rel=1e-9)
+
+
+def test_frechet_distance_is_biased_by_n_and_kernel_distance_is_not():
+    rng = np.random.default_rng(0)
+    small = [(rng.normal(size=(20, 16)), rng.normal(size=(20, 16))) for _ in range(200)]
+    large = [(rng.normal(size=(80, 16)), rng.normal(size=(80, 16))) for _ in range(200)]
+    fd = [np.mean([scores.frechet_distance(x, y) for x, y in pairs]) for pairs in (small, large)]
+    kid = [np.array([scores.kernel_distance(x, y) for x, y in pairs]) for pairs in (small, large)]
+    assert fd[0] > 2 * fd[1] > 0
+    for values in kid:
+        assert abs(values.mean()) < 3 * values.std() / math.sqrt(len(values))
+
+
+@pytest.mark.parametrize("score", [scores.frechet_distance, scores.kernel_distance])
+def test_distances_refuse_what_is_no_pair_of_features(score):
+    x = np.zeros((4, 3))
+    bad = x.copy()
+    bad[2, 1] = np.nan
+    with pytest.raises(UserError, match="1 of 4 rows of features are not finite, row 2"):
+        score(x, bad)
+    for other in (np.zeros((4, 2)), np.zeros(3), np.zeros((1, 3))):
+        with pytest.raises(UserError, match="at least 2 rows"):
+            score(x, other)
+
+
+# Known direction
+
+
+def test_distances_grow_with_blur_noise_and_collapse(images):
+    rng = np.random.default_rng(0)
+    real, reference = features.alexnet(images[:12]), features.alexnet(images[12:])
+    for damage in (
+        lambda strength: np.stack([gaussian_filter(image, strength) for image in images[:12]]),
+        lambda strength: (images[:12] + rng.normal(0, 20 * strength, (12, 64, 64))).clip(0, 255).astype(np.uint8),
+    ):
+        damaged = [features.alexnet(damage(strength)) for strength in (1, 4)]
+        for score in (scores.frechet_distance, scores.kernel_distance):
+            values = [score(x, reference) for x in (real, *damaged)]
+            assert values == sorted(values)
+    collapsed = np.repeat(real[:1], 12, axis=0)
+    assert scores.frechet_distance(collapsed, reference) > 2 * scores.frechet_distance(real, reference)
+
+
+def test_copies_and_mean_images_win_at_resemblance(images, lpips_model):
+    """Why ssim, psnr and lpips are not called quality: copies of train images are perfect, and a mean image is good."""
+    train, test = images[:12], images[12:]
+
+    def resemblance(x):
+        nearest = train[scores.nearest_by_pixels(x, train)]
+        return scores.ssim(x, nearest), scores.psnr(x, nearest), scores.lpips_distance(x, nearest, lpips_model)
+
+    assert resemblance(train[::-1]) == (1, 100, 0)
+    mean = np.repeat(train.mean(axis=0, keepdims=True).astype(np.uint8), 12, axis=0)
+    assert resemblance(mean)[1] > resemblance(test)[1] + 3
+
+
+# Uncertainty
+
+
+def test_by_subject_is_the_standard_error_of_a_mean():
+    """For the mean of S equal subjects the standard error is known: std / sqrt(S)."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=30)
+    rows, subjects = np.repeat(values, 5)[:, None], np.repeat([f"s{i}" for i in range(30)], 5)
+    for fraction in (0.3, 0.5, 0.8):
+        found = scores.by_subject(lambda x: x.mean(), rows, subjects, rounds=4000, fraction=fraction, seed=0)
+        assert found == pytest.approx(values.std(ddof=1) / math.sqrt(30), rel=0.05)
+
+
+def test_by_subject_is_the_spread_of_frechet_distances_over_cohorts():
+    """Order of magnitude against new cohorts of the same population, which only a simulation has."""
+    rng = np.random.default_rng(0)
+    ours = rng.normal(0.5, 1, size=(200, 8))
+
+    def cohort():
+        return np.repeat(rng.normal(size=(40, 8)), 4, axis=0) + 0.3 * rng.normal(size=(160, 8))
+
+    truth = np.std([scores.frechet_distance(ours, cohort()) for _ in range(200)])
+    subjects = np.repeat(np.arange(40), 4)
+    found = [
+        scores.by_subject(
+            lambda x: scores.frechet_distance(ours, x), cohort(), subjects, rounds=50, fraction=0.8, seed=seed
+        )
+        for seed in range(8)
+    ]
+    assert 0.6 < np.mean(found) / truth < 1.5
+
+
+def test_by_subject_keeps_subjects_whole_and_repeats():
+    subjects = np.array(list("aaabbbccdddd"))
+    rows = np.arange(12)[:, None]
+    seen = []
+
+    def score(x):
+        seen.append(tuple(x[:, 0]))
+        return float(len(x))
+
+    first = scores.by_subject(score, rows, subjects, rounds=20, fraction=0.5, seed=3)
+    assert all(len(set(drawn)) == len(drawn) for drawn in seen)
+    assert all(set(np.flatnonzero(np.isin(subjects, subjects[list(drawn)]))) == set(drawn) for drawn in seen)
+    assert first == scores.by_subject(score, rows, subjects, rounds=20, fraction=0.5, seed=3)
+    assert scores.by_subject(score, rows, subjects, rounds=5, fraction=0.99, seed=0) >= 0  # one subject is left out
+    with pytest.raises(UserError, match="at least 2"):
+        scores.by_subject(score, rows, ["a"] * 12, rounds=5, fraction=0.5, seed=0)
+
+
+# Pairs of images
+
+
+@pytest.mark.parametrize("block", [1, 7, 100])
+def test_nearest_by_pixels_equals_brute_force(images, block):
+    rng = np.random.default_rng(0)
+    references = images[rng.permutation(24)[:19]]
+    squares = np.square(images[:, None].astype(np.int64) - references[None]).sum(axis=(2, 3))
+    found = scores.nearest_by_pixels(images, references, block=block)
+    np.testing.assert_array_equal(found, squares.argmin(axis=1))
+
+
+@pytest.mark.parametrize("block", [1, 2, 64])
+def test_nearest_by_pixels_takes_the_first_of_equals_and_sees_one_grey_level(block):
+    white = np.full((1, 256, 256), 255, np.uint8)
+    almost = white.copy()
+    almost[0, 255, 255] = 254
+    references = np.concatenate([almost, white, white, almost])
+    found = scores.nearest_by_pixels(np.concatenate([white, almost]), references, block=block)
+    np.testing.assert_array_equal(found, [1, 0])
+
+
+def test_ssim_and_psnr_equal_torchmetrics(images):
+    """torchmetrics also averages over the border, where the window is padded; Wang's mean is over whole windows."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+    rng = np.random.default_rng(0)
+    noisy = (images + rng.normal(0, 15, images.shape)).clip(0, 255).astype(np.uint8)
+    a, b = (torch.from_numpy(x).double()[:, None] for x in (images, noisy))
+    _, full = structural_similarity_index_measure(a, b, data_range=255.0, return_full_image=True)
+    assert scores.ssim(images, noisy) == pytest.approx(float(full[..., 5:-5, 5:-5].mean()), abs=1e-6)
+    expected = peak_signal_noise_ratio(a, b, data_range=255.0, dim=(1, 2, 3))
+    assert scores.psnr(images, noisy) == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_psnr_of_known_differences():
+    black = np.zeros((2, 16, 16), np.uint8)
+    other = black.copy()
+    other[0] += 255
+    assert scores.psnr(black[:1], other[:1]) == 0
+    assert scores.psnr(black, black) == 100
+    assert scores.psnr(black, other) == 50
+    assert scores.psnr(black, black + np.uint8(1)) == pytest.approx(48.1308, abs=1e-4)
+
+
+def test_lpips_distance_does_not_depend_on_the_batch(images, lpips_model):
+    values = [scores.lpips_distance(images[:11], images[11:22], lpips_model, batch=batch) for batch in (1, 4, 64)]
+    np.testing.assert_allclose(values, values[0], rtol=1e-5)
+    assert scores.lpips_distance(images, images, lpips_model) == 0
+
+
+def test_scores_of_images_refuse_what_is_no_pair(images, lpips_model):
+    calls = (scores.ssim, scores.psnr, lambda x, y: scores.lpips_distance(x, y, lpips_model))
+    for call in calls:
+        with pytest.raises(UserError, match="24 images and 23 references"):
+            call(images, images[1:])
+        with pytest.raises(UserError, match="0 images"):
+            call(images[:0], images[:0])
+    for call in (*calls, scores.nearest_by_pixels):
+        with pytest.raises(UserError, match="float64"):
+            call(images, images / 255)
+        with pytest.raises(UserError, match="64, 64"):
+            call(images, images[:, 1:])
+    with pytest.raises(UserError, match="no references"):
+        scores.nearest_by_pixels(images, images[:0])
+    with pytest.raises(UserError, match="11 x 11"):
+        scores.ssim(images[:, :10], images[:, :10])
