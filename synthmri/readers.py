@@ -100,8 +100,8 @@ def find(root: Path) -> tuple[list[Source], list[BadFile]]:
     """What can be read under `root`, in natural order of the names, and what cannot be.
 
     Subject: PatientID (DICOM), else `sub-01` or `patient01` in the path, else, save for pictures and tensors, the top
-    folder or else the file's name, without contrast and visit. Label: column `label` of participants.tsv, else the folder
-    of a picture if its name is in lower-case letters only, as those of classes are and those of people are not.
+    folder or else the file's name, both without contrast and visit. Label: column `label` of participants.tsv, else
+    the folder of a picture if its name is in lower-case letters, as those of classes are and those of people are not.
     Raises UserError where `root` is no folder or its participants.tsv has no `participant_id`.
     """
     root = Path(root)

@@ -228,9 +228,9 @@ def _shares(count: int, fractions: Fractions) -> tuple[int, int, int]:
 def duplicates(images: np.ndarray, splits: np.ndarray, correlation: float) -> np.ndarray:
     """What is the same image in two splits: "", "exact" or "near" for each of N, the latter two in val and test only.
 
-    images: uint8 (N, H, W); splits: N of train, val, test. Test is compared with train, val with train and what is
-    left of test. Near: Pearson correlation above `correlation` after shrinking to 32 x 32. Raises UserError where
-    more than half of test is in train too.
+    images: uint8 (N, H, W); splits: N of train, val, test or "", which is left aside. Test is compared with train,
+    val with train and what is left of test. Near: Pearson correlation above `correlation` after shrinking to 32 x 32.
+    Raises UserError where more than half of test is in train too.
     """
     splits = np.asarray(splits)
     found = np.full(len(splits), "", dtype="<U5")

@@ -1,0 +1,275 @@
+"""The latent diffusion model, on tiny random pipelines of the same layout as Stable Diffusion's."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from synthmri import diffusion, ldm, params
+from synthmri.errors import UserError
+
+
+def section(name, cls, **change):
+    return params.read("params.yaml", name, cls).model_copy(update=change)
+
+
+SAMPLE = dict(steps=3, batch_size=2, bf16=False)
+FINETUNE = dict(epochs=2, batch_size=4, precision="no", warmup_steps=1)
+
+
+def data(n=6, views=2, seed=0):
+    rng = np.random.default_rng(seed)
+    mean = rng.normal(size=(n, views, 4, 8, 8)).astype(np.float32) * 5
+    return mean, np.full_like(mean, 0.1), ["T1w axial brain MRI"] * (n // 2) + ["FLAIR axial brain MRI"] * (n - n // 2)
+
+
+def weights(pipe):
+    return torch.cat([w.detach().flatten() for w in pipe.unet.parameters()])
+
+
+# prompts -------------------------------------------------------------------------------------------------------------
+
+
+def test_prompts_leave_out_what_is_not_known():
+    manifest = pd.DataFrame(
+        {
+            "contrast": ["FLAIR", "", "unknown"],
+            "plane": ["axial"] * 3,
+            "depth_mm": ["64.0", "", "8"],
+            "label": ["", "glioma", ""],
+        }
+    )
+    template = "{contrast} {plane} brain MRI, level {level}, {label}"
+    assert ldm.prompts(manifest, ldm.Prompt(template=template, token="")) == [
+        "FLAIR axial brain MRI, level 6",
+        "axial brain MRI, glioma",
+        "axial brain MRI, level 1",
+    ]
+    assert ldm.prompts(manifest, ldm.Prompt(template="", token="")) == ["", "", ""]
+
+
+@pytest.mark.parametrize("template", ["{subject} MRI", "{contrast", "{0}"])
+def test_template_with_unknown_field_is_refused(template):
+    with pytest.raises(UserError, match="prompt.template"):
+        params.parse({"template": template, "token": ""}, "prompt", ldm.Prompt)
+
+
+# loading -------------------------------------------------------------------------------------------------------------
+
+
+def test_missing_model_names_both_remedies(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match="(?s)nobody/nothing.*local directory.*hf auth login"):
+        ldm.load("nobody/nothing")
+
+
+def test_directory_of_another_format_is_told(tmp_path):
+    with pytest.raises(UserError, match="model_index.json is missing"):
+        ldm.load(tmp_path)
+
+
+def test_damaged_weights_are_told(tiny_model, tmp_path):
+    import shutil
+
+    shutil.copytree(tiny_model, tmp_path / "m")
+    file = tmp_path / "m" / "unet" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(UserError, match="cannot be opened"):
+        ldm.load(tmp_path / "m")
+
+
+# encoding ------------------------------------------------------------------------------------------------------------
+
+
+def test_encode_gives_the_posterior_and_not_a_sample(tiny_model):
+    pipe = ldm.load(tiny_model)
+    images = np.random.default_rng(0).integers(0, 256, (3, 64, 64), dtype=np.uint8)
+    mean, std = ldm.encode(pipe.vae, images, batch=2)
+    again, _ = ldm.encode(pipe.vae, images, batch=3)
+    np.testing.assert_allclose(mean, again, atol=1e-5)
+    with torch.no_grad():
+        posterior = pipe.vae.encode(ldm.to_tensor(images)).latent_dist
+    np.testing.assert_allclose(mean, posterior.mean, atol=1e-5)
+    np.testing.assert_allclose(std, posterior.std, atol=1e-5)
+
+
+def test_grey_levels_survive_the_way_to_the_autoencoder_and_back():
+    images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
+    np.testing.assert_array_equal(ldm.to_grey(ldm.to_tensor(images)), images)
+
+
+def test_reconstruct_has_the_shape_of_its_input(tiny_model):
+    images = np.random.default_rng(0).integers(0, 256, (3, 64, 64), dtype=np.uint8)
+    out = ldm.reconstruct(tiny_model, images, batch=2)
+    assert out.shape == images.shape and out.dtype == np.uint8
+
+
+# the loss ------------------------------------------------------------------------------------------------------------
+
+
+class Oracle(torch.nn.Module):
+    """Knows x0, and so predicts epsilon or v exactly."""
+
+    def __init__(self, x0, scheduler):
+        super().__init__()
+        self.x0, self.scheduler = x0, scheduler
+
+    def forward(self, noisy, t):
+        alpha = self.scheduler.alphas_cumprod[t].sqrt()[:, None, None, None]
+        sigma = (1 - alpha**2).sqrt()
+        noise = (noisy - alpha * self.x0) / sigma
+        v = alpha * noise - sigma * self.x0
+        return type("Out", (), {"sample": noise if self.scheduler.config.prediction_type == "epsilon" else v})
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("min_snr", [0.0, 5.0])
+def test_perfect_prediction_has_no_loss(kind, min_snr):
+    from diffusers import DDPMScheduler
+
+    scheduler = DDPMScheduler(prediction_type=kind)
+    x0 = torch.randn(8, 4, 4, 4)
+    value = diffusion.loss(Oracle(x0, scheduler), x0, scheduler, torch.Generator().manual_seed(0), min_snr=min_snr)
+    assert value.item() < 1e-6
+
+
+def test_v_target_is_the_schedulers_own():
+    from diffusers import DDPMScheduler
+
+    scheduler = DDPMScheduler(prediction_type="v_prediction")
+    x0, seen = torch.randn(8, 4, 4, 4), {}
+
+    class Zero(torch.nn.Module):
+        def forward(self, noisy, t):
+            seen.update(noisy=noisy, t=t)
+            return type("Out", (), {"sample": torch.zeros_like(noisy)})
+
+    value = diffusion.loss(Zero(), x0, scheduler, torch.Generator().manual_seed(0), min_snr=0.0)
+    alpha = scheduler.alphas_cumprod[seen["t"]].sqrt()[:, None, None, None]
+    noise = (seen["noisy"] - alpha * x0) / (1 - alpha**2).sqrt()
+    torch.testing.assert_close(value, scheduler.get_velocity(x0, noise, seen["t"]).square().mean(), rtol=1e-4, atol=1e-4)
+
+
+def test_checkpoint_admits_no_foreign_object(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (print, ("run",))
+
+    torch.save({"x": Evil()}, tmp_path / "c.pt")
+    with pytest.raises(Exception, match="weights_only|Weights only"):
+        diffusion.load_checkpoint(tmp_path / "c.pt")
+    assert diffusion.load_checkpoint(tmp_path / "none.pt") is None
+
+
+# fine-tuning ---------------------------------------------------------------------------------------------------------
+
+
+def test_loss_falls_when_there_is_one_thing_to_learn(tiny_model, tmp_path):
+    pipe = ldm.load(tiny_model)
+    mean = np.zeros((8, 1, 4, 8, 8), np.float32)  # v and epsilon are then a linear function of the noisy input
+    p = section("finetune", ldm.Finetune, **FINETUNE | dict(epochs=40, batch_size=8, learning_rate=3e-3))
+    history = ldm.finetune(pipe, mean, mean, [""] * 8, p, checkpoint=tmp_path / "c.pt")
+    losses = [loss for _, loss, _ in history]
+    assert np.mean(losses[-8:]) < 0.5 * np.mean(losses[:4])
+
+
+def test_a_killed_run_ends_like_an_undisturbed_one(tiny_model, tmp_path):
+    mean, std, texts = data()
+    p = section("finetune", ldm.Finetune, **FINETUNE)
+    whole, halves = ldm.load(tiny_model), ldm.load(tiny_model)
+    full = ldm.finetune(whole, mean, std, texts, p, checkpoint=tmp_path / "a.pt")
+
+    class Killed(Exception):
+        pass
+
+    def kill(step, loss):
+        if step == 3:  # within the second epoch: its first steps are done again
+            raise Killed
+
+    with pytest.raises(Killed):
+        ldm.finetune(ldm.load(tiny_model), mean, std, texts, p, checkpoint=tmp_path / "b.pt", tick=kill)
+    again = ldm.finetune(halves, mean, std, texts, p, checkpoint=tmp_path / "b.pt")
+    assert again == full
+    assert torch.equal(weights(whole), weights(halves))
+
+
+def test_no_epochs_leave_the_base_as_it_is(tiny_model, tmp_path):
+    mean, std, texts = data()
+    pipe = ldm.load(tiny_model)
+    before = weights(pipe).clone()
+    p = section("finetune", ldm.Finetune, **FINETUNE | dict(epochs=0))
+    assert ldm.finetune(pipe, mean, std, texts, p, checkpoint=tmp_path / "c.pt") == []
+    assert torch.equal(weights(pipe), before)
+
+
+def test_text_encoder_is_trained_by_param_alone_and_learns_a_new_token(tiny_model, tmp_path):
+    mean, std, texts = data()
+    frozen, trained = ldm.load(tiny_model), ldm.load(tiny_model)
+    rows = len(frozen.tokenizer)
+    before = frozen.text_encoder.get_input_embeddings().weight.clone()
+    ldm.finetune(frozen, mean, std, texts, section("finetune", ldm.Finetune, **FINETUNE), checkpoint=tmp_path / "a.pt")
+    assert torch.equal(frozen.text_encoder.get_input_embeddings().weight, before)
+
+    p = section("finetune", ldm.Finetune, **FINETUNE | dict(train_text_encoder=True))
+    texts = [f"{text} <site-a>" for text in texts]
+    ldm.finetune(trained, mean, std, texts, p, checkpoint=tmp_path / "b.pt", token="<site-a>")
+    assert len(trained.tokenizer) == rows + 1
+    mri = trained.tokenizer("mri", add_special_tokens=False).input_ids
+    moved = trained.text_encoder.get_input_embeddings().weight[-1] - before[mri].mean(0)
+    assert 0 < moved.abs().max() < 0.1
+
+
+def test_token_without_training_is_refused(tiny_model, tmp_path):
+    mean, std, texts = data()
+    p = section("finetune", ldm.Finetune, **FINETUNE)
+    with pytest.raises(UserError, match="train_text_encoder"):
+        ldm.finetune(ldm.load(tiny_model), mean, std, texts, p, checkpoint=tmp_path / "c.pt", token="<site-a>")
+
+
+def test_divergence_is_told_and_writes_no_checkpoint(tiny_model, tmp_path):
+    mean, std, texts = data()
+    p = section("finetune", ldm.Finetune, **FINETUNE)
+    with pytest.raises(UserError, match="finetune.learning_rate"):
+        ldm.finetune(ldm.load(tiny_model), mean * np.nan, std, texts, p, checkpoint=tmp_path / "c.pt")
+    assert not (tmp_path / "c.pt").exists()
+
+
+# sampling ------------------------------------------------------------------------------------------------------------
+
+
+def draw(model, seeds, **change):
+    p = section("sample", ldm.Sample, **SAMPLE | change)
+    return ldm.sample(ldm.load(model), ["T1w axial brain MRI"] * len(seeds), seeds, p, size=64)
+
+
+def test_image_depends_on_its_seed_alone(tiny_model):
+    five = draw(tiny_model, [1, 2, 3, 4, 5])
+    np.testing.assert_array_equal(five[[3, 0]], draw(tiny_model, [4, 1]))
+    np.testing.assert_array_equal(five[2:3], draw(tiny_model, [3]))
+    assert (five[0] != five[1]).mean() > 0.1
+    other = draw(tiny_model, [1, 2, 3, 4, 5], batch_size=5).astype(int)
+    assert np.abs(other - five).max() <= 1  # another batch size may round one grey level otherwise, no more
+
+
+def test_equals_the_plain_pipeline(tiny_model):
+    """Sampling is diffusers' own, with the schedule and prediction type of the checkpoint."""
+    from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_model, safety_checker=None)
+    kind = pipe.scheduler.config.prediction_type
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    assert pipe.scheduler.config.prediction_type == kind == tiny_model.name
+    expected = pipe(
+        "T1w axial brain MRI", generator=torch.Generator().manual_seed(7), num_inference_steps=3, guidance_scale=1.0,
+        height=64, width=64, output_type="np",
+    ).images[0].mean(-1)  # fmt: skip
+    assert np.abs(draw(tiny_model, [7])[0] / 255 - expected).max() < 2 / 255
+
+
+@pytest.mark.parametrize("scheduler", ["dpmsolver++", "ddim", "ddpm", "euler"])
+def test_every_scheduler_draws(tiny_model, scheduler):
+    assert draw(tiny_model, [1], scheduler=scheduler).std() > 0
+
+
+def test_guidance_changes_the_image(tiny_model):
+    assert (draw(tiny_model, [1], guidance=1.0) != draw(tiny_model, [1], guidance=7.0)).any()
