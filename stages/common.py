@@ -81,7 +81,9 @@ def save_pipeline(pipe, folder: Path, *, half: bool = False) -> None:
     import torch
 
     if half:
-        pipe = pipe.to(dtype=torch.float16)
+        # Not the small text encoder: transformers opens it in the precision of its file, diffusers the others in float32.
+        pipe.unet.to(torch.float16)
+        pipe.vae.to(torch.float16)
     pipe.save_pretrained(folder, safe_serialization=True)
     for file in sorted(folder.rglob("*.json")):
         content = json.loads(file.read_text(encoding="utf-8"))

@@ -36,6 +36,7 @@ def main(
             pipe, mean, std, texts, p,
             checkpoint=checkpoints / f"{key}.pt", token=prompt.token, device=runtime.device, tick=tick,
         )  # fmt: skip
+    pipe.unet.register_to_config(sample_size=mean.shape[-1])  # so that it draws this size unless told otherwise
     with common.replacing(out) as folder, common.replacing(log) as table, common.replacing(picture) as figure:
         common.save_pipeline(pipe, folder)
         lines = [f"{step},{loss:.6g},{rate:.6g}" for step, loss, rate in history]

@@ -34,7 +34,7 @@ def main(
         pipe, texts, seeds, p, size=size, progress=lambda starts, n: common.progress(starts, "sampled batches", n)
     )
     manifest = pd.DataFrame({"model": model.name, "seed": [str(seed) for seed in seeds], "prompt": texts})
-    keep = {key: train.meta[key] for key in ("spacing_mm", "orientation") if key in train.meta}
+    keep = {key: train.meta[key] for key in ("pixel_mm", "orientation") if key in train.meta}
     made = imageset.ImageSet(drawn, manifest, {"model": model.name, "sample": p.model_dump(), **keep})
     with common.replacing(out) as folder, common.replacing(sheet) as picture:
         imageset.write(folder, made)

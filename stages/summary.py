@@ -9,6 +9,7 @@ from rich.table import Table
 from stages import common
 from synthmri.errors import UserError
 
+SPLITS = ("train", "val", "test")
 NEXT = """\
 what to try next
   .venv/bin/dvc exp run -S finetune.epochs=20 && .venv/bin/dvc metrics diff
@@ -31,7 +32,8 @@ def main():
     for name in ("fd_alexnet", "kid_alexnet", "ssim", "psnr", "lpips"):
         cells = [source.get(name) for source in (model, model["base"], model["floor"])]
         table.add_row(name, *["" if cell is None else f"{cell:.4g}" for cell in cells])
-    console.print(f"\ndata: {json.dumps(data['splits'])}")
+    counts = [f"{name} {data[name]['images']} slices of {data[name]['subjects'] or '?'} subjects" for name in SPLITS]
+    console.print(f"\ndata: {', '.join(counts)}")
     console.print(table)
     console.print(f"fd_alexnet fell by {100 * model['fd_alexnet_reduction']:.0f} % over fine-tuning (n = {model['n']:.0f})")
     console.print("\npictures")

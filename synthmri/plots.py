@@ -66,12 +66,10 @@ def curve(
     x_label: str,
     y_label: str,
     title: str,
-    log: bool = False,
 ) -> Figure:
     """Lines over a common axis, as of losses over steps.
 
-    series: one sequence of values a line; xs: their places, one sequence a line and as long; labels: one text a line;
-    log: a logarithmic y axis.
+    series: one sequence of values a line; xs: their places, one sequence a line and as long; labels: one text a line.
     Raises UserError where the counts differ.
     """
     if not len(xs) == len(series) == len(labels):
@@ -82,7 +80,7 @@ def curve(
         if len(x) != len(y):
             raise UserError(f"line `{label}` has {len(x)} places for {len(y)} values; give as many")
         axes.plot(x, y, label=label, marker="o" if len(x) < 30 else None, markersize=4)
-    axes.set(xlabel=x_label, ylabel=y_label, title=title, yscale="log" if log else "linear")
+    axes.set(xlabel=x_label, ylabel=y_label, title=title)
     axes.grid(alpha=0.3)
     if len(labels) > 1:
         axes.legend(frameon=False)

@@ -101,7 +101,7 @@ def autoencoder_images(atlas, p: Autoencoder, generator: torch.Generator) -> tor
     small = torch.randn(n, 1, p.crop_px // 2, p.crop_px // 2, generator=generator)
     fine = torch.randn(n, 1, p.crop_px, p.crop_px, generator=generator)
     grain = F.interpolate(small, size=images.shape[1:], mode="bilinear")[:, 0] + fine[:, 0] * 0.5
-    amount = 0.12 * torch.rand(n, 1, 1, generator=generator) ** 2
+    amount = 0.06 * torch.rand(n, 1, 1, generator=generator) ** 2
     gamma = torch.exp(0.5 * torch.randn(n, 1, 1, generator=generator))
     flip = torch.rand(n, generator=generator) < 0.5
     images = images * (1 + amount.to(images) * grain.to(images))
@@ -236,6 +236,14 @@ def unet_images(atlas, p: Denoiser, size: int, generator: torch.Generator) -> tu
     return images, prompts
 
 
+@torch.no_grad()
+def standardise(vae, atlas, run: Pretrain) -> None:
+    """Set the autoencoder's scaling factor so that its latents of canonical slices have unit variance overall."""
+    batches = [unet_images(atlas, run.unet, run.image_size, diffusion.step_generator(run.seed + 3, i))[0] for i in range(4)]
+    z = torch.cat([vae.encode(rgb(images)).latents for images in batches])
+    vae.register_to_config(scaling_factor=round(1 / float(z.std()), 4))
+
+
 def fit_unet(run: Pretrain, vae, checkpoint: Path, device: str, tick: Callable[[int, float], None]):
     """Train UNet and text encoder on latents of endless new slices, or go on from `checkpoint`. Returns the pipeline with
     the averaged (EMA) weights in it."""
@@ -257,6 +265,7 @@ def fit_unet(run: Pretrain, vae, checkpoint: Path, device: str, tick: Callable[[
             shadow.copy_(saved)
         ema.optimization_step = first = state["step"]
     atlas = anatomy.load_atlas().to(device)
+    standardise(vae, atlas, run)
     amp = torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=run.bf16)
     latents = prompts = None
     for step in range(first, p.steps):
