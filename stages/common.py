@@ -32,7 +32,7 @@ def run(main: Callable) -> None:
 
 
 def start() -> params.Runtime:
-    """Read section `runtime` and set torch's threads: their number changes the rounding of sums, so it is a parameter."""
+    """Read section `runtime` and set torch's threads: their number changes the rounding of sums."""
     runtime = params.read(PARAMS, "runtime", params.Runtime)
     import torch
 
@@ -81,7 +81,7 @@ def save_pipeline(pipe, folder: Path, *, half: bool = False) -> None:
     import torch
 
     if half:
-        # Not the small text encoder: transformers opens it in the precision of its file, diffusers the others in float32.
+        # Not the text encoder: transformers opens it in the precision of its file, diffusers the rest in float32.
         pipe.unet.to(torch.float16)
         pipe.vae.to(torch.float16)
     pipe.save_pretrained(folder, safe_serialization=True)

@@ -28,7 +28,9 @@ def main(
     prompt = params.read(common.PARAMS, "prompt", ldm.Prompt)
     mean, std = np.load(latents / "mean.npy"), np.load(latents / "std.npy")
     texts = ldm.prompts(imageset.read(images).manifest, prompt)
-    key = common.digest(p.model_dump(), prompt.model_dump(), runtime.model_dump(), latents, base, images / "manifest.csv")
+    key = common.digest(
+        p.model_dump(), prompt.model_dump(), runtime.model_dump(), latents, base, images / "manifest.csv"
+    )
     pipe = ldm.load(base, device=runtime.device)
     steps = p.epochs * -(-len(texts) // p.batch_size)
     with common.counter("fine-tuning steps", steps) as tick:

@@ -1,6 +1,6 @@
 """Make more images from a trained model, outside DVC.
 
-    python -m stages.generate --n 20 --prompt "FLAIR axial brain MRI, level 6" --format png --out generated
+python -m stages.generate --n 20 --prompt "FLAIR axial brain MRI, level 6" --format png --out generated
 """
 
 import datetime
@@ -20,7 +20,9 @@ SYNTHETIC = "SYNTHETIC IMAGE, NOT A PATIENT, NOT FOR CLINICAL USE"
 
 def main(
     n: Annotated[int, typer.Option(min=1, max=100_000, help="number of images")] = 16,
-    prompt: Annotated[str, typer.Option(help="what to draw, in the words of training")] = "FLAIR axial brain MRI, level 6",
+    prompt: Annotated[
+        str, typer.Option(help="what to draw, in the words of training")
+    ] = "FLAIR axial brain MRI, level 6",
     seed: Annotated[int, typer.Option(min=0, help="seed of the first image; image i has seed + i")] = 1_000_000,
     format: Annotated[Literal["png", "npy", "nifti", "dicom"], typer.Option(help="format of the files")] = "png",
     out: Annotated[Path, typer.Option(help="folder to make; it must not exist yet")] = Path("generated"),
@@ -37,7 +39,12 @@ def main(
     size = pipe.unet.config.sample_size * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
     seeds = list(range(seed, seed + n))
     images = ldm.sample(
-        pipe, [prompt] * n, seeds, p, size=size, progress=lambda starts, k: common.progress(starts, "sampled batches", k)
+        pipe,
+        [prompt] * n,
+        seeds,
+        p,
+        size=size,
+        progress=lambda starts, k: common.progress(starts, "sampled batches", k),
     )
     with common.replacing(out) as folder:
         folder.mkdir()

@@ -16,7 +16,9 @@ from synthmri.errors import UserError
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="folder of the pipeline, in Stable Diffusion format")] = Path("pretrained/base"),
+    out: Annotated[Path, typer.Option(help="folder of the pipeline, in Stable Diffusion format")] = Path(
+        "pretrained/base"
+    ),
     part: Annotated[Literal["all", "autoencoder", "unet"], typer.Option(help="what to train")] = "all",
     checkpoints: Annotated[Path, typer.Option(help="where training goes on from")] = Path(".ckpt/pretrain"),
 ):

@@ -35,7 +35,9 @@ def main():
     counts = [f"{name} {data[name]['images']} slices of {data[name]['subjects'] or '?'} subjects" for name in SPLITS]
     console.print(f"\ndata: {', '.join(counts)}")
     console.print(table)
-    console.print(f"fd_alexnet fell by {100 * model['fd_alexnet_reduction']:.0f} % over fine-tuning (n = {model['n']:.0f})")
+    console.print(
+        f"fd_alexnet fell by {100 * model['fd_alexnet_reduction']:.0f} % over fine-tuning (n = {model['n']:.0f})"
+    )
     console.print("\npictures")
     for picture in sorted(Path("metrics").glob("*.png")):
         console.print(f"  {picture}", highlight=False)

@@ -2,8 +2,8 @@
 
 Everything is torch and batched, and every random number is drawn apart from being applied, so that the same code makes
 the volumes of the simulated cohort and the endless slices that the base model is pretrained on, on a CPU or a GPU.
-Nothing here has seen a patient: the anatomy is the ICBM152 2009 average of healthy adults (Fonov 2011), which comes with
-nilearn, and the layers around the brain are drawn.
+Nothing here has seen a patient: the anatomy is the ICBM152 2009 average of healthy adults (Fonov 2011), which comes
+with nilearn, and the layers around the brain are drawn.
 
 World coordinates are millimetres in MNI space and RAS+: x grows to the right, y to the front, z to the top.
 """
@@ -21,8 +21,9 @@ from synthmri.params import Section
 
 TISSUES = ("air", "gm", "wm", "csf", "lesion", "bone", "marrow", "fat", "muscle", "vitreous")
 
-# Proton density (relative), T1 and T2 (ms) at 1.5 T, rounded from Stanisz 2005 (doi 10.1002/mrm.20605), de Bazelaire 2004
-# (doi 10.1148/radiol.2303021331) and BrainWeb (Kwan 1999, doi 10.1109/42.816072). T2 of fluids is what a fast spin echo shows.
+# Proton density (relative), T1 and T2 (ms) about 1.5 T: of the order that Stanisz 2005 (doi 10.1002/mrm.20605), de
+# Bazelaire 2004 (doi 10.1148/radiol.2303021331) and BrainWeb (Kwan 1999, doi 10.1109/42.816072) report, chosen so
+# that the three contrasts look as on clinical scans. T2 of fluids is what a fast spin echo shows.
 RELAXATION = {
     "air": (0.0, 1000.0, 100.0),
     "gm": (0.82, 1120.0, 93.0),
@@ -106,7 +107,7 @@ class Atlas:
     """Maps that a head is sampled from, each (1, C, Z, Y, X) float32 over its own box in mm.
 
     tissues: grey and white matter probability, 1 mm.
-    fields: signed distance (mm) to the inner skull (negative inside), to the ventricles, and their wall's normal (3), 2 mm.
+    fields: signed distance (mm) to the inner skull (negative inside) and to the ventricles, normal of their wall (3); 2 mm.
     lesion_sites: (M, 3) mm, places in white matter near the ventricles.
     """
 
@@ -121,7 +122,7 @@ class Atlas:
 
 @lru_cache(maxsize=1)
 def load_atlas() -> Atlas:
-    """The ICBM152 2009 maps inside nilearn, with the distances that skull, scalp, ventricles and lesions are drawn from."""
+    """The ICBM152 2009 maps inside nilearn, and the distances that skull, ventricles and lesions are drawn from."""
     from nilearn.datasets import load_mni152_gm_template, load_mni152_wm_template
     from scipy import ndimage
 
@@ -350,7 +351,7 @@ def tissue_fractions(atlas: Atlas, subject: dict[str, torch.Tensor], at: torch.T
 
 
 def draw_scans(ranges: Scanner, contrasts: list[str], generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """Everything random about len(contrasts) acquisitions: tissue signals, texture, bias, noise level and point spread."""
+    """Everything random about len(contrasts) acquisitions: tissue signals, texture, bias, noise, point spread."""
     n = len(contrasts)
     times = {
         key: torch.cat([uniform(getattr(ranges.sequences[c], key), 1, generator) for c in contrasts])
@@ -377,7 +378,7 @@ def spin_echo(pd, t1, t2, tr, te, ti):
     """Signal of a spin echo, or with ti > 0 of an inversion recovery spin echo, magnitude; times in ms.
 
     SE: PD (1 - exp(-TR/T1)) exp(-TE/T2); IR: PD |1 - 2 exp(-TI/T1) + exp(-TR/T1)| exp(-TE/T2)
-    (Bernstein, King, Zhou, Handbook of MRI Pulse Sequences, 2004, eqs. 14.41 and 14.10, long-TE terms left out).
+    (Bernstein, King, Zhou, Handbook of MRI Pulse Sequences, 2004, chapter 14; the terms in TE/T1 are left out).
     """
     recovery = torch.where(ti > 0, 1 - 2 * torch.exp(-ti / t1) + torch.exp(-tr / t1), 1 - torch.exp(-tr / t1))
     return pd * recovery.abs() * torch.exp(-te / t2)
@@ -449,7 +450,7 @@ def random_slices(
     """One slice of each of len(contrasts) new heads.
 
     Axial slices lie `depth_mm` below the vertex, the others as far from the head's centre; each slice is centred on the
-    head, or up to `spread_mm` away from it. Random numbers come from `generator` (CPU); the rest runs where `atlas` lies.
+    head, or up to `spread_mm` away from it. Random numbers come from `generator` (CPU); the rest runs where `atlas` is.
 
     Returns (B, size, size) float32 in [0, 1] and the depths (B,) in mm.
     """

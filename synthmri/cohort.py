@@ -1,4 +1,4 @@
-"""The simulated cohort: volumes of imaginary subjects from one imaginary scanner, as a hospital's research set would be."""
+"""The simulated cohort: volumes of imaginary subjects from one imaginary scanner, like a hospital's research set."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 
 
-def loss(network, x0: torch.Tensor, scheduler, generator: torch.Generator, *, min_snr: float, **conditions) -> torch.Tensor:
+def loss(
+    network, x0: torch.Tensor, scheduler, generator: torch.Generator, *, min_snr: float, **conditions
+) -> torch.Tensor:
     """Denoising loss of one batch, a scalar.
 
     The target is what `scheduler` predicts (Ho 2020 eq. 14 for epsilon, Salimans 2022 appendix D for v), weighted by

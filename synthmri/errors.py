@@ -2,4 +2,4 @@
 
 
 class UserError(Exception):
-    """Bad input or parameters. The message names the value, the bound and the remedy; stages print it without a traceback."""
+    """Bad input or parameters. The message names value, bound and remedy; stages print it without a traceback."""

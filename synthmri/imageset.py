@@ -28,9 +28,13 @@ class ImageSet:
 
     def __post_init__(self):
         if self.images.dtype != np.uint8 or self.images.ndim != 3:
-            raise UserError(f"an ImageSet takes uint8 images (N, H, W); these are {self.images.dtype} {self.images.shape}")
+            raise UserError(
+                f"an ImageSet takes uint8 images (N, H, W); these are {self.images.dtype} {self.images.shape}"
+            )
         if len(self.images) != len(self.manifest):
-            raise UserError(f"{len(self.images)} images but {len(self.manifest)} rows in the manifest; write both again")
+            raise UserError(
+                f"{len(self.images)} images but {len(self.manifest)} rows in the manifest; write both again"
+            )
 
     def __len__(self) -> int:
         return len(self.images)

@@ -85,7 +85,9 @@ def check_template(template: str) -> None:
         raise ValueError(f"{template!r} is no template ({error}); write fields as {{contrast}}") from None
     for name in names:
         if name not in PROMPT_FIELDS:
-            raise ValueError(f"{{{name}}} is no field of a prompt; use {', '.join('{' + f + '}' for f in PROMPT_FIELDS)}")
+            raise ValueError(
+                f"{{{name}}} is no field of a prompt; use {', '.join('{' + f + '}' for f in PROMPT_FIELDS)}"
+            )
 
 
 def prompts(manifest: pd.DataFrame, p: Prompt) -> list[str]:
@@ -130,7 +132,7 @@ def load(model: str | Path, *, revision: str = "", device: str = "cpu"):
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"the model {name!r} cannot be opened: {reason}\n"
-            "  remedies: set base.model to a local directory in Stable Diffusion format (pretrained/base ships with the "
+            "  remedies: set base.model to a local directory in Stable Diffusion format (pretrained/base is in the "
             "repository),\n  or, for a private or gated model of the hub, log in first with `hf auth login`"
         ) from None
     pipe.set_progress_bar_config(disable=True)

@@ -58,7 +58,9 @@ def parse(values: object, section: str, cls: type[S], where: str = "params.yaml"
         return cls.model_validate_json(json.dumps(values))
     except (TypeError, ValueError) as error:
         if not isinstance(error, ValidationError):
-            raise UserError(f"{where}: section `{section}` holds a value that is no number, text, list or map: {error}") from None
+            raise UserError(
+                f"{where}: section `{section}` holds a value that is no number, text, list or map: {error}"
+            ) from None
         lines = [_explain(item, section, cls) for item in error.errors()]
         raise UserError("\n".join([f"{where}: {len(lines)} value(s) cannot be used", *lines])) from None
 

@@ -92,12 +92,14 @@ def autoencoder_images(atlas, p: Autoencoder, generator: torch.Generator) -> tor
     """A batch of crops (B, crop, crop) in [0, 1] from the widest randomisation."""
     n = p.batch
     contrasts = [CONTRASTS[i] for i in torch.randint(len(CONTRASTS), (n,), generator=generator)]
-    planes = [("axial", "coronal", "sagittal")[min(i, 2)] for i in (torch.rand(n, generator=generator) * 4 - 1).clamp(0).int()]
+    planes = [
+        ("axial", "coronal", "sagittal")[min(i, 2)] for i in (torch.rand(n, generator=generator) * 4 - 1).clamp(0).int()
+    ]
     images, _ = anatomy.random_slices(
         atlas, p.anatomy, p.scanner, contrasts, planes,
         depth_mm=(5.0, 150.0), pixel_mm=p.pixel_mm, size=p.crop_px, spread_mm=55.0, generator=generator,
     )  # fmt: skip
-    # What simulated heads lack and real ones have: fine detail, any contrast curve. Texture of a random grain, and gamma.
+    # What simulated heads lack and real ones have, fine detail and any contrast curve: a random grain and gamma.
     small = torch.randn(n, 1, p.crop_px // 2, p.crop_px // 2, generator=generator)
     fine = torch.randn(n, 1, p.crop_px, p.crop_px, generator=generator)
     grain = F.interpolate(small, size=images.shape[1:], mode="bilinear")[:, 0] + fine[:, 0] * 0.5
@@ -111,10 +113,15 @@ def autoencoder_images(atlas, p: Autoencoder, generator: torch.Generator) -> tor
 
 
 def fit_autoencoder(
-    p: Autoencoder, run: Pretrain, perceptual: Callable, checkpoint: Path, device: str, tick: Callable[[int, float], None]
+    p: Autoencoder,
+    run: Pretrain,
+    perceptual: Callable,
+    checkpoint: Path,
+    device: str,
+    tick: Callable[[int, float], None],
 ):
     """Train from scratch, or go on from `checkpoint`. Loss: L1 + perceptual (LPIPS, Zhang 2018) + a pull of the latents
-    towards zero mean and unit variance per channel; a little noise on them makes the decoder tolerant of a sampler's errors.
+    towards zero mean and unit variance per channel. A little noise on them makes the decoder forgive a sampler.
 
     perceptual: (B, 3, H, W) x (B, 3, H, W) in [-1, 1] -> distances. Returns the trained autoencoder.
     """
@@ -202,7 +209,7 @@ def new_pipeline(run: Pretrain, vae):
         down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * (len(p.channels) - 1),
         up_block_types=("CrossAttnUpBlock2D",) * (len(p.channels) - 1) + ("UpBlock2D",),
     ).to(memory_format=torch.channels_last)  # fmt: skip
-    # v-prediction down to zero signal (Lin 2024, doi 10.1109/WACV57701.2024.00532): the dark ground of MRI comes out dark.
+    # v-prediction down to zero signal (Lin 2024, doi 10.1109/WACV57701.2024.00532): dark ground comes out dark.
     scheduler = DPMSolverMultistepScheduler(
         num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
         prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing",
@@ -239,14 +246,18 @@ def unet_images(atlas, p: Denoiser, size: int, generator: torch.Generator) -> tu
 @torch.no_grad()
 def standardise(vae, atlas, run: Pretrain) -> None:
     """Set the autoencoder's scaling factor so that its latents of canonical slices have unit variance overall."""
-    batches = [unet_images(atlas, run.unet, run.image_size, diffusion.step_generator(run.seed + 3, i))[0] for i in range(4)]
+    batches = [
+        unet_images(atlas, run.unet, run.image_size, diffusion.step_generator(run.seed + 3, i))[0] for i in range(4)
+    ]
     z = torch.cat([vae.encode(rgb(images)).latents for images in batches])
     vae.register_to_config(scaling_factor=round(1 / float(z.std()), 4))
 
 
 def fit_unet(run: Pretrain, vae, checkpoint: Path, device: str, tick: Callable[[int, float], None]):
-    """Train UNet and text encoder on latents of endless new slices, or go on from `checkpoint`. Returns the pipeline with
-    the averaged (EMA) weights in it."""
+    """Train UNet and text encoder on latents of endless new slices, or go on from `checkpoint`.
+
+    Returns the pipeline with the averaged (EMA) weights in it.
+    """
     from diffusers.training_utils import EMAModel
 
     p = run.unet
@@ -279,7 +290,11 @@ def fit_unet(run: Pretrain, vae, checkpoint: Path, device: str, tick: Callable[[
                 images, prompts = unet_images(atlas, p, run.image_size, source)
                 latents = vae.encode(rgb(images)).latents.float() * vae.config.scaling_factor
             tokens = pipe.tokenizer(
-                prompts, padding="max_length", max_length=pipe.tokenizer.model_max_length, truncation=True, return_tensors="pt"
+                prompts,
+                padding="max_length",
+                max_length=pipe.tokenizer.model_max_length,
+                truncation=True,
+                return_tensors="pt",
             ).input_ids.to(device)
         with amp:
             states = text(tokens)[0]
@@ -295,7 +310,12 @@ def fit_unet(run: Pretrain, vae, checkpoint: Path, device: str, tick: Callable[[
         if (step + 1) % run.checkpoint_steps == 0 or step + 1 == p.steps:
             diffusion.save_checkpoint(
                 checkpoint,
-                {"model": network.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.shadow_params, "step": step + 1},
+                {
+                    "model": network.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "ema": ema.shadow_params,
+                    "step": step + 1,
+                },
             )
     ema.copy_to(network.parameters())
     return pipe

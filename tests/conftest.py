@@ -32,12 +32,14 @@ def tiny_model(request, tmp_path_factory):
     blocks = 4
     pipe = StableDiffusionPipeline(
         vae=AutoencoderKL(
-            block_out_channels=(8,) * blocks, norm_num_groups=4, latent_channels=4, scaling_factor=0.18215, sample_size=64,
+            block_out_channels=(8,) * blocks, norm_num_groups=4, latent_channels=4, scaling_factor=0.18215,
+            sample_size=64,
             down_block_types=("DownEncoderBlock2D",) * blocks, up_block_types=("UpDecoderBlock2D",) * blocks,
         ),
         unet=UNet2DConditionModel(
-            sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16, 32), norm_num_groups=8,
-            cross_attention_dim=16, attention_head_dim=2, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16, 32),
+            norm_num_groups=8, cross_attention_dim=16, attention_head_dim=2,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         ),
         text_encoder=CLIPTextModel(text),

@@ -37,7 +37,11 @@ def test_spin_echo_and_inversion_recovery_closed_forms():
 
 @pytest.mark.parametrize(
     ("contrast", "order"),
-    [("T1w", ["fat", "wm", "gm", "csf"]), ("T2w", ["csf", "gm", "wm", "bone"]), ("FLAIR", ["lesion", "gm", "wm", "csf"])],
+    [
+        ("T1w", ["fat", "wm", "gm", "csf"]),
+        ("T2w", ["csf", "gm", "wm", "bone"]),
+        ("FLAIR", ["lesion", "gm", "wm", "csf"]),
+    ],
 )
 def test_tissues_have_the_order_of_brightness_that_readers_know(contrast, order):
     timing = {"T1w": (550, 12, 0), "T2w": (4500, 100, 0), "FLAIR": (9000, 110, 2450)}[contrast]
@@ -59,7 +63,9 @@ def test_deformation_is_invertible(atlas):
 
 def test_fractions_sum_to_one_and_none_is_negative(atlas):
     subject = draw(atlas, n=2)
-    points = anatomy.plane_points(torch.tensor([[0.0, -18, 20], [0, -18, -25]]), ["axial", "axial"], torch.full((2,), 2.0), 96)
+    points = anatomy.plane_points(
+        torch.tensor([[0.0, -18, 20], [0, -18, -25]]), ["axial", "axial"], torch.full((2,), 2.0), 96
+    )
     at = anatomy.to_atlas(subject, anatomy.displacement(atlas, subject), points)
     fractions = anatomy.tissue_fractions(atlas, subject, at)
     assert fractions.min() >= 0
@@ -77,15 +83,21 @@ def test_undeformed_head_has_tissues_where_the_atlas_has_them(atlas):
 def test_vertex_is_the_top_of_the_head(atlas):
     subject = draw(atlas, STILL, n=4)
     z = torch.arange(70.0, 120.0, 0.5)
-    xy = torch.stack(torch.meshgrid(torch.arange(-30.0, 31, 10), torch.arange(-60.0, 31, 10), indexing="ij"), -1).reshape(-1, 2)
-    points = torch.cat([xy[:, None].expand(-1, len(z), 2), z[None, :, None].expand(len(xy), -1, 1)], -1).reshape(1, -1, 3)
+    xy = torch.stack(
+        torch.meshgrid(torch.arange(-30.0, 31, 10), torch.arange(-60.0, 31, 10), indexing="ij"), -1
+    ).reshape(-1, 2)
+    points = torch.cat([xy[:, None].expand(-1, len(z), 2), z[None, :, None].expand(len(xy), -1, 1)], -1).reshape(
+        1, -1, 3
+    )
     head = anatomy.tissue_fractions(atlas, subject, points.expand(4, -1, -1))[:, 0] < 0.5
     top = torch.stack([z[h.reshape(len(xy), -1).any(0)].max() for h in head])
     torch.testing.assert_close(top, anatomy.vertex_mm(subject), atol=3.0, rtol=0)
 
 
 def test_radiological_orientation():
-    points = anatomy.plane_points(torch.zeros(3, 3), ["axial", "coronal", "sagittal"], torch.ones(3), 3).reshape(3, 3, 3, 3)
+    points = anatomy.plane_points(torch.zeros(3, 3), ["axial", "coronal", "sagittal"], torch.ones(3), 3).reshape(
+        3, 3, 3, 3
+    )
     right_of_image = points[:, 1, 2] - points[:, 1, 0]
     bottom_of_image = points[:, 2, 1] - points[:, 0, 1]
     assert right_of_image.tolist() == [[-2, 0, 0], [-2, 0, 0], [0, -2, 0]]  # patient's left, left, back

@@ -147,7 +147,9 @@ def test_v_target_is_the_schedulers_own():
     value = diffusion.loss(Zero(), x0, scheduler, torch.Generator().manual_seed(0), min_snr=0.0)
     alpha = scheduler.alphas_cumprod[seen["t"]].sqrt()[:, None, None, None]
     noise = (seen["noisy"] - alpha * x0) / (1 - alpha**2).sqrt()
-    torch.testing.assert_close(value, scheduler.get_velocity(x0, noise, seen["t"]).square().mean(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        value, scheduler.get_velocity(x0, noise, seen["t"]).square().mean(), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_checkpoint_admits_no_foreign_object(tmp_path):

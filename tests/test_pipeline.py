@@ -67,14 +67,22 @@ def test_every_section_of_params_is_read_by_something():
 
 
 def test_no_absolute_path_in_what_is_committed():
-    for file in [ROOT / "dvc.yaml", ROOT / ".dvc" / "config", ROOT / "params.yaml", *(ROOT / "profiles").glob("*.yaml")]:
+    for file in [
+        ROOT / "dvc.yaml",
+        ROOT / ".dvc" / "config",
+        ROOT / "params.yaml",
+        *(ROOT / "profiles").glob("*.yaml"),
+    ]:
         assert not re.search(r"(?<![\w<.-])/(home|root|work|tmp|usr|mnt)/", file.read_text(encoding="utf-8")), file
 
 
 def clone(folder: Path) -> Path:
     """The working tree as a repository of its own, with the smoke profile and no cache."""
     files = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
     ).stdout.decode()
     for name in filter(None, files.split("\0")):
         if (ROOT / name).is_file() and name != "dvc.lock":

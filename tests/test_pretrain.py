@@ -11,7 +11,9 @@ from synthmri import params, pretrain
 def run():
     whole = params.read("params.yaml", "pretrain", pretrain.Pretrain)
     autoencoder = whole.autoencoder.model_copy(update=dict(width=8, blocks=1, steps=4, batch=2, crop_px=64))
-    unet = whole.unet.model_copy(update=dict(channels=(16, 32), text_width=16, text_layers=1, steps=4, batch=2, reuse=2))
+    unet = whole.unet.model_copy(
+        update=dict(channels=(16, 32), text_width=16, text_layers=1, steps=4, batch=2, reuse=2)
+    )
     return whole.model_copy(
         update=dict(image_size=64, checkpoint_steps=2, bf16=False, autoencoder=autoencoder, unet=unet)
     )
@@ -77,7 +79,9 @@ def test_tokenizer_is_clips_and_knows_the_words(tmp_path):
     back = CLIPTokenizer.from_pretrained(tmp_path)
     text = "Zürich, sub-042: any other text"
     assert back(text).input_ids == tokenizer(text).input_ids
-    assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True).replace(" ", "") == text.lower().replace(" ", "")
+    assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True).replace(
+        " ", ""
+    ) == text.lower().replace(" ", "")
 
 
 def test_prompts_name_what_was_drawn(run):
