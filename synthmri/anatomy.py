@@ -107,7 +107,7 @@ class Atlas:
     """Maps that a head is sampled from, each (1, C, Z, Y, X) float32 over its own box in mm.
 
     tissues: grey and white matter probability, 1 mm.
-    fields: signed distance (mm) to the inner skull (negative inside) and to the ventricles, normal of their wall (3); 2 mm.
+    fields: signed distance (mm) to the inner skull (negative inside) and to the ventricles, normal of their wall; 2 mm.
     lesion_sites: (M, 3) mm, places in white matter near the ventricles.
     """
 

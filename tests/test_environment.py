@@ -1,0 +1,25 @@
+"""What the environment must import although torchvision comes with CUDA operators and torch may not."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import lpips",
+        "from diffusers import StableDiffusionPipeline",
+        "from transformers import CLIPTextModel, CLIPTokenizer",
+        "from torchmetrics.image import StructuralSimilarityIndexMeasure",
+    ],
+)
+def test_imports_in_a_plain_interpreter(line, tmp_path):
+    done = subprocess.run([sys.executable, "-c", line], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_nothing_is_imported_before_it_is_needed():
+    code = "import synthmri, sys; assert 'torch' not in sys.modules and 'torchvision' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
