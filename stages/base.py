@@ -10,10 +10,10 @@ from synthmri import ldm, params
 
 
 def main(out: Annotated[Path, typer.Option(help="folder of the pipeline")]):
-    """Copy section `base`'s model, checked and in half precision."""
+    """Copy finetune.base_model, checked and in half precision."""
     common.start()
-    p = params.read(common.PARAMS, "base", ldm.Base)
-    pipe = ldm.load(p.model, revision=p.revision)
+    p = params.read(common.PARAMS, "finetune", ldm.Finetune)
+    pipe = ldm.load(p.base_model, revision=p.base_revision)
     with common.replacing(out) as folder:
         common.save_pipeline(pipe, folder, half=True)
 

@@ -21,13 +21,6 @@ from synthmri.params import Section
 PROMPT_FIELDS = ("contrast", "plane", "level", "label", "token")
 
 
-class Base(Section):
-    """Section `base`: where fine-tuning starts."""
-
-    model: str = Field(min_length=1)
-    revision: str
-
-
 class Prompt(Section):
     """Section `prompt`: the words that name a slice, in training and in sampling."""
 
@@ -51,6 +44,8 @@ class Encode(Section):
 class Finetune(Section):
     """Section `finetune`."""
 
+    base_model: str = Field(min_length=1)
+    base_revision: str
     seed: int = Field(ge=0)
     epochs: int = Field(ge=0, le=10_000)
     batch_size: int = Field(ge=1, le=4096)
@@ -116,24 +111,26 @@ def load(model: str | Path, *, revision: str = "", device: str = "cpu"):
     Raises UserError with the remedies when it is missing, gated, or not in that format.
     """
     from diffusers import StableDiffusionPipeline
-    from diffusers.utils import logging
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    for logging in (diffusers_logging, transformers_logging):  # what goes wrong is raised below
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
     name = str(model)
     if Path(name).is_dir() and not (Path(name) / "model_index.json").is_file():
         raise UserError(f"{name} is no Stable Diffusion directory: model_index.json is missing")
     try:
         pipe = StableDiffusionPipeline.from_pretrained(
             name, revision=revision or None, safety_checker=None, requires_safety_checker=False,
-            torch_dtype=torch.float32, use_safetensors=True,
+            dtype=torch.float32, use_safetensors=True,
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"the model {name!r} cannot be opened: {reason}\n"
-            "  remedies: set base.model to a local directory in Stable Diffusion format (pretrained/base is in the "
-            "repository),\n  or, for a private or gated model of the hub, log in first with `hf auth login`"
+            "  remedies: set finetune.base_model to a local directory in Stable Diffusion format (pretrained/base is "
+            "in the repository),\n  or, for a private or gated model of the hub, log in first with `hf auth login`"
         ) from None
     pipe.set_progress_bar_config(disable=True)
     for part in (pipe.vae, pipe.unet, pipe.text_encoder):
@@ -346,8 +343,6 @@ def sample(
     """
     pipe.scheduler = new_scheduler(pipe, p.scheduler)
     pipe.unet.to(memory_format=torch.channels_last)
-    if not np.isfinite(embed(pipe, [""]).cpu().numpy()).all():
-        raise UserError("the model's text encoder gives values that are not finite; train it again")
     out = np.empty((len(seeds), size, size), np.uint8)
     starts = range(0, len(seeds), p.batch_size)
     device = pipe.unet.device
