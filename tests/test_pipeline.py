@@ -201,3 +201,32 @@ def test_generate_writes_every_format(repro, tmp_path, format):
 def test_generate_refuses_to_overwrite(repro, tmp_path):
     text = run(repro, "python", "-m", "stages.generate", "--n", "1", "--out", str(tmp_path), ok=False)
     assert "exists already" in text and "Traceback" not in text
+
+
+def test_unknown_profile_names_those_there_are(tmp_path):
+    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    text = run(tmp_path, "python", "-m", "stages.profile", "huge", ok=False)
+    assert "'huge'" in text and "gpu, smoke" in text and "Traceback" not in text
+
+
+@pytest.mark.parametrize("profile", [path.stem for path in (ROOT / "profiles").glob("*.yaml")])
+def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, monkeypatch, profile):
+    from synthmri import cohort, ldm, params, pretrain, scores, slices
+
+    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    run(tmp_path, "python", "-m", "stages.profile", profile)
+    assert (tmp_path / "params.yaml").read_text().count("#") == (ROOT / "params.yaml").read_text().count("#")
+    classes = {
+        "runtime": params.Runtime, "cohort": cohort.Cohort, "data": slices.Data, "encode": ldm.Encode,
+        "prompt": ldm.Prompt, "finetune": ldm.Finetune, "sample": ldm.Sample, "evaluate": scores.Evaluate,
+        "pretrain": pretrain.Pretrain,
+    }  # fmt: skip
+    for section in yaml.safe_load((tmp_path / "params.yaml").read_text()):
+        params.read(tmp_path / "params.yaml", section, classes[section])
+
+
+def test_summary_before_any_run_says_what_to_do(tmp_path):
+    text = run(tmp_path, "python", "-m", "stages.summary", ok=False)
+    assert "run `dvc repro` first" in text and "Traceback" not in text
