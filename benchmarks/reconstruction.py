@@ -53,7 +53,7 @@ def main(
         sets["simulated"] = np.asarray(imageset.read(simulated).images)
     lpips, rows = features.lpips_model(), {}
     for name, images in sets.items():
-        decoded = ldm.reconstruct(model, images, batch=16)
+        decoded = ldm.reconstruct(model, images, batch=16, bf16=True)
         rows[name] = {
             "n": len(images),
             "psnr": round(scores.psnr(decoded, images), 2),

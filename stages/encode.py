@@ -23,7 +23,7 @@ def main(
     views = [slices, slices[:, :, ::-1]] if p.flip else [slices]
     pieces = []
     for start in common.progress(range(0, len(slices), p.batch_size), "encoded batches"):
-        batch = [ldm.encode(vae, view[start : start + p.batch_size], batch=p.batch_size) for view in views]
+        batch = [ldm.encode(vae, view[start : start + p.batch_size], batch=p.batch_size, bf16=p.bf16) for view in views]
         pieces.append([np.stack(kind, axis=1) for kind in zip(*batch, strict=True)])
     mean, std = (np.concatenate(kind) for kind in zip(*pieces, strict=True))
     with common.replacing(out) as folder:

@@ -69,7 +69,7 @@ def main(
 
     from synthmri.ldm import reconstruct  # diffusers takes seconds to import; every check above comes first
 
-    decoded = reconstruct(model, images["test"], batch=evaluate.batch_size, device=runtime.device)
+    decoded = reconstruct(model, images["test"], batch=16, device=runtime.device, bf16=evaluate.bf16)
     tree = result.pop("model") | {
         **_uncertainty(values["model"][rows["model"]], values["test"], sets["test"].manifest, evaluate),
         **{f"recon_{key}": value for key, value in resemblance(decoded, images["test"]).items()},

@@ -39,6 +39,7 @@ class Encode(Section):
 
     batch_size: int = Field(ge=1, le=1024)
     flip: bool
+    bf16: bool
 
 
 class Finetune(Section):
@@ -171,13 +172,16 @@ def encode(vae, images: np.ndarray, *, batch: int, bf16: bool = False) -> tuple[
 
 
 @torch.no_grad()
-def reconstruct(model_dir: Path, images: np.ndarray, *, batch: int, device: str = "cpu") -> np.ndarray:
+def reconstruct(
+    model_dir: Path, images: np.ndarray, *, batch: int, device: str = "cpu", bf16: bool = False
+) -> np.ndarray:
     """uint8 (N, H, W) -> uint8 (N, H, W): each image through the autoencoder of a pipeline and back."""
     vae = load(model_dir, device=device).vae
     out = []
     for start in range(0, len(images), batch):
-        mean, _ = encode(vae, images[start : start + batch], batch=batch)
-        out.append(to_grey(vae.decode(torch.from_numpy(mean).to(device)).sample))
+        mean, _ = encode(vae, images[start : start + batch], batch=batch, bf16=bf16)
+        with torch.autocast(vae.device.type, dtype=torch.bfloat16, enabled=bf16):
+            out.append(to_grey(vae.decode(torch.from_numpy(mean).to(vae.device)).sample))
     return np.concatenate(out)
 
 

@@ -25,6 +25,7 @@ class Evaluate(Section):
 
     batch_size: int = Field(ge=1)
     min_images: int = Field(ge=2)
+    bf16: bool
     subsample_rounds: int = Field(ge=2)
     subsample_fraction: float = Field(gt=0, lt=1)
     seed: int = Field(ge=0)
