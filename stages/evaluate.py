@@ -28,7 +28,7 @@ def main(
     base_features: Features,
     model: Annotated[Path, typer.Option(help="fine-tuned model in the Stable Diffusion format, for recon_*")],
     metrics: Annotated[Path, typer.Option(help="JSON to write")],
-    picture: Annotated[Path, typer.Option(help="real against synthetic, PNG to write")],
+    picture: Annotated[Path, typer.Option(help="held-out beside synthetic, PNG to write")],
 ) -> None:
     runtime = common.start()
     evaluate = params.read(common.PARAMS, "evaluate", scores.Evaluate)
@@ -81,7 +81,10 @@ def main(
     with common.replacing(metrics) as part:
         part.write_text(json.dumps(_rounded(tree), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     with common.replacing(picture) as part:
-        plots.save(plots.real_against_synthetic(images["test"], compared["model"]), part)
+        # Simulated data is called simulated, here too.
+        source = sets["test"].meta.get("data", {}).get("source")
+        title = "Held out, simulated cohort" if source == "simulated" else "Held out"
+        plots.save(plots.held_out_against_synthetic(images["test"], compared["model"], title=title), part)
 
 
 def _read_set(folder: Path, least: int) -> imageset.ImageSet:

@@ -17,7 +17,14 @@ from synthmri import imageset, scores
 
 PARAMS = {
     "runtime": {"seed": 0, "threads": 2, "device": "cpu"},
-    "evaluate": {"batch_size": 8, "min_images": 10, "subsample_rounds": 5, "subsample_fraction": 0.8, "seed": 0},
+    "evaluate": {
+        "batch_size": 8,
+        "min_images": 10,
+        "bf16": False,
+        "subsample_rounds": 5,
+        "subsample_fraction": 0.8,
+        "seed": 0,
+    },
 }
 
 
@@ -75,8 +82,8 @@ def extracted(tmp_path_factory):
 def _copied(extracted, folder):
     """A copy of `extracted` as the working folder, beside an autoencoder that adds one grey level."""
 
-    def reconstruct(model, images, *, batch, device):
-        assert (model, batch, device) == (Path("models/m"), 8, "cpu")
+    def reconstruct(model, images, *, batch, device, bf16):
+        assert (model, device, bf16) == (Path("models/m"), "cpu", False)
         return np.minimum(images, 254) + np.uint8(1)
 
     with pytest.MonkeyPatch.context() as patch:

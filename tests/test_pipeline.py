@@ -116,7 +116,13 @@ def test_repro_makes_what_it_promises(repro):
     for name in ("fd_alexnet", "kid_alexnet", "ssim", "psnr", "lpips", "recon_psnr", "fd_alexnet_reduction"):
         assert np.isfinite(metrics[name]), name
     assert len(list((repro / "data/samples/latent_diffusion/png").glob("*.png"))) == 6
-    for picture in ("slices", "samples_base", "samples_latent_diffusion", "real_against_synthetic", "finetune_loss"):
+    for picture in (
+        "slices",
+        "samples_base",
+        "samples_latent_diffusion",
+        "held_out_against_synthetic",
+        "finetune_loss",
+    ):
         assert (repro / f"metrics/{picture}.png").stat().st_size > 1000
     text = run(repro, "python", "-m", "stages.summary")
     assert "fd_alexnet fell by" in text and "Not for clinical use" in text
