@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console
+from rich.progress import Progress
 
 from stages import common
 from synthmri import params
@@ -34,9 +35,7 @@ def main(
 
     first = checkpoints / f"autoencoder-{key(run.autoencoder)}.pt"
     second = checkpoints / f"unet-{key(run.unet)}-{key(run.autoencoder)}.pt"
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), refresh_per_second=1
-    ) as progress:
+    with Progress(*common.BAR, console=Console(stderr=True), refresh_per_second=1) as progress:
         if part == "unet":
             from synthmri import diffusion
 
