@@ -12,7 +12,7 @@ import numpy as np
 import typer
 
 from stages import common
-from synthmri import features, imageset, ldm, params, plots, readers, scores, slices
+from synthmri import autoencoder, features, imageset, params, plots, readers, scores, slices
 
 
 def real_sets(root: Path, data: slices.Data) -> dict[str, np.ndarray]:
@@ -51,15 +51,12 @@ def main(
     sets = real_sets(Path(root), data) if root else {}
     if (simulated / "images.npy").is_file():
         sets["simulated"] = np.asarray(imageset.read(simulated).images)
+    vae = autoencoder.load(model / "vae")
     lpips, rows = features.lpips_model(), {}
     for name, images in sets.items():
-        decoded = ldm.reconstruct(model, images, batch=16, bf16=True)
-        rows[name] = {
-            "n": len(images),
-            "psnr": round(scores.psnr(decoded, images), 2),
-            "ssim": round(scores.ssim(decoded, images), 4),
-            "lpips": round(scores.lpips_distance(decoded, images, lpips), 4),
-        }
+        decoded = autoencoder.reconstruct(vae, images, batch=16, bf16=True)
+        values = scores.resemblance(decoded, images, lpips)
+        rows[name] = {"n": len(images)} | {key: round(value, 4) for key, value in values.items()}
         print(name, rows[name])
         if show:
             show.mkdir(parents=True, exist_ok=True)

@@ -85,10 +85,40 @@ def save_pipeline(pipe, folder: Path, *, half: bool = False) -> None:
         pipe.unet.to(torch.float16)
         pipe.vae.to(torch.float16)
     pipe.save_pretrained(folder, safe_serialization=True)
+    forget_origin(folder)
+
+
+def forget_origin(folder: Path) -> None:
+    """Take out of the JSON files of a saved model where it was opened from: that differs from machine to machine."""
     for file in sorted(folder.rglob("*.json")):
         content = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
             file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def write_metrics(path: Path, tree: dict) -> None:
+    """JSON of finite numbers to six significant digits: nothing smaller means anything."""
+
+    def rounded(value):
+        return {key: rounded(item) for key, item in value.items()} if isinstance(value, dict) else float(f"{value:.6g}")
+
+    path.write_text(json.dumps(rounded(tree), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict:
+    """What another stage wrote. Raises UserError when it is not there or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); run `dvc repro`") from None
+
+
+def save_array(path: Path, array) -> None:
+    """NPY under this very name: given a path, np.save would add a suffix."""
+    import numpy as np
+
+    with open(path, "wb") as file:
+        np.save(file, array)
 
 
 def digest(*parts: object) -> str:

@@ -7,23 +7,26 @@ import numpy as np
 import typer
 
 from stages import common
-from synthmri import imageset, ldm, params
+from synthmri import autoencoder, imageset, params
 
 
 def main(
     images: Annotated[Path, typer.Option(help="ImageSet to encode")],
-    model: Annotated[Path, typer.Option(help="pipeline whose autoencoder encodes")],
+    model: Annotated[Path, typer.Option(help="autoencoder in diffusers' format")],
     out: Annotated[Path, typer.Option(help="folder of mean.npy and std.npy, float32 (N, views, 4, h, w)")],
 ):
     """Store the posterior's mean and standard deviation of every slice and, with encode.flip, of its mirror image."""
     runtime = common.start()
-    p = params.read(common.PARAMS, "encode", ldm.Encode)
+    p = params.read(common.PARAMS, "encode", autoencoder.Encode)
     slices = imageset.read(images).images
-    vae = ldm.load(model, device=runtime.device).vae
+    vae = autoencoder.load(model, device=runtime.device)
     views = [slices, slices[:, :, ::-1]] if p.flip else [slices]
     pieces = []
     for start in common.progress(range(0, len(slices), p.batch_size), "encoded batches"):
-        batch = [ldm.encode(vae, view[start : start + p.batch_size], batch=p.batch_size, bf16=p.bf16) for view in views]
+        batch = [
+            autoencoder.encode(vae, view[start : start + p.batch_size], batch=p.batch_size, bf16=p.bf16)
+            for view in views
+        ]
         pieces.append([np.stack(kind, axis=1) for kind in zip(*batch, strict=True)])
     mean, std = (np.concatenate(kind) for kind in zip(*pieces, strict=True))
     with common.replacing(out) as folder:

@@ -1,93 +1,111 @@
-"""The fine-tuned model, the base model and the floor, measured alike: `python -m stages.evaluate --help`."""
+"""Score one model's images against held-out people: `python -m stages.evaluate --help`."""
 
-import json
+import importlib
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import pandas as pd
 import typer
 
 from stages import common
-from synthmri import features, imageset, params, plots, scores
+from synthmri import features, imageset, params, plots, scorecard, scores
 from synthmri.errors import UserError
 
 Set = Annotated[Path, typer.Option(help="ImageSet to read")]
-Features = Annotated[Path, typer.Option(help="features of that set, NPY of stages.extract")]
+Features = Annotated[Path, typer.Option(help="features of that set, folder of stages.extract")]
+CLOSEST = 10  # pairs of a generated and a train image that are shown
 
 
 def main(
+    code: Annotated[str, typer.Option(help="module of the model, below synthmri: ldm, baselines/vae, ...")],
+    model: Annotated[Path, typer.Option(help="folder of the trained model, for recon_*")],
     train: Set,
     train_features: Features,
     test: Set,
     test_features: Features,
     samples: Set,
     samples_features: Features,
-    base_samples: Set,
-    base_features: Features,
-    model: Annotated[Path, typer.Option(help="fine-tuned model in the Stable Diffusion format, for recon_*")],
+    before_features: Annotated[Path, typer.Option(help="features before training, for fd_alexnet_reduction")],
     metrics: Annotated[Path, typer.Option(help="JSON to write")],
     picture: Annotated[Path, typer.Option(help="held-out beside synthetic, PNG to write")],
+    closest: Annotated[Path, typer.Option(help="the pairs of synthetic and train that resemble most, PNG to write")],
 ) -> None:
+    """Distances, resemblances, memorisation and, where there is an autoencoder, reconstruction."""
     runtime = common.start()
-    evaluate = params.read(common.PARAMS, "evaluate", scores.Evaluate)
-    folders = {"train": train, "test": test, "model": samples, "base": base_samples}
-    files = {"train": train_features, "test": test_features, "model": samples_features, "base": base_features}
-    sets = {name: _read_set(folder, evaluate.min_images) for name, folder in folders.items()}
-    values = {name: _read_features(path, len(sets[name])) for name, path in files.items()}
-    images = {name: sets[name].images for name in sets}
-    if len({array.shape[1:] for array in images.values()}) > 1:
-        sizes = ", ".join(f"{folders[name]} {array.shape[1:]}" for name, array in images.items())
-        raise UserError(f"the sets differ in size of image: {sizes}; run `dvc repro`")
-
+    p = params.read(common.PARAMS, "evaluate", scores.Evaluate)
+    reference_set = reference(train, train_features, test, test_features, p)
+    made = read_set(samples, p.min_images)
+    values = read_features(samples_features, len(made))
+    if made.images.shape[1:] != reference_set.test.shape[1:]:
+        raise UserError(
+            f"{samples} holds images of {made.images.shape[1:]} pixels, {test} of {reference_set.test.shape[1:]}; "
+            "run `dvc repro`"
+        )
     # A Frechet distance grows as N falls, so all that is compared has one N and one reference: every held-out image.
-    n = min(len(sets[name]) for name in ("train", "model", "base"))
-    rows = {name: _draw(len(sets[name]), n, evaluate.seed) for name in ("train", "model", "base")}
-
-    def distribution(name: str) -> dict:
-        x, y = values[name][rows[name]], values["test"]
-        return {"fd_alexnet": scores.frechet_distance(x, y), "kid_alexnet": scores.kernel_distance(x, y)}
-
-    result = {"model": distribution("model"), "base": distribution("base"), "floor": distribution("train")}
-    fd = {name: numbers["fd_alexnet"] for name, numbers in result.items()}
-    if min(fd["base"], fd["floor"]) == 0:
-        raise UserError(f"{test} holds the images of {train} or {base_samples}; split by subject again")
-
-    lpips = features.lpips_model(device=runtime.device)
-
-    def resemblance(ours: np.ndarray, references: np.ndarray) -> dict:
-        return {
-            "ssim": scores.ssim(ours, references),
-            "psnr": scores.psnr(ours, references),
-            "lpips": scores.lpips_distance(ours, references, lpips, batch=evaluate.batch_size),
+    n = min(len(made), len(reference_set.train))
+    rows = draw(len(made), n, p.seed)
+    images, lpips = np.array(made.images[rows]), features.lpips_model(device=runtime.device)
+    result, correlation, which = scorecard.score(
+        images, {name: array[rows] for name, array in values.items()}, reference_set, p, lpips
+    )
+    if samples_features != before_features:
+        before = read_features(before_features, len(made))["alexnet"][rows]
+        distance = scores.frechet_distance(before, reference_set.test_features["alexnet"])
+        result["fd_alexnet_before"] = distance
+        result["fd_alexnet_reduction"] = (distance - result["fd_alexnet"]) / distance
+    rebuilt = reconstruction(code, model, runtime.device, np.array(reference_set.test))
+    if rebuilt is not None:
+        result |= {
+            f"recon_{name}": value
+            for name, value in scores.resemblance(rebuilt, reference_set.test, lpips, batch=p.batch_size).items()
         }
-
-    compared = {"model": images["model"][rows["model"]], "base": images["base"][rows["base"]], "floor": images["test"]}
-    for name, ours in compared.items():
-        result[name] |= resemblance(ours, images["train"][scores.nearest_by_pixels(ours, images["train"])])
-
-    from synthmri.ldm import reconstruct  # diffusers takes seconds to import; every check above comes first
-
-    decoded = reconstruct(model, images["test"], batch=16, device=runtime.device, bf16=evaluate.bf16)
-    tree = result.pop("model") | {
-        **_uncertainty(values["model"][rows["model"]], values["test"], sets["test"].manifest, evaluate),
-        **{f"recon_{key}": value for key, value in resemblance(decoded, images["test"]).items()},
-        "fd_alexnet_reduction": (fd["base"] - fd["model"]) / fd["base"],
-        "fd_ratio_to_floor": fd["model"] / fd["floor"],
-        "n": n,
-        **result,
-    }
-    with common.replacing(metrics) as part:
-        part.write_text(json.dumps(_rounded(tree), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    with common.replacing(picture) as part:
-        # Simulated data is called simulated, here too.
-        source = sets["test"].meta.get("data", {}).get("source")
-        title = "Held out, simulated cohort" if source == "simulated" else "Held out"
-        plots.save(plots.held_out_against_synthetic(images["test"], compared["model"], title=title), part)
+        result["recon_fd_alexnet"] = scores.frechet_distance(
+            features.alexnet(rebuilt, batch=p.batch_size, device=runtime.device), reference_set.test_features["alexnet"]
+        )
+    order = np.argsort(-correlation, kind="stable")[:CLOSEST]
+    pairs = np.concatenate([images[order], reference_set.train[which[order]]])
+    captions = [f"r = {correlation[i]:.3f}" for i in order] + ["train"] * len(order)
+    # Simulated data is called simulated, here too.
+    source = imageset.read(test).meta.get("data", {}).get("source")
+    title = "Held out, simulated cohort" if source == "simulated" else "Held out"
+    with common.replacing(metrics) as json, common.replacing(picture) as beside, common.replacing(closest) as sheet:
+        common.write_metrics(json, result)
+        plots.save(plots.held_out_against_synthetic(reference_set.test, images, title=title), beside)
+        plots.save(plots.contact_sheet(pairs, columns=len(order), captions=captions), sheet)
 
 
-def _read_set(folder: Path, least: int) -> imageset.ImageSet:
+def reference(
+    train: Path, train_features: Path, test: Path, test_features: Path, p: scores.Evaluate
+) -> scorecard.Reference:
+    """Read what all models are measured against, checked."""
+    train_set, test_set = read_set(train, p.min_images), read_set(test, p.min_images)
+    if train_set.images.shape[1:] != test_set.images.shape[1:]:
+        raise UserError(
+            f"{train} holds images of {train_set.images.shape[1:]} pixels, {test} of {test_set.images.shape[1:]}; "
+            "run `dvc repro`"
+        )
+    subjects = test_set.manifest["subject"] if "subject" in test_set.manifest else None
+    if subjects is None or subjects.nunique() < 2:  # then absent: an invented spread would mislead
+        print("fewer than 2 held-out subjects are known: no uncertainty (*_std)", file=sys.stderr)
+        subjects = None
+    train_values = read_features(train_features, len(train_set))
+    test_values = read_features(test_features, len(test_set))
+    if scores.frechet_distance(train_values["alexnet"], test_values["alexnet"]) == 0:
+        raise UserError(f"{test} holds the images of {train}; split by subject again")
+    return scorecard.Reference(train_set.images, test_set.images, train_values, test_values, subjects)
+
+
+def reconstruction(code: str, model: Path, device: str, images: np.ndarray) -> np.ndarray | None:
+    """uint8 (N, H, W) through the model's autoencoder and back; None for a model without one."""
+    module = importlib.import_module(f"synthmri.{code.replace('/', '.')}")
+    if not hasattr(module, "reconstruct"):
+        return None
+    return module.reconstruct(module.load(model, device=device), images, batch=16)
+
+
+def read_set(folder: Path, least: int) -> imageset.ImageSet:
+    """An ImageSet of at least `least` images."""
     found = imageset.read(folder)
     if len(found) < least:
         raise UserError(
@@ -97,44 +115,25 @@ def _read_set(folder: Path, least: int) -> imageset.ImageSet:
     return found
 
 
-def _read_features(path: Path, count: int) -> np.ndarray:
-    try:
-        values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as features ({error}); run `dvc repro`") from None
-    if values.ndim != 2 or len(values) != count:
-        raise UserError(f"{path} holds {values.shape} features for {count} images; run `dvc repro`")
-    return values
+def read_features(folder: Path, count: int) -> dict[str, np.ndarray]:
+    """Extractor -> float32 (count, D), of what stages.extract wrote."""
+    found = {}
+    for file in sorted(folder.glob("*.npy")):
+        try:
+            values = np.load(file, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file} cannot be read as features ({error}); run `dvc repro`") from None
+        if values.ndim != 2 or len(values) != count:
+            raise UserError(f"{file} holds {values.shape} features for {count} images; run `dvc repro`")
+        found[file.stem] = values
+    if "alexnet" not in found:
+        raise UserError(f"{folder} holds no features; run `dvc repro`")
+    return found
 
 
-def _draw(size: int, n: int, seed: int) -> np.ndarray:
+def draw(size: int, n: int, seed: int) -> np.ndarray:
     """n of the rows 0 .. size - 1 in ascending order, at random: a set may be sorted by subject or by prompt."""
     return np.sort(np.random.default_rng(seed).choice(size, n, replace=False))
-
-
-def _uncertainty(ours: np.ndarray, reference: np.ndarray, manifest: pd.DataFrame, evaluate: scores.Evaluate) -> dict:
-    if "subject" not in manifest or manifest["subject"].nunique() < 2:  # then absent: an invented spread would mislead
-        print("fewer than 2 held-out subjects are known: no fd_alexnet_std and kid_alexnet_std", file=sys.stderr)
-        return {}
-    distances = {"fd_alexnet_std": scores.frechet_distance, "kid_alexnet_std": scores.kernel_distance}
-    return {
-        name: scores.by_subject(
-            lambda part, distance=distance: distance(ours, part),
-            reference,
-            manifest["subject"],
-            rounds=evaluate.subsample_rounds,
-            fraction=evaluate.subsample_fraction,
-            seed=evaluate.seed,
-        )
-        for name, distance in distances.items()
-    }
-
-
-def _rounded(value):
-    """Six significant digits: `dvc metrics diff` stays readable, and nothing smaller means anything."""
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    return float(f"{value:.6g}")
 
 
 if __name__ == "__main__":

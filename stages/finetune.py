@@ -10,47 +10,73 @@ import numpy as np
 import typer
 
 from stages import common
-from synthmri import imageset, ldm, params, plots
+from synthmri import autoencoder, imageset, ldm, params, progression, prompt, sampling
 
 
 def main(
     images: Annotated[Path, typer.Option(help="ImageSet of the training slices, for its manifest")],
     latents: Annotated[Path, typer.Option(help="folder that `encode` wrote")],
     base: Annotated[Path, typer.Option(help="pipeline to start from")],
+    vae: Annotated[Path, typer.Option(help="autoencoder that the latents are of")],
     out: Annotated[Path, typer.Option(help="folder of the fine-tuned pipeline")],
     log: Annotated[Path, typer.Option(help="CSV: step, loss, learning rate")],
-    picture: Annotated[Path, typer.Option(help="PNG of the loss")],
+    snapshots: Annotated[Path, typer.Option(help="NPY of images of the same seeds over the epochs")],
+    effort: Annotated[Path, typer.Option(help="JSON: parameters, images seen, floating-point operations")],
     checkpoints: Annotated[Path, typer.Option(help="where an interrupted run goes on from")] = Path(".ckpt/finetune"),
 ):
     """Train by section `finetune`, with prompts by section `prompt`."""
     runtime = common.start()
     p = params.read(common.PARAMS, "finetune", ldm.Finetune)
-    prompt = params.read(common.PARAMS, "prompt", ldm.Prompt)
+    words = params.read(common.PARAMS, "prompt", prompt.Prompt)
+    draw = params.read(common.PARAMS, "sample", sampling.Sample)
+    progress = params.read(common.PARAMS, "progression", progression.Progression)
     mean, std = np.load(latents / "mean.npy"), np.load(latents / "std.npy")
-    texts = ldm.prompts(imageset.read(images).manifest, prompt)
+    train = imageset.read(images)
+    texts = prompt.prompts(train.manifest, words)
     key = common.digest(
-        p.model_dump(), prompt.model_dump(), runtime.model_dump(), latents, base, images / "manifest.csv"
-    )
+        p.model_dump(), words.model_dump(), draw.model_dump(), progress.model_dump(), runtime.model_dump(),
+        latents, base, vae, images / "manifest.csv",
+    )  # fmt: skip
     pipe = ldm.load(base, device=runtime.device)
+    pipe.vae = autoencoder.load(vae, device=runtime.device)
+    pipe.unet.register_to_config(sample_size=mean.shape[-1])  # so that it draws this size unless told otherwise
+    store, shown = progression.Store(checkpoints / key), progression.epochs_shown(p.epochs, progress.points)
+    seeds = list(range(progress.n))
+    fast = draw.model_copy(update={"steps": progress.steps, "batch_size": progress.batch_size})
+
+    def snapshot(epoch: int) -> None:
+        if epoch in shown:
+            images_now = ldm.sample(pipe, prompt.drawn(texts, seeds), seeds, fast, size=train.images.shape[1])
+            store.put(shown.index(epoch), images_now)
+
     steps = p.epochs * -(-len(texts) // p.batch_size)
     with common.counter("fine-tuning steps", steps) as tick:
-        history = ldm.finetune(
-            pipe, mean, std, texts, p,
-            checkpoint=checkpoints / f"{key}.pt", token=prompt.token, device=runtime.device, tick=tick,
+        history, operations = ldm.finetune(
+            pipe, mean, std, texts, p, checkpoint=checkpoints / f"{key}.pt", token=words.token,
+            device=runtime.device, tick=tick, snapshot=snapshot,
         )  # fmt: skip
-    pipe.unet.register_to_config(sample_size=mean.shape[-1])  # so that it draws this size unless told otherwise
-    with common.replacing(out) as folder, common.replacing(log) as table, common.replacing(picture) as figure:
+    with (
+        common.replacing(out) as folder,
+        common.replacing(snapshots) as strip,
+        common.replacing(log) as table,
+        common.replacing(effort) as numbers,
+    ):
         common.save_pipeline(pipe, folder)
+        common.save_array(strip, store.stack(len(shown)))
         lines = [f"{step},{loss:.6g},{rate:.6g}" for step, loss, rate in history]
         table.write_text("\n".join(["step,loss,learning_rate", *lines]) + "\n", encoding="utf-8")
-        steps_done, losses = [step for step, _, _ in history], [loss for _, loss, _ in history]
-        window = max(1, len(losses) // 30)
-        smooth = np.convolve(losses, np.ones(window) / window, mode="valid") if losses else []
-        chart = plots.curve(
-            [steps_done, steps_done[window - 1 :]], [losses, smooth], ["each step", f"mean of {window} steps"],
-            x_label="step", y_label="weighted denoising loss", title="Fine-tuning",
-        )  # fmt: skip
-        plots.save(chart, figure)
+        weights = sum(
+            weight.numel() for part in (pipe.unet, pipe.vae, pipe.text_encoder) for weight in part.parameters()
+        )
+        common.write_metrics(
+            numbers,
+            {
+                "parameters": weights,
+                "images_seen": p.epochs * len(texts),
+                "teraflop": operations / 1e12,
+                "epochs": p.epochs,
+            },
+        )
 
 
 if __name__ == "__main__":

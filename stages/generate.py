@@ -12,7 +12,7 @@ import typer
 from PIL import Image
 
 from stages import common
-from synthmri import ldm, params
+from synthmri import ldm, params, sampling
 from synthmri.errors import UserError
 
 SYNTHETIC = "SYNTHETIC IMAGE, NOT A PATIENT, NOT FOR CLINICAL USE"
@@ -30,7 +30,7 @@ def main(
 ):
     """Draw N images with the steps, guidance and scheduler of section `sample`."""
     runtime = common.start()
-    p = params.read(common.PARAMS, "sample", ldm.Sample)
+    p = params.read(common.PARAMS, "sample", sampling.Sample)
     if out.exists():
         raise UserError(f"{out} exists already; name another folder with --out, or remove it")
     if not (model / "model_index.json").is_file():

@@ -37,9 +37,9 @@ def main(
     second = checkpoints / f"unet-{key(run.unet)}-{key(run.autoencoder)}.pt"
     with Progress(*common.BAR, console=Console(stderr=True), refresh_per_second=1) as progress:
         if part == "unet":
-            from synthmri import diffusion
+            from synthmri import training
 
-            state = diffusion.load_checkpoint(first)
+            state = training.load_checkpoint(first)
             if state is None:
                 raise UserError(f"{first} is missing; run with --part autoencoder first")
             vae = pretrain.new_autoencoder(run.autoencoder)

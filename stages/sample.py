@@ -1,5 +1,6 @@
-"""Draw an ImageSet from a pipeline, with PNGs and one .npy beside it."""
+"""Draw an ImageSet from a trained model, with PNGs and one .npy beside it."""
 
+import importlib
 from pathlib import Path
 from typing import Annotated
 
@@ -9,33 +10,36 @@ import typer
 from PIL import Image
 
 from stages import common
-from synthmri import imageset, ldm, params, plots
+from synthmri import imageset, params, plots, prompt, sampling
 
 
 def main(
-    model: Annotated[Path, typer.Option(help="pipeline in Stable Diffusion format")],
+    code: Annotated[str, typer.Option(help="module that draws, below synthmri: ldm, baselines/vae, ...")],
+    model: Annotated[Path, typer.Option(help="folder of the trained model")],
     images: Annotated[Path, typer.Option(help="ImageSet of the training slices, whose prompts are drawn from")],
     out: Annotated[Path, typer.Option(help="folder of the ImageSet, png/ and samples.npy")],
     sheet: Annotated[Path, typer.Option(help="PNG contact sheet")],
 ):
     """Sample by section `sample`: image i depends on its seed (sample.seed + i) alone."""
     runtime = common.start()
-    p = params.read(common.PARAMS, "sample", ldm.Sample)
-    prompt = params.read(common.PARAMS, "prompt", ldm.Prompt)
+    p = params.read(common.PARAMS, "sample", sampling.Sample)
     train = imageset.read(images)
-    known = ldm.prompts(train.manifest, prompt)
     seeds = list(range(p.seed, p.seed + p.n))
-    # The prompts of the training slices in a fixed random order: seed -> prompt, whatever N.
-    order = np.random.default_rng(0).permutation(len(known))
-    texts = [known[order[seed % len(known)]] for seed in seeds]
-    size = train.images.shape[1]
-    pipe = ldm.load(model, device=runtime.device)
-    drawn = ldm.sample(
-        pipe, texts, seeds, p, size=size, progress=lambda starts, n: common.progress(starts, "sampled batches", n)
-    )
+    module = importlib.import_module(f"synthmri.{code.replace('/', '.')}")
+    trained = module.load(model, device=runtime.device)
+    if code == "ldm":
+        words = params.read(common.PARAMS, "prompt", prompt.Prompt)
+        texts = prompt.drawn(prompt.prompts(train.manifest, words), seeds)
+        size = train.images.shape[1]
+        drawn = module.sample(trained, texts, seeds, p, size=size, progress=_progress)
+    else:
+        texts = [""] * p.n
+        drawn = module.sample(trained, seeds, batch_size=p.batch_size)
+    of_ldm = {"steps", "guidance", "scheduler", "bf16"}
+    knobs = p.model_dump(exclude=set() if code == "ldm" else of_ldm)
     manifest = pd.DataFrame({"model": model.name, "seed": [str(seed) for seed in seeds], "prompt": texts})
     keep = {key: train.meta[key] for key in ("pixel_mm", "orientation") if key in train.meta}
-    made = imageset.ImageSet(drawn, manifest, {"model": model.name, "sample": p.model_dump(), **keep})
+    made = imageset.ImageSet(drawn, manifest, {"model": model.name, "sample": knobs, **keep})
     with common.replacing(out) as folder, common.replacing(sheet) as picture:
         imageset.write(folder, made)
         (folder / "png").mkdir()
@@ -44,6 +48,10 @@ def main(
         # The shape that users of the original notebook read: N x H x W, or N x H x W x 3.
         np.save(folder / "samples.npy", drawn if p.channels == 1 else np.repeat(drawn[..., None], 3, axis=-1))
         plots.save(plots.contact_sheet(drawn[:64], columns=8), picture)
+
+
+def _progress(starts, count: int):
+    return common.progress(starts, "sampled batches", count)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
 """Say where the results are, what the main numbers were, and what to try next."""
 
-import json
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from stages import common
-from synthmri.errors import UserError
+from synthmri import comparison
 
 SPLITS = ("train", "val", "test")
+SCORES = ("fd_alexnet", "kid_alexnet", "coverage", "memorised")
 NEXT = """\
 what to try next
   .venv/bin/dvc exp run -S finetune.epochs=20 && .venv/bin/dvc metrics diff
@@ -20,28 +20,33 @@ Research only. Not for clinical use."""
 
 def main():
     """Print the summary of the last `dvc repro`."""
-    try:
-        data = json.loads(Path("metrics/data.json").read_text(encoding="utf-8"))
-        model = json.loads(Path("metrics/latent_diffusion.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename} is missing; run `dvc repro` first") from None
+    data = common.read_json(Path("metrics/data.json"))
+    comparison_tree = common.read_json(Path("metrics/comparison.json"))
+    models, references = comparison_tree["models"], comparison_tree["references"]
     console = Console()
-    table = Table(title="latent diffusion against held-out slices", title_justify="left")
-    for title in ("", "fine-tuned", "base, before", "floor: held-out against train"):
+    table = Table(title="against held-out slices (± standard error over subjects)", title_justify="left")
+    for title in ("", *SCORES):
         table.add_column(title)
-    for name in ("fd_alexnet", "kid_alexnet", "ssim", "psnr", "lpips"):
-        cells = [source.get(name) for source in (model, model["base"], model["floor"])]
-        table.add_row(name, *["" if cell is None else f"{cell:.4g}" for cell in cells])
+    rows = {title: models[name] for name, title in comparison.MODELS.items()}
+    rows |= {title: references[name] for name, title in comparison.REFERENCES.items()}
+    for title, row in rows.items():
+        table.add_row(title, *[_cell(row, name) for name in SCORES])
     counts = [f"{name} {data[name]['images']} slices of {data[name]['subjects'] or '?'} subjects" for name in SPLITS]
     console.print(f"\ndata: {', '.join(counts)}")
     console.print(table)
     console.print(
-        f"fd_alexnet fell by {100 * model['fd_alexnet_reduction']:.0f} % over fine-tuning (n = {model['n']:.0f})"
+        f"fd_alexnet of latent diffusion fell by {100 * models['latent_diffusion']['fd_alexnet_reduction']:.0f} % over "
+        f"fine-tuning (n = {models['latent_diffusion']['n']:.0f})"
     )
-    console.print("\npictures")
-    for picture in sorted(Path("metrics").glob("*.png")):
+    console.print("\nall of it on one page: metrics/report.html\npictures")
+    for picture in sorted(Path("metrics").rglob("*.png")):
         console.print(f"  {picture}", highlight=False)
     console.print(f"\n{NEXT}", highlight=False)
+
+
+def _cell(row: dict[str, float], name: str) -> str:
+    spread = f" ± {row[f'{name}_std']:.2g}" if f"{name}_std" in row else ""
+    return f"{row[name]:.3g}{spread}" if name in row else ""
 
 
 if __name__ == "__main__":

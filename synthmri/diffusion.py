@@ -1,8 +1,4 @@
-"""What every diffusion training here shares: the loss, the schedule of the learning rate, and checkpoints."""
-
-import math
-import os
-from pathlib import Path
+"""The loss of every diffusion model here, in latents and in pixels."""
 
 import torch
 import torch.nn.functional as F
@@ -40,33 +36,3 @@ def loss(
         weight = snr.clamp_max(min_snr) / (snr.clamp_min(1e-8) if kind == "epsilon" else snr + 1)
         each = each * weight
     return each.mean()
-
-
-def warm_cosine(step: int, steps: int, warmup: int) -> float:
-    """Factor of the learning rate: a linear warm-up, then half a cosine down to 1 %."""
-    if step < warmup:
-        return (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - warmup)
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-
-def step_generator(seed: int, step: int) -> torch.Generator:
-    """The random numbers of one step: they depend on the step alone, so a resumed run goes on as if never stopped."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
-
-
-def save_checkpoint(path: Path, state: dict) -> None:
-    """Write tensors and numbers so that a kill at any moment leaves the old checkpoint or the new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    with open(part, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-
-
-def load_checkpoint(path: Path) -> dict | None:
-    """The state that was saved last, or None. Only tensors and plain values are admitted."""
-    return torch.load(path, map_location="cpu", weights_only=True) if Path(path).exists() else None

@@ -1,45 +1,21 @@
-"""The latent diffusion model: any pipeline in Stable Diffusion format, encoded with, fine-tuned and sampled from.
+"""The latent diffusion model: any pipeline in Stable Diffusion format, fine-tuned and sampled from.
 
 Scheduler, prediction type, betas and latent scaling are read from the checkpoint, never assumed.
 """
 
-import string
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pandas as pd
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from synthmri import diffusion
+from synthmri import autoencoder, diffusion, sampling, training
 from synthmri.errors import UserError
 from synthmri.imageset import to_uint8
 from synthmri.params import Section
-
-PROMPT_FIELDS = ("contrast", "plane", "level", "label", "token")
-
-
-class Prompt(Section):
-    """Section `prompt`: the words that name a slice, in training and in sampling."""
-
-    template: str
-    token: str = Field(pattern=r"^(<[a-z0-9-]{1,30}>)?$")
-
-    @field_validator("template")
-    @classmethod
-    def _fields(cls, value: str) -> str:
-        check_template(value)
-        return value
-
-
-class Encode(Section):
-    """Section `encode`."""
-
-    batch_size: int = Field(ge=1, le=1024)
-    flip: bool
-    bf16: bool
 
 
 class Finetune(Section):
@@ -47,6 +23,7 @@ class Finetune(Section):
 
     base_model: str = Field(min_length=1)
     base_revision: str
+    autoencoder: Literal["none", "decoder", "full"]
     seed: int = Field(ge=0)
     epochs: int = Field(ge=0, le=10_000)
     batch_size: int = Field(ge=1, le=4096)
@@ -58,52 +35,6 @@ class Finetune(Section):
     empty_prompt: float = Field(ge=0, lt=1)
     precision: Literal["no", "bf16", "fp16"]
     train_text_encoder: bool
-
-
-class Sample(Section):
-    """Section `sample`."""
-
-    n: int = Field(ge=1, le=100_000)
-    seed: int = Field(ge=0)
-    steps: int = Field(ge=1, le=1000)
-    guidance: float = Field(ge=0, le=50)
-    scheduler: Literal["dpmsolver++", "ddim", "ddpm", "euler"]
-    batch_size: int = Field(ge=1, le=1024)
-    bf16: bool
-    channels: Literal[1, 3]
-
-
-def check_template(template: str) -> None:
-    """Raise ValueError unless every {field} of a prompt template is one of PROMPT_FIELDS."""
-    try:
-        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-    except ValueError as error:
-        raise ValueError(f"{template!r} is no template ({error}); write fields as {{contrast}}") from None
-    for name in names:
-        if name not in PROMPT_FIELDS:
-            raise ValueError(
-                f"{{{name}}} is no field of a prompt; use {', '.join('{' + f + '}' for f in PROMPT_FIELDS)}"
-            )
-
-
-def prompts(manifest: pd.DataFrame, p: Prompt) -> list[str]:
-    """One prompt a row of a manifest; a part between commas whose field is empty is left out.
-
-    `level` is the slice's depth in whole centimetres below the vertex.
-    """
-    out = []
-    for row in manifest.to_dict("records"):
-        depth = row.get("depth_mm", "")
-        level = str(round(float(depth) / 10)) if depth else ""
-        fields = {"token": p.token, "level": level} | {key: row.get(key, "") for key in ("contrast", "plane", "label")}
-        fields = {key: "" if value == "unknown" else value for key, value in fields.items()}
-        parts = []
-        for part in p.template.split(","):
-            names = [name for _, name, _, _ in string.Formatter().parse(part) if name]
-            if len(parts) == 0 or all(fields[name] for name in names):
-                parts.append(" ".join(part.format(**fields).split()))
-        out.append(", ".join(part for part in parts if part))
-    return out
 
 
 def load(model: str | Path, *, revision: str = "", device: str = "cpu"):
@@ -137,52 +68,6 @@ def load(model: str | Path, *, revision: str = "", device: str = "cpu"):
     for part in (pipe.vae, pipe.unet, pipe.text_encoder):
         part.requires_grad_(False).eval()
     return pipe.to(device)
-
-
-def to_tensor(images: np.ndarray) -> torch.Tensor:
-    """uint8 (B, H, W) -> float32 (B, 3, H, W) in [-1, 1], what an autoencoder of this format takes."""
-    x = torch.from_numpy(np.ascontiguousarray(images)).float() / 127.5 - 1
-    return x[:, None].expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
-
-
-def to_grey(decoded: torch.Tensor) -> np.ndarray:
-    """(B, 3, H, W) about [-1, 1] -> uint8 (B, H, W): the channels' mean, through the project's one quantisation."""
-    return to_uint8((decoded.float().mean(dim=1) / 2 + 0.5).cpu().numpy())
-
-
-@torch.no_grad()
-def encode(vae, images: np.ndarray, *, batch: int, bf16: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Posterior mean and standard deviation of uint8 (N, H, W) -> two float32 (N, 4, h, w), unscaled.
-
-    Never one sample of it: that would bake its noise into every epoch. A deterministic autoencoder has deviation 0.
-    """
-    means, deviations = [], []
-    device = next(vae.parameters()).device
-    for start in range(0, len(images), batch):
-        x = to_tensor(images[start : start + batch]).to(device)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-            out = vae.encode(x)
-        if hasattr(out, "latent_dist"):
-            mean, deviation = out.latent_dist.mean, out.latent_dist.std
-        else:
-            mean, deviation = out.latents, torch.zeros_like(out.latents)
-        means.append(mean.float().cpu().numpy())
-        deviations.append(deviation.float().cpu().numpy())
-    return np.concatenate(means), np.concatenate(deviations)
-
-
-@torch.no_grad()
-def reconstruct(
-    model_dir: Path, images: np.ndarray, *, batch: int, device: str = "cpu", bf16: bool = False
-) -> np.ndarray:
-    """uint8 (N, H, W) -> uint8 (N, H, W): each image through the autoencoder of a pipeline and back."""
-    vae = load(model_dir, device=device).vae
-    out = []
-    for start in range(0, len(images), batch):
-        mean, _ = encode(vae, images[start : start + batch], batch=batch, bf16=bf16)
-        with torch.autocast(vae.device.type, dtype=torch.bfloat16, enabled=bf16):
-            out.append(to_grey(vae.decode(torch.from_numpy(mean).to(vae.device)).sample))
-    return np.concatenate(out)
 
 
 @torch.no_grad()
@@ -220,16 +105,20 @@ def finetune(
     token: str = "",
     device: str = "cpu",
     tick: Callable[[int, float], None] = lambda step, loss: None,
-) -> list[tuple[int, float, float]]:
+    snapshot: Callable[[int], None] = lambda epoch: None,
+) -> tuple[list[tuple[int, float, float]], int]:
     """Train the UNet of `pipe` (and by p.train_text_encoder its text encoder) in place; it ends with averaged weights.
 
     mean, std: (N, V, 4, h, w) unscaled posterior of V views of each image (itself, mirrored); texts: N prompts;
     token: a token of theirs that the tokenizer is to learn, or "".
-    Written to `checkpoint` after every epoch; a run that was killed goes on from there to the same result.
-    Returns (step, loss, learning rate) of every step. Raises UserError when the loss stops being finite.
+    Written to `checkpoint` after every epoch; a run that was killed goes on from there to the same result. Before the
+    first epoch and after each, `snapshot(epochs done)` is called while `pipe` holds the averaged weights.
+    Returns (step, loss, learning rate) of every step, and the floating-point operations of the whole (those of one
+    step, counted by torch, times the steps). Raises UserError when the loss stops being finite.
     """
     from accelerate import Accelerator
     from diffusers.training_utils import EMAModel
+    from torch.utils.flop_counter import FlopCounterMode
 
     if token and not p.train_text_encoder:
         raise UserError(
@@ -261,35 +150,40 @@ def finetune(
     total = p.epochs * per_epoch
 
     history: list[tuple[int, float, float]] = []
-    if state := diffusion.load_checkpoint(checkpoint):
+    operations = 0
+    if state := training.load_checkpoint(checkpoint):
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         for shadow, saved in zip(ema.shadow_params, state["ema"], strict=True):
             shadow.copy_(saved)
         history = [tuple(entry) for entry in state["history"]]
-        ema.optimization_step = len(history)
+        ema.optimization_step, operations = len(history), state["operations"]
+    else:
+        snapshot(0)
     for epoch in range(len(history) // per_epoch, p.epochs):
-        order = torch.randperm(count, generator=diffusion.step_generator(p.seed, epoch))
+        order = torch.randperm(count, generator=training.step_generator(p.seed, epoch))
         for i in range(per_epoch):
             step = epoch * per_epoch + i
             # All that is random about a step comes from its number, so a resumed run is the run that was not stopped.
-            generator = diffusion.step_generator(p.seed + 1, step)
+            generator = training.step_generator(p.seed + 1, step)
             rows = order[i * p.batch_size : (i + 1) * p.batch_size]
             view = torch.randint(views, (len(rows),), generator=generator)
             z = mean[rows, view] + std[rows, view] * torch.randn(std[rows, view].shape, generator=generator)
             x0 = ((z - shift) * scale).to(accelerator.device)
             empty = torch.rand(len(rows), generator=generator) < p.empty_prompt
             which = torch.where(empty, torch.tensor(known.index("")), row[rows]).to(accelerator.device)
-            with accelerator.autocast():
-                states = text_encoder(ids[which])[0] if cached is None else cached[which]
-                value = diffusion.loss(
-                    unet, x0, pipe.scheduler, generator, min_snr=p.min_snr, encoder_hidden_states=states
-                )
-            rate = p.learning_rate * diffusion.warm_cosine(step, total, p.warmup_steps)
+            optimizer.zero_grad()
+            with FlopCounterMode(display=False) if operations == 0 else nullcontext() as counter:
+                with accelerator.autocast():
+                    states = text_encoder(ids[which])[0] if cached is None else cached[which]
+                    value = diffusion.loss(
+                        unet, x0, pipe.scheduler, generator, min_snr=p.min_snr, encoder_hidden_states=states
+                    )
+                accelerator.backward(value)
+            operations = operations or counter.get_total_flops()
+            rate = p.learning_rate * training.warm_cosine(step, total, p.warmup_steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            optimizer.zero_grad()
-            accelerator.backward(value)
             accelerator.clip_grad_norm_(weights, p.gradient_clip)
             optimizer.step()
             ema.step(weights)
@@ -301,17 +195,21 @@ def finetune(
                 )
             history.append((step, loss, rate))
             tick(step, loss)
-        diffusion.save_checkpoint(
+        ema.store(weights)
+        ema.copy_to(weights)
+        snapshot(epoch + 1)
+        ema.restore(weights)
+        training.save_checkpoint(
             checkpoint,
             {
-                "network": network.state_dict(), "optimizer": optimizer.state_dict(),
-                "ema": ema.shadow_params, "history": [list(entry) for entry in history],
+                "network": network.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.shadow_params,
+                "history": [list(entry) for entry in history], "operations": operations,
             },
         )  # fmt: skip
     if history:  # zero epochs leave the base as it is
         ema.copy_to(weights)
     network.requires_grad_(False).eval()
-    return history
+    return history, operations * total
 
 
 def new_scheduler(pipe, name: str):
@@ -319,12 +217,13 @@ def new_scheduler(pipe, name: str):
     import diffusers
 
     cls = {
+        "sde-dpmsolver++": diffusers.DPMSolverMultistepScheduler,
         "dpmsolver++": diffusers.DPMSolverMultistepScheduler,
         "ddim": diffusers.DDIMScheduler,
         "ddpm": diffusers.DDPMScheduler,
         "euler": diffusers.EulerDiscreteScheduler,
     }[name]
-    extra = {"algorithm_type": "dpmsolver++", "solver_order": 2} if name == "dpmsolver++" else {}
+    extra = {"algorithm_type": name, "solver_order": 2} if name.endswith("dpmsolver++") else {}
     if name in ("ddim", "ddpm"):
         extra["clip_sample"] = False  # latents are not confined to [-1, 1]
     return cls.from_config(pipe.scheduler.config, **extra)
@@ -335,7 +234,7 @@ def sample(
     pipe,
     texts: Sequence[str],
     seeds: Sequence[int],
-    p: Sample,
+    p: sampling.Sample,
     *,
     size: int,
     progress: Callable = lambda batches, total: batches,
@@ -345,7 +244,7 @@ def sample(
     Each image has a generator of its own, and every batch the same shape (the last is filled up), so that neither N nor
     the company in its batch changes an image.
     """
-    pipe.scheduler = new_scheduler(pipe, p.scheduler)
+    own, pipe.scheduler = pipe.scheduler, new_scheduler(pipe, p.scheduler)
     pipe.unet.to(memory_format=torch.channels_last)
     out = np.empty((len(seeds), size, size), np.uint8)
     starts = range(0, len(seeds), p.batch_size)
@@ -366,4 +265,10 @@ def sample(
             raise UserError("the model draws values that are not finite; train it again with a lower learning rate")
         grey = to_uint8(decoded.float().mean(dim=1).cpu().numpy())
         out[start : start + p.batch_size] = grey[: len(seeds) - start]
+    pipe.scheduler = own
     return out
+
+
+def reconstruct(pipe, images: np.ndarray, *, batch: int) -> np.ndarray:
+    """uint8 (N, S, S) -> uint8 (N, S, S): each image through the autoencoder of the pipeline and back."""
+    return autoencoder.reconstruct(pipe.vae, images, batch=batch)

@@ -33,7 +33,7 @@ class Runtime(Section):
 
 
 def read(path: Path, section: str, cls: type[S]) -> S:
-    """Read one section of a YAML file as `cls`.
+    """Read one section of a YAML file as `cls`; a section within another is written `outer.inner`.
 
     Raises UserError naming key, value, bound and remedy when the file cannot be read, the section is missing, or a
     value is unknown, of the wrong type or out of bounds.
@@ -44,11 +44,13 @@ def read(path: Path, section: str, cls: type[S]) -> S:
         raise UserError(f"{path} cannot be read as YAML: {error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds no sections; restore it with `git checkout {Path(path).name}`")
-    if section not in tree:
-        near = difflib.get_close_matches(section, [str(key) for key in tree], n=1)
-        hint = f"; is `{near[0]}` meant?" if near else ""
-        raise UserError(f"{path}: section `{section}` is missing{hint}")
-    return parse(tree[section], section, cls, str(path))
+    for key in section.split("."):
+        if not isinstance(tree, dict) or key not in tree:
+            near = difflib.get_close_matches(key, [str(other) for other in tree or ()], n=1)
+            hint = f"; is `{near[0]}` meant?" if near else ""
+            raise UserError(f"{path}: section `{section}` is missing{hint}")
+        tree = tree[key]
+    return parse(tree, section, cls, str(path))
 
 
 def parse(values: object, section: str, cls: type[S], where: str = "params.yaml") -> S:

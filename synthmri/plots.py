@@ -66,6 +66,7 @@ def curve(
     x_label: str,
     y_label: str,
     title: str,
+    log_y: bool = False,
 ) -> Figure:
     """Lines over a common axis, as of losses over steps.
 
@@ -81,9 +82,28 @@ def curve(
             raise UserError(f"line `{label}` has {len(x)} places for {len(y)} values; give as many")
         axes.plot(x, y, label=label, marker="o" if len(x) < 30 else None, markersize=4)
     axes.set(xlabel=x_label, ylabel=y_label, title=title)
+    if log_y:
+        axes.set_yscale("log")
     axes.grid(alpha=0.3)
     if len(labels) > 1:
         axes.legend(frameon=False)
+    return figure
+
+
+def bars(names: Sequence[str], panels: dict[str, tuple[Sequence[float], Sequence[float], float | None]]) -> Figure:
+    """Horizontal bars of each model, a panel a score: title -> (values, uncertainties, the floor as a line or None)."""
+    figure = Figure(figsize=(4.2 * len(panels), 0.45 * len(names) + 1.6), dpi=150, layout="constrained")
+    for axes, (title, (values, spread, floor)) in zip(
+        np.atleast_1d(figure.subplots(1, len(panels), sharey=True)), panels.items(), strict=True
+    ):
+        axes.barh(range(len(names)), values, xerr=spread, color="#4477aa", error_kw={"capsize": 3})
+        if floor is not None:
+            axes.axvline(floor, color="#cc3311", linestyle="--", label="real, other people")
+            axes.legend(frameon=False, fontsize=8)
+        axes.set_title(title, fontsize=11)
+        axes.set_yticks(range(len(names)), names)
+        axes.grid(axis="x", alpha=0.3)
+    axes.invert_yaxis()
     return figure
 
 

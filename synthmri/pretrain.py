@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 
-from synthmri import anatomy, diffusion
+from synthmri import anatomy, autoencoder, diffusion, training
 from synthmri.params import Section
 
 CONTRASTS = ("T1w", "T2w", "FLAIR")
@@ -129,24 +129,22 @@ def fit_autoencoder(
     model = new_autoencoder(p).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=p.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     first = 0
-    if state := diffusion.load_checkpoint(checkpoint):
+    if state := training.load_checkpoint(checkpoint):
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
     atlas = anatomy.load_atlas().to(device)
     for step in range(first, p.steps):
         for group in optimizer.param_groups:
-            group["lr"] = p.learning_rate * diffusion.warm_cosine(step, p.steps, 50)
-        generator = diffusion.step_generator(run.seed, step)
+            group["lr"] = p.learning_rate * training.warm_cosine(step, p.steps, 50)
+        generator = training.step_generator(run.seed, step)
         with torch.no_grad():
             x = rgb(autoencoder_images(atlas, p, generator))
         with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=run.bf16):
-            z = model.encode(x).latents.float()
-            noise = torch.randn(z.shape, generator=generator).to(z)
-            y = model.decode(z + p.latent_noise * noise).sample.float()
-            distance = perceptual(x, y.clamp(-1.2, 1.2)).float().mean()
+            noise = p.latent_noise * torch.randn(len(x), 4, p.crop_px // 8, p.crop_px // 8, generator=generator)
+            value, z = autoencoder.rebuild(model, x, noise.to(x), perceptual, p.perceptual)
         mean, std = z.mean(dim=(0, 2, 3)), z.std(dim=(0, 2, 3))
-        value = F.l1_loss(y, x) + p.perceptual * distance + p.latent * (mean.square() + (std - 1).square()).mean()
+        value = value + p.latent * (mean.square() + (std - 1).square()).mean()
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -154,7 +152,7 @@ def fit_autoencoder(
         tick(step, value.item())
         if (step + 1) % run.checkpoint_steps == 0 or step + 1 == p.steps:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            diffusion.save_checkpoint(checkpoint, state)
+            training.save_checkpoint(checkpoint, state)
     return model.eval()
 
 
@@ -247,7 +245,7 @@ def unet_images(atlas, p: Denoiser, size: int, generator: torch.Generator) -> tu
 def standardise(vae, atlas, run: Pretrain) -> None:
     """Set the autoencoder's scaling factor so that its latents of canonical slices have unit variance overall."""
     batches = [
-        unet_images(atlas, run.unet, run.image_size, diffusion.step_generator(run.seed + 3, i))[0] for i in range(4)
+        unet_images(atlas, run.unet, run.image_size, training.step_generator(run.seed + 3, i))[0] for i in range(4)
     ]
     z = torch.cat([vae.encode(rgb(images)).latents for images in batches])
     vae.register_to_config(scaling_factor=round(1 / float(z.std()), 4))
@@ -269,7 +267,7 @@ def fit_unet(run: Pretrain, vae, checkpoint: Path, device: str, tick: Callable[[
     optimizer = torch.optim.AdamW(network.parameters(), lr=p.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     ema = EMAModel(network.parameters(), decay=p.ema_decay, use_ema_warmup=True, power=0.75)
     first = 0
-    if state := diffusion.load_checkpoint(checkpoint):
+    if state := training.load_checkpoint(checkpoint):
         network.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         for shadow, saved in zip(ema.shadow_params, state["ema"], strict=True):
@@ -281,11 +279,11 @@ def fit_unet(run: Pretrain, vae, checkpoint: Path, device: str, tick: Callable[[
     latents = prompts = None
     for step in range(first, p.steps):
         for group in optimizer.param_groups:
-            group["lr"] = p.learning_rate * diffusion.warm_cosine(step, p.steps, 100)
-        generator = diffusion.step_generator(run.seed + 1, step)
+            group["lr"] = p.learning_rate * training.warm_cosine(step, p.steps, 100)
+        generator = training.step_generator(run.seed + 1, step)
         if latents is None or step % p.reuse == 0:
             # A head serves `reuse` steps in a row, each time with other noise: drawing it costs as much as a step.
-            source = diffusion.step_generator(run.seed + 2, step // p.reuse)
+            source = training.step_generator(run.seed + 2, step // p.reuse)
             with torch.no_grad(), amp:
                 images, prompts = unet_images(atlas, p, run.image_size, source)
                 latents = vae.encode(rgb(images)).latents.float() * vae.config.scaling_factor
@@ -308,7 +306,7 @@ def fit_unet(run: Pretrain, vae, checkpoint: Path, device: str, tick: Callable[[
         ema.step(network.parameters())
         tick(step, value.item())
         if (step + 1) % run.checkpoint_steps == 0 or step + 1 == p.steps:
-            diffusion.save_checkpoint(
+            training.save_checkpoint(
                 checkpoint,
                 {
                     "model": network.state_dict(),

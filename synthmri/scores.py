@@ -5,6 +5,8 @@ Distances between sets (`frechet_distance`, `kernel_distance`) take features (N,
 image has a higher PSNR than held-out real images have.
 """
 
+import contextlib
+import io
 import math
 from collections.abc import Callable
 
@@ -25,7 +27,7 @@ class Evaluate(Section):
 
     batch_size: int = Field(ge=1)
     min_images: int = Field(ge=2)
-    bf16: bool
+    inception_weights: str
     subsample_rounds: int = Field(ge=2)
     subsample_fraction: float = Field(gt=0, lt=1)
     seed: int = Field(ge=0)
@@ -77,15 +79,88 @@ def kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
     return float(within - 2 * kernel(x, y).mean())
 
 
+def precision_recall_density_coverage(reference: np.ndarray, features: np.ndarray, *, k: int = 5) -> dict[str, float]:
+    """`precision`, `recall` (Kynkaanniemi 2019, arXiv 1904.06991), `density`, `coverage` (Naeem 2020, 2002.09797).
+
+    reference: (M, D), features: (N, D), both more than k + 1 rows; k nearest neighbours make the manifolds. By the package
+    of Naeem 2020. All but density, which may exceed 1, are shares. Raises UserError for other shapes.
+    """
+    from prdc import compute_prdc  # scikit-learn takes seconds to import
+
+    reference, features = _features(reference, features)
+    if min(len(reference), len(features)) <= k + 1:
+        raise UserError(f"{len(reference)} and {len(features)} images; neighbourhoods of {k} need more; add images")
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints the counts
+        values = compute_prdc(reference, features, nearest_k=k)
+    return {name: float(value) for name, value in values.items()}
+
+
+def nearest_distances(features: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """Euclidean distance of each row (N, D) to the nearest row of (M, D): float64 (N,)."""
+    from scipy.spatial.distance import cdist
+
+    features, references = _features(features, references)
+    return cdist(features, references).min(axis=1)
+
+
+def memorised(features: np.ndarray, held_out: np.ndarray, train: np.ndarray) -> float:
+    """Share of images nearer to a train image than the 5th percentile of held-out images is.
+
+    0.05 is what images of other people give; more tells of copies (Akbar 2023, arXiv 2305.07644; Dar 2024, arXiv
+    2402.01054, found them in diffusion models of small sets). All (., D), of one extractor.
+    """
+    bound = np.percentile(nearest_distances(held_out, train), 5)
+    return float((nearest_distances(features, train) < bound).mean())
+
+
+def largest_correlation(
+    images: np.ndarray, references: np.ndarray, *, block: int = 256
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each image the largest Pearson correlation of its pixels with a reference, and which that is.
+
+    images: uint8 (N, H, W), references: uint8 (M, H, W). Returns float64 (N,) in [-1, 1] and int64 (N,). An image of
+    one grey level correlates with nothing: 0.
+    """
+    _images(images, references)
+    best, which = np.full(len(images), -np.inf), np.zeros(len(images), np.int64)
+    ours = _standard(images)
+    for j in range(0, len(references), block):
+        product = (ours @ _standard(references[j : j + block]).T).double().numpy()
+        closest = product.argmax(axis=1)
+        values = product[np.arange(len(product)), closest]
+        which = np.where(values > best, j + closest, which)
+        best = np.maximum(best, values)
+    return best, which
+
+
+def ms_ssim(images: np.ndarray, *, pairs: int = 100, seed: int = 0) -> float | None:
+    """Mean multi-scale SSIM (Wang 2003) over random pairs of different images of one set: diversity, lower is more.
+
+    images: uint8 (N, H, W). By torchmetrics, with the paper's five scales; None below the 176 pixels that these need.
+    """
+    if min(images.shape[1:]) < 176 or len(images) < 2:
+        return None
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as measure
+
+    rng = np.random.default_rng(seed)
+    first = rng.integers(0, len(images), pairs)
+    second = (first + rng.integers(1, len(images), pairs)) % len(images)
+    values = [
+        measure(_unit(images[first[i : i + 10]]), _unit(images[second[i : i + 10]]), data_range=1.0, reduction="none")
+        for i in range(0, pairs, 10)
+    ]
+    return float(torch.cat([value.flatten() for value in values]).double().mean())
+
+
 def by_subject(
-    score: Callable[[np.ndarray], float],
+    score: Callable[[np.ndarray], float | np.ndarray],
     features: np.ndarray,
     subjects: np.ndarray,
     *,
     rounds: int,
     fraction: float,
     seed: int,
-) -> float:
+) -> np.ndarray:
     """Standard error of `score` over the choice of reference subjects: the delete-d jackknife of Shao and Wu 1989.
 
     Slices of one subject are alike, so whole subjects are left out, and never drawn twice: duplicates shrink the spread
@@ -93,7 +168,7 @@ def by_subject(
     less than independent ones of S subjects would; the factor r / (S - r) on the variance makes up for it exactly for
     a mean, and asymptotically for smooth scores.
 
-    score: features (n, D) -> number; features: (N, D); subjects: (N,) labels; rounds: how many draws;
+    score: features (n, D) -> number, or an array of several; features: (N, D); subjects: (N,) labels; rounds: draws;
     fraction: share of subjects that is kept, in (0, 1); seed: of the draws.
     Returns the standard error in units of the score. It does not hold the luck of the sampling seeds.
     Raises UserError below two subjects.
@@ -106,7 +181,7 @@ def by_subject(
     rng = np.random.default_rng(seed)
     draws = [np.isin(subjects, rng.choice(names, kept, replace=False)) for _ in range(rounds)]
     values = [score(features[rows]) for rows in draws]
-    return float(np.std(values) * math.sqrt(kept / (len(names) - kept)))
+    return np.std(values, axis=0) * math.sqrt(kept / (len(names) - kept))
 
 
 def nearest_by_pixels(images: np.ndarray, references: np.ndarray, *, block: int = 64) -> np.ndarray:
@@ -188,6 +263,15 @@ def lpips_distance(images: np.ndarray, references: np.ndarray, model: nn.Module,
     return float(torch.cat(distances).mean())
 
 
+def resemblance(images: np.ndarray, references: np.ndarray, lpips: nn.Module, *, batch: int = 64) -> dict[str, float]:
+    """`ssim`, `psnr` (dB) and `lpips` of the pairs under these names; uint8 (N, H, W) each, errors as theirs."""
+    return {
+        "ssim": ssim(images, references),
+        "psnr": psnr(images, references),
+        "lpips": lpips_distance(images, references, lpips, batch=batch),
+    }
+
+
 def _features(x, y) -> tuple[np.ndarray, np.ndarray]:
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
@@ -219,3 +303,13 @@ def _pairs(images, references) -> None:
 
 def _rows(images) -> torch.Tensor:
     return torch.from_numpy(np.array(images, np.float64)).flatten(1)
+
+
+def _unit(images) -> torch.Tensor:
+    return torch.from_numpy(np.array(images))[:, None].float() / 255
+
+
+def _standard(images) -> torch.Tensor:
+    rows = torch.from_numpy(np.array(images)).flatten(1).float()
+    rows = rows - rows.mean(dim=1, keepdim=True)
+    return rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-6)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from synthmri import diffusion, ldm, params
+from synthmri import diffusion, ldm, params, prompt, sampling, training
 from synthmri.errors import UserError
 
 
@@ -13,7 +13,7 @@ def section(name, cls, **change):
     return params.read("params.yaml", name, cls).model_copy(update=change)
 
 
-SAMPLE = dict(steps=3, batch_size=2, bf16=False)
+SAMPLE = dict(steps=3, batch_size=2, bf16=False, scheduler="dpmsolver++")
 FINETUNE = dict(epochs=2, batch_size=4, precision="no", warmup_steps=1)
 
 
@@ -40,18 +40,18 @@ def test_prompts_leave_out_what_is_not_known():
         }
     )
     template = "{contrast} {plane} brain MRI, level {level}, {label}"
-    assert ldm.prompts(manifest, ldm.Prompt(template=template, token="")) == [
+    assert prompt.prompts(manifest, prompt.Prompt(template=template, token="")) == [
         "FLAIR axial brain MRI, level 6",
         "axial brain MRI, glioma",
         "axial brain MRI, level 1",
     ]
-    assert ldm.prompts(manifest, ldm.Prompt(template="", token="")) == ["", "", ""]
+    assert prompt.prompts(manifest, prompt.Prompt(template="", token="")) == ["", "", ""]
 
 
 @pytest.mark.parametrize("template", ["{subject} MRI", "{contrast", "{0}"])
 def test_template_with_unknown_field_is_refused(template):
     with pytest.raises(UserError, match="prompt.template"):
-        params.parse({"template": template, "token": ""}, "prompt", ldm.Prompt)
+        params.parse({"template": template, "token": ""}, "prompt", prompt.Prompt)
 
 
 # loading -------------------------------------------------------------------------------------------------------------
@@ -76,32 +76,6 @@ def test_damaged_weights_are_told(tiny_model, tmp_path):
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(UserError, match="cannot be opened"):
         ldm.load(tmp_path / "m")
-
-
-# encoding ------------------------------------------------------------------------------------------------------------
-
-
-def test_encode_gives_the_posterior_and_not_a_sample(tiny_model):
-    pipe = ldm.load(tiny_model)
-    images = np.random.default_rng(0).integers(0, 256, (3, 64, 64), dtype=np.uint8)
-    mean, std = ldm.encode(pipe.vae, images, batch=2)
-    again, _ = ldm.encode(pipe.vae, images, batch=3)
-    np.testing.assert_allclose(mean, again, atol=1e-5)
-    with torch.no_grad():
-        posterior = pipe.vae.encode(ldm.to_tensor(images)).latent_dist
-    np.testing.assert_allclose(mean, posterior.mean, atol=1e-5)
-    np.testing.assert_allclose(std, posterior.std, atol=1e-5)
-
-
-def test_grey_levels_survive_the_way_to_the_autoencoder_and_back():
-    images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
-    np.testing.assert_array_equal(ldm.to_grey(ldm.to_tensor(images)), images)
-
-
-def test_reconstruct_has_the_shape_of_its_input(tiny_model):
-    images = np.random.default_rng(0).integers(0, 256, (3, 64, 64), dtype=np.uint8)
-    out = ldm.reconstruct(tiny_model, images, batch=2)
-    assert out.shape == images.shape and out.dtype == np.uint8
 
 
 # the loss ------------------------------------------------------------------------------------------------------------
@@ -159,8 +133,8 @@ def test_checkpoint_admits_no_foreign_object(tmp_path):
 
     torch.save({"x": Evil()}, tmp_path / "c.pt")
     with pytest.raises(Exception, match="weights_only|Weights only"):
-        diffusion.load_checkpoint(tmp_path / "c.pt")
-    assert diffusion.load_checkpoint(tmp_path / "none.pt") is None
+        training.load_checkpoint(tmp_path / "c.pt")
+    assert training.load_checkpoint(tmp_path / "none.pt") is None
 
 
 # fine-tuning ---------------------------------------------------------------------------------------------------------
@@ -170,7 +144,7 @@ def test_loss_falls_when_there_is_one_thing_to_learn(tiny_model, tmp_path):
     pipe = ldm.load(tiny_model)
     mean = np.zeros((8, 1, 4, 8, 8), np.float32)  # v and epsilon are then a linear function of the noisy input
     p = section("finetune", ldm.Finetune, **FINETUNE | dict(epochs=40, batch_size=8, learning_rate=3e-3))
-    history = ldm.finetune(pipe, mean, mean, [""] * 8, p, checkpoint=tmp_path / "c.pt")
+    history, _ = ldm.finetune(pipe, mean, mean, [""] * 8, p, checkpoint=tmp_path / "c.pt")
     losses = [loss for _, loss, _ in history]
     assert np.mean(losses[-8:]) < 0.5 * np.mean(losses[:4])
 
@@ -179,7 +153,7 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tiny_model, tmp_path):
     mean, std, texts = data()
     p = section("finetune", ldm.Finetune, **FINETUNE)
     whole, halves = ldm.load(tiny_model), ldm.load(tiny_model)
-    full = ldm.finetune(whole, mean, std, texts, p, checkpoint=tmp_path / "a.pt")
+    full, operations = ldm.finetune(whole, mean, std, texts, p, checkpoint=tmp_path / "a.pt")
 
     class Killed(Exception):
         pass
@@ -190,8 +164,8 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tiny_model, tmp_path):
 
     with pytest.raises(Killed):
         ldm.finetune(ldm.load(tiny_model), mean, std, texts, p, checkpoint=tmp_path / "b.pt", tick=kill)
-    again = ldm.finetune(halves, mean, std, texts, p, checkpoint=tmp_path / "b.pt")
-    assert again == full
+    again, counted = ldm.finetune(halves, mean, std, texts, p, checkpoint=tmp_path / "b.pt")
+    assert again == full and counted == operations > 0
     assert torch.equal(weights(whole), weights(halves))
 
 
@@ -200,7 +174,7 @@ def test_no_epochs_leave_the_base_as_it_is(tiny_model, tmp_path):
     pipe = ldm.load(tiny_model)
     before = weights(pipe).clone()
     p = section("finetune", ldm.Finetune, **FINETUNE | dict(epochs=0))
-    assert ldm.finetune(pipe, mean, std, texts, p, checkpoint=tmp_path / "c.pt") == []
+    assert ldm.finetune(pipe, mean, std, texts, p, checkpoint=tmp_path / "c.pt") == ([], 0)
     assert torch.equal(weights(pipe), before)
 
 
@@ -240,16 +214,17 @@ def test_divergence_is_told_and_writes_no_checkpoint(tiny_model, tmp_path):
 
 
 def draw(model, seeds, **change):
-    p = section("sample", ldm.Sample, **SAMPLE | change)
+    p = section("sample", sampling.Sample, **SAMPLE | change)
     return ldm.sample(ldm.load(model), ["T1w axial brain MRI"] * len(seeds), seeds, p, size=64)
 
 
-def test_image_depends_on_its_seed_alone(tiny_model):
-    five = draw(tiny_model, [1, 2, 3, 4, 5])
-    np.testing.assert_array_equal(five[[3, 0]], draw(tiny_model, [4, 1]))
-    np.testing.assert_array_equal(five[2:3], draw(tiny_model, [3]))
+@pytest.mark.parametrize("scheduler", ["sde-dpmsolver++", "dpmsolver++"])  # one draws noise at every step, one does not
+def test_image_depends_on_its_seed_alone(tiny_model, scheduler):
+    five = draw(tiny_model, [1, 2, 3, 4, 5], scheduler=scheduler)
+    np.testing.assert_array_equal(five[[3, 0]], draw(tiny_model, [4, 1], scheduler=scheduler))
+    np.testing.assert_array_equal(five[2:3], draw(tiny_model, [3], scheduler=scheduler))
     assert (five[0] != five[1]).mean() > 0.1
-    other = draw(tiny_model, [1, 2, 3, 4, 5], batch_size=5).astype(int)
+    other = draw(tiny_model, [1, 2, 3, 4, 5], scheduler=scheduler, batch_size=5).astype(int)
     assert np.abs(other - five).max() <= 1  # another batch size may round one grey level otherwise, no more
 
 
@@ -268,7 +243,7 @@ def test_equals_the_plain_pipeline(tiny_model):
     assert np.abs(draw(tiny_model, [7])[0] / 255 - expected).max() < 2 / 255
 
 
-@pytest.mark.parametrize("scheduler", ["dpmsolver++", "ddim", "ddpm", "euler"])
+@pytest.mark.parametrize("scheduler", ["sde-dpmsolver++", "dpmsolver++", "ddim", "ddpm", "euler"])
 def test_every_scheduler_draws(tiny_model, scheduler):
     assert draw(tiny_model, [1], scheduler=scheduler).std() > 0
 

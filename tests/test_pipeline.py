@@ -115,7 +115,7 @@ def test_repro_makes_what_it_promises(repro):
     metrics = json.loads((repro / "metrics/latent_diffusion.json").read_text())
     for name in ("fd_alexnet", "kid_alexnet", "ssim", "psnr", "lpips", "recon_psnr", "fd_alexnet_reduction"):
         assert np.isfinite(metrics[name]), name
-    assert len(list((repro / "data/samples/latent_diffusion/png").glob("*.png"))) == 6
+    assert len(list((repro / "data/samples/latent_diffusion/png").glob("*.png"))) == 8
     for picture in (
         "slices",
         "samples_base",
@@ -174,7 +174,7 @@ def test_model_opens_with_plain_diffusers(repro):
 def test_bad_parameter_stops_with_its_name_and_no_traceback(repro):
     text = (repro / "params.yaml").read_text()
     try:
-        (repro / "params.yaml").write_text(re.sub(r"n: 6 ", "n: 0 ", text))
+        (repro / "params.yaml").write_text(re.sub(r"n: 8 ", "n: 0 ", text))
         out = run(repro, "dvc", "repro", ok=False)
     finally:
         (repro / "params.yaml").write_text(text)
@@ -218,14 +218,15 @@ def test_unknown_profile_names_those_there_are(tmp_path):
 
 @pytest.mark.parametrize("profile", [path.stem for path in (ROOT / "profiles").glob("*.yaml")])
 def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, monkeypatch, profile):
-    from synthmri import cohort, ldm, params, pretrain, scores, slices
+    from synthmri import autoencoder, cohort, ldm, params, pretrain, scores, slices
 
     shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
     shutil.copy(ROOT / "params.yaml", tmp_path)
     run(tmp_path, "python", "-m", "stages.profile", profile)
     assert (tmp_path / "params.yaml").read_text().count("#") == (ROOT / "params.yaml").read_text().count("#")
     classes = {
-        "runtime": params.Runtime, "cohort": cohort.Cohort, "data": slices.Data, "encode": ldm.Encode,
+        "runtime": params.Runtime, "cohort": cohort.Cohort, "data": slices.Data,
+        "adapt": autoencoder.Adapt, "encode": autoencoder.Encode,
         "prompt": ldm.Prompt, "finetune": ldm.Finetune, "sample": ldm.Sample, "evaluate": scores.Evaluate,
         "pretrain": pretrain.Pretrain,
     }  # fmt: skip

@@ -85,10 +85,10 @@ def test_tokenizer_is_clips_and_knows_the_words(tmp_path):
 
 
 def test_prompts_name_what_was_drawn(run):
-    from synthmri import anatomy, diffusion
+    from synthmri import anatomy, training
 
     p = run.unet.model_copy(update=dict(batch=200, empty_prompt=0.2))
-    images, prompts = pretrain.unet_images(anatomy.load_atlas(), p, 16, diffusion.step_generator(0, 0))
+    images, prompts = pretrain.unet_images(anatomy.load_atlas(), p, 16, training.step_generator(0, 0))
     assert images.shape == (200, 16, 16) and images.min() >= 0 and images.max() <= 1
     assert 20 < prompts.count("") < 60
     assert all(t == "" or t.startswith(("T1w axial", "T2w axial", "FLAIR axial")) for t in prompts)

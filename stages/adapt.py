@@ -1,0 +1,61 @@
+"""Adapt the autoencoder of the base model to the training slices, before anything is encoded with it.
+
+Resumable: a checkpoint goes to .ckpt/adapt every 100 steps, under a hash of everything that the result depends on.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from stages import common
+from synthmri import autoencoder, features, imageset, ldm, params, scores
+
+MOST_IMAGES = 64  # of the validation slices, at even steps: what is judged by them is far larger than their scatter
+
+
+def main(
+    images: Annotated[Path, typer.Option(help="ImageSet of the training slices")],
+    validation: Annotated[Path, typer.Option(help="ImageSet of the validation slices, which decide")],
+    base: Annotated[Path, typer.Option(help="pipeline whose autoencoder is adapted")],
+    out: Annotated[Path, typer.Option(help="folder of the autoencoder, in diffusers' format")],
+    metrics: Annotated[Path, typer.Option(help="JSON: reconstruction of validation slices before and after")],
+    checkpoints: Annotated[Path, typer.Option(help="where an interrupted run goes on from")] = Path(".ckpt/adapt"),
+):
+    """Train by section `adapt` what finetune.autoencoder names; kept only if it rebuilds validation slices better."""
+    runtime = common.start()
+    part = params.read(common.PARAMS, "finetune", ldm.Finetune).autoencoder
+    p = params.read(common.PARAMS, "adapt", autoencoder.Adapt)
+    held_out = imageset.read(validation).images
+    held_out = held_out[np.unique(np.linspace(0, len(held_out) - 1, min(MOST_IMAGES, len(held_out))).astype(int))]
+    lpips = features.lpips_model(device=runtime.device)
+
+    def measure(vae) -> dict[str, float]:
+        decoded = autoencoder.reconstruct(vae, held_out, batch=p.batch_size, bf16=p.bf16)
+        values = scores.resemblance(decoded, held_out, lpips, batch=p.batch_size)
+        l1 = np.abs(decoded.astype(float) - held_out).mean() / 127.5
+        return values | {"loss": float(l1) + p.perceptual * values["lpips"]}
+
+    vae = ldm.load(base, device=runtime.device).vae
+    before = after = measure(vae)
+    if part != "none":
+        key = common.digest(part, p.model_dump(), runtime.model_dump(), images, base)
+        with common.counter(f"adapting: {part}", p.steps) as tick:
+            autoencoder.adapt(
+                vae, imageset.read(images).images, part, p, lpips, checkpoint=checkpoints / f"{key}.pt", tick=tick
+            )
+        after = measure(vae)
+        if after["loss"] >= before["loss"]:
+            print("the adapted autoencoder rebuilds validation slices no better: the base's is kept", file=sys.stderr)
+            vae, after = ldm.load(base).vae, before
+    result = {"n": float(len(held_out)), "before": before, "after": after}
+    with common.replacing(out) as folder, common.replacing(metrics) as file:
+        vae.save_pretrained(folder, safe_serialization=True)
+        common.forget_origin(folder)
+        common.write_metrics(file, result)
+
+
+if __name__ == "__main__":
+    common.run(main)

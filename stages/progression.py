@@ -1,0 +1,75 @@
+"""How each model came on while it was trained: FD and KID of images of the same seeds, and the images themselves."""
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+import typer
+
+from stages import common
+from synthmri import features, params, plots, progression, scores
+
+SHOWN = 6  # seeds in a strip
+
+
+def main(
+    snapshots: Annotated[Path, typer.Option(help="folder of NPY files, (points, N, H, W), one a model")],
+    efforts: Annotated[Path, typer.Option(help="folder of JSON files, one a model, for the images seen")],
+    test_features: Annotated[Path, typer.Option(help="features of the held-out slices")],
+    finetuning: Annotated[Path, typer.Option(help="CSV to write: the latent diffusion model, by epoch")],
+    all_models: Annotated[Path, typer.Option(help="CSV to write: every model, by images seen")],
+    picture: Annotated[Path, typer.Option(help="PNG to write: the curves")],
+    strips: Annotated[Path, typer.Option(help="folder of PNGs to write: the same seeds over the training")],
+) -> None:
+    """N is small (progression.n), so these distances are larger than the table's and compare among themselves alone."""
+    runtime = common.start()
+    p = params.read(common.PARAMS, "evaluate", scores.Evaluate)
+    held_out = np.load(test_features / "alexnet.npy")
+    rows, stacks = [], {}
+    for file in common.progress(sorted(snapshots.glob("*.npy")), "progressions"):
+        stack = np.load(file)
+        stacks[file.stem] = stack
+        values = features.alexnet(stack.reshape(-1, *stack.shape[2:]), batch=p.batch_size, device=runtime.device)
+        seen = common.read_json(efforts / f"{file.stem}.json")["images_seen"]
+        for point, part in enumerate(values.reshape(len(stack), stack.shape[1], -1)):
+            share = point / max(1, len(stack) - 1)
+            rows.append(
+                {
+                    "model": file.stem,
+                    "images_seen": round(share * seen),
+                    "fd_alexnet": float(f"{scores.frechet_distance(part, held_out):.6g}"),
+                    "kid_alexnet": float(f"{scores.kernel_distance(part, held_out):.6g}"),
+                }
+            )
+    table = pd.DataFrame(rows)
+    ours = table[table.model == "latent_diffusion"].reset_index(drop=True)
+    epochs = round(common.read_json(efforts / "latent_diffusion.json")["epochs"])
+    ours = ours.assign(epoch=progression.epochs_shown(epochs, max(1, len(ours) - 1)))
+    ours = ours[["epoch", "images_seen", "fd_alexnet", "kid_alexnet"]]
+    groups = list(table.groupby("model"))
+    chart = plots.curve(
+        [group.images_seen for _, group in groups], [group.fd_alexnet for _, group in groups],
+        [name for name, _ in groups], x_label="training images seen", y_label="fd_alexnet, lower is better",
+        title=f"Progression over training (N = {stack.shape[1]})", log_y=True,
+    )  # fmt: skip
+    with (
+        common.replacing(finetuning) as first,
+        common.replacing(all_models) as second,
+        common.replacing(picture) as curve,
+        common.replacing(strips) as folder,
+    ):
+        ours.to_csv(first, index=False)
+        table.to_csv(second, index=False)
+        plots.save(chart, curve)
+        folder.mkdir()
+        for name, stack in stacks.items():
+            some = stack[:, :SHOWN]
+            seen = table[table.model == name].images_seen
+            captions = [f"{count} seen" for count in seen for _ in range(some.shape[1])]
+            sheet = plots.contact_sheet(some.reshape(-1, *some.shape[2:]), columns=some.shape[1], captions=captions)
+            plots.save(sheet, folder / f"{name}.png")
+
+
+if __name__ == "__main__":
+    common.run(main)

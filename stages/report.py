@@ -1,0 +1,60 @@
+"""The results on one self-contained HTML page: table, curves, pictures, and what they were made from."""
+
+import base64
+import importlib.metadata
+import io
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from jinja2 import Environment
+from markdown_it import MarkdownIt
+from PIL import Image
+
+from stages import common
+from synthmri import comparison
+
+WIDEST_PX = 1400
+VERSIONS = ("torch", "diffusers", "transformers", "accelerate", "torchmetrics", "lpips", "scikit-image", "dvc", "numpy")
+POOR_PSNR_DB = 25.0  # below it, fine structure is lost before anything is sampled
+
+
+def main(
+    metrics: Annotated[Path, typer.Option(help="folder of all results")],
+    params: Annotated[Path, typer.Option(help="the parameters they were made with")],
+    out: Annotated[Path, typer.Option(help="HTML to write")],
+) -> None:
+    """Everything is in the file: it opens offline, and can be sent."""
+    data = common.read_json(metrics / "data.json")
+    model = common.read_json(metrics / "latent_diffusion.json")
+    template = Environment(autoescape=True).from_string(
+        Path(__file__).with_name("report.html").read_text(encoding="utf-8")
+    )
+    text = MarkdownIt().enable("table").render((metrics / "comparison.md").read_text(encoding="utf-8"))
+    page = template.render(
+        table=text,
+        data=data,
+        model=model,
+        autoencoder=common.read_json(metrics / "autoencoder.json"),
+        poor=model["recon_psnr"] < POOR_PSNR_DB,
+        models=comparison.MODELS,
+        picture=lambda name: _inline(metrics / name),
+        params=params.read_text(encoding="utf-8"),
+        versions=[(name, importlib.metadata.version(name)) for name in VERSIONS],
+    )
+    with common.replacing(out) as part:
+        part.write_text(page, encoding="utf-8")
+
+
+def _inline(path: Path) -> str:
+    """A picture as a data URL, at most WIDEST_PX wide."""
+    image = Image.open(path).convert("RGB")
+    if image.width > WIDEST_PX:
+        image = image.resize((WIDEST_PX, round(image.height * WIDEST_PX / image.width)), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=82)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,70 @@
+"""Train a baseline on the training slices: `python -m stages.train --help`.
+
+Resumable: checkpoints go to .ckpt/train, under a hash of everything that the result depends on.
+"""
+
+import importlib
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from stages import common
+from synthmri import imageset, params, progression
+from synthmri.errors import UserError
+
+
+def main(
+    model: Annotated[str, typer.Option(help="vae, dcgan, ddpm or unet_gan")],
+    images: Annotated[Path, typer.Option(help="ImageSet of the training slices")],
+    out: Annotated[Path, typer.Option(help="folder of the trained model")],
+    snapshots: Annotated[Path, typer.Option(help="NPY of images of the same seeds over the training")],
+    log: Annotated[Path, typer.Option(help="CSV: step and losses")],
+    effort: Annotated[Path, typer.Option(help="JSON: parameters, images seen, floating-point operations")],
+    checkpoints: Annotated[Path, typer.Option(help="where an interrupted run goes on from")] = Path(".ckpt/train"),
+):
+    """Train by section baselines.MODEL."""
+    runtime = common.start()
+    from synthmri import training
+
+    code = importlib.import_module(f"synthmri.baselines.{model}")
+    p = params.read(common.PARAMS, f"baselines.{model}", code.Params)
+    progress = params.read(common.PARAMS, "progression", progression.Progression)
+    key = common.digest(model, p.model_dump(), progress.model_dump(), runtime.model_dump(), images)
+    store = progression.Store(checkpoints / key)
+
+    def snapshot(point: int, network) -> None:
+        store.put(point, code.sample(network, range(progress.n), batch_size=progress.batch_size))
+        network.train()
+
+    with common.counter(f"training {model}", p.steps) as tick:
+        network, config, history, operations = code.fit(
+            np.array(imageset.read(images).images), p, seed=runtime.seed, points=progress.baseline_points,
+            checkpoint=checkpoints / f"{key}.pt", device=runtime.device, tick=tick, snapshot=snapshot,
+        )  # fmt: skip
+    stack = store.stack(progress.baseline_points + 1)
+    if np.ptp(stack[-1]) == 0:
+        raise UserError(
+            f"the trained {model} draws pictures of one grey level; change baselines.{model} (a lower learning_rate, "
+            "another width) and run `dvc repro`"
+        )
+    with (
+        common.replacing(out) as folder,
+        common.replacing(snapshots) as strip,
+        common.replacing(log) as table,
+        common.replacing(effort) as numbers,
+    ):
+        training.save_model(folder, network, config)
+        common.save_array(strip, stack)
+        lines = [",".join([str(step), *(f"{value:.6g}" for value in row.values())]) for step, row in enumerate(history)]
+        table.write_text("\n".join([",".join(["step", *history[0]]), *lines]) + "\n", encoding="utf-8")
+        weights = sum(weight.numel() for weight in network.parameters())
+        common.write_metrics(
+            numbers,
+            {"parameters": weights, "images_seen": p.steps * p.batch_size, "teraflop": operations / 1e12},
+        )
+
+
+if __name__ == "__main__":
+    common.run(main)

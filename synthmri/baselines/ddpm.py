@@ -1,0 +1,111 @@
+"""Denoising diffusion in pixel space (Ho 2020, arXiv 2006.11239): diffusers' UNet2DModel, epsilon, linear betas.
+
+A space-to-depth stem (pixel unshuffle) makes large pictures affordable: the UNet sees (stem^2, S/stem, S/stem).
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+
+from synthmri import diffusion, sampling, training
+from synthmri.params import Section
+
+
+class Params(Section):
+    """Section `baselines.ddpm`."""
+
+    stem: int = Field(ge=1, le=16)
+    channels: tuple[Annotated[int, Field(ge=16, multiple_of=16)], ...] = Field(min_length=2, max_length=6)
+    layers: int = Field(ge=1, le=4)
+    sample_steps: int = Field(ge=1, le=1000)
+    steps: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    learning_rate: float = Field(gt=0, le=0.1)
+    ema_decay: float = Field(ge=0, lt=1)
+    shift_px: int = Field(ge=0, le=64)
+    bf16: bool
+
+
+def build(config: dict):
+    """The untrained UNet of {"params": section, "size": pixels, "seed": whole number}."""
+    from diffusers import UNet2DModel
+
+    p = Params.model_validate(config["params"], strict=False)
+    torch.manual_seed(config["seed"])
+    deep = len(p.channels) - 2  # attention at the two lowest resolutions
+    unet = UNet2DModel(
+        sample_size=config["size"] // p.stem, in_channels=p.stem**2, out_channels=p.stem**2,
+        layers_per_block=p.layers, block_out_channels=p.channels, norm_num_groups=16, attention_head_dim=16,
+        down_block_types=("DownBlock2D",) * deep + ("AttnDownBlock2D",) * 2,
+        up_block_types=("AttnUpBlock2D",) * 2 + ("UpBlock2D",) * deep,
+    ).to(memory_format=torch.channels_last)  # fmt: skip
+    unet.params = p
+    return unet
+
+
+def new_scheduler():
+    """1000 steps with betas from 1e-4 to 0.02 (Ho 2020, section 4). Images are confined to [-1, 1] on the way."""
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear", beta_start=1e-4, beta_end=0.02)
+
+
+def fit(images: np.ndarray, p: Params, *, seed: int, points: int, checkpoint, device="cpu", tick=None, snapshot=None):
+    """Train on uint8 (N, S, S). Returns the averaged UNet, its config, losses a step, floating-point operations.
+
+    Arguments and errors as in `vae.fit`.
+    """
+    config = {"params": p.model_dump(), "size": images.shape[1], "seed": seed}
+    unet, scheduler = build(config).to(device), new_scheduler()
+    optimizer = torch.optim.Adam(unet.parameters(), lr=p.learning_rate)
+    average = training.averaged(unet, p.ema_decay)
+
+    def update(step, generator):
+        for group in optimizer.param_groups:
+            group["lr"] = p.learning_rate * training.warm_cosine(step, p.steps, 10)
+        x = F.pixel_unshuffle(training.batch(images, p.batch_size, p.shift_px, generator), p.stem).to(device)
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=p.bf16):
+            loss = diffusion.loss(unet, x, scheduler, generator, min_snr=0.0)  # the paper's simple loss, eq. 14
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        average.update_parameters(unet)
+        return {"loss": loss.item()}
+
+    history, operations = training.run(
+        {"model": unet, "optimizer": optimizer, "average": average}, update, name="ddpm", seed=seed, steps=p.steps,
+        points=points, checkpoint=checkpoint, tick=tick, snapshot=lambda point: snapshot(point, average.module),
+    )  # fmt: skip
+    return average.module, config, history, operations
+
+
+def sample(model, seeds, *, batch_size: int) -> np.ndarray:
+    """uint8 (N, S, S) by ancestral sampling (Ho 2020, algorithm 2) at `sample_steps` of the 1000 steps.
+
+    Image i depends on seeds[i] alone: its generator draws the start and the noise of every step.
+    """
+    p, device = model.params, next(model.parameters()).device
+    model.eval()
+    scheduler = new_scheduler()
+    scheduler.set_timesteps(p.sample_steps)
+    shape = (p.stem**2, model.config.sample_size, model.config.sample_size)
+
+    def draw(generators):
+        x = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
+        for t in scheduler.timesteps:
+            with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=p.bf16):
+                predicted = model(x, t).sample.float()
+            x = scheduler.step(predicted, t, x, generator=generators).prev_sample
+        return F.pixel_shuffle(x, p.stem)
+
+    return sampling.in_batches(draw, seeds, batch_size)
+
+
+def load(folder: Path, *, device: str = "cpu"):
+    """Open what `training.save_model` wrote of a trained model."""
+    return training.load_model(folder, build, device=device)

@@ -1,0 +1,84 @@
+"""The comparison of the models: one table from the scores of each, and what its columns can and cannot tell."""
+
+import math
+
+import pandas as pd
+
+MODELS = {
+    "vae": "VAE", "dcgan": "DCGAN", "ddpm": "DDPM", "unet_gan": "U-Net GAN", "latent_diffusion": "latent diffusion",
+}  # fmt: skip
+REFERENCES = {
+    "held_out": "real, other people", "blurred": "held-out, blurred", "mean_image": "mean image",
+    "train_copies": "train copies",
+}  # fmt: skip
+# Column -> heading, and which way is better: 1 up, -1 down, 0 neither (resemblance and effort are not quality).
+COLUMNS = {
+    "fid": ("FID ↓", -1), "fd_alexnet": ("FD AlexNet ↓", -1), "fd_effnet": ("FD EffNet ↓", -1),
+    "kid_alexnet": ("KID ↓", -1), "precision": ("precision ↑", 1), "recall": ("recall ↑", 1),
+    "density": ("density ↑", 1), "coverage": ("coverage ↑", 1), "ssim": ("SSIM", 0), "psnr": ("PSNR dB", 0),
+    "lpips": ("LPIPS", 0), "ms_ssim": ("MS-SSIM within", 0), "memorised": ("memorised", 0),
+    "largest_correlation": ("largest r", 0), "manual_score": ("manual 1-5 ↑", 1), "n": ("N", 0),
+    "parameters": ("parameters", 0), "images_seen": ("images seen", 0), "teraflop": ("TFLOP", 0),
+}  # fmt: skip
+CAPTION = (
+    "FD, KID, precision, recall, density and coverage compare distributions of features with those of held-out "
+    'people; ± is the standard error over held-out subjects, not over trainings. The floor is the row "real, other '
+    "people\": no model can be expected below it. FD grows as N falls and is no FID; one row's N is every row's. SSIM, "
+    "PSNR and LPIPS compare each image with the training slice nearest to it: they measure resemblance, not quality, "
+    'and copies and blur do well in them (see the last rows). "memorised" is the share nearer to a training slice '
+    'than 95 % of real slices of other people are: 0.05 is what honest data gives. "MS-SSIM within" is the likeness '
+    "of pairs within a set; diversity is low where it is far above the real row's. Effort counts training alone, "
+    "without the pretraining of the latent diffusion model's base. Bold: best, by more than the uncertainty."
+)
+
+
+def table(models: dict[str, dict[str, float]], references: dict[str, dict[str, float]]) -> pd.DataFrame:
+    """One row a model in the order of the original, then the references; numbers, empty where there is none."""
+    rows = {**{name: models[name] for name in MODELS}, **{name: references[name] for name in REFERENCES}}
+    frame = pd.DataFrame.from_dict(rows, orient="index")
+    known = [column for column in COLUMNS if column in frame]
+    spread = [f"{column}_std" for column in known if f"{column}_std" in frame]
+    return frame[known + spread].rename_axis("model")
+
+
+def best(models: dict[str, dict[str, float]], column: str) -> str | None:
+    """The model that leads a column by more than the combined uncertainty of the two best; None where none does."""
+    sign = COLUMNS[column][1]
+    ranked = sorted((m for m in models if column in models[m]), key=lambda m: -sign * models[m][column])
+    if sign == 0 or len(ranked) < 2:
+        return None
+    first, second = (models[name] for name in ranked[:2])
+    if f"{column}_std" not in first or f"{column}_std" not in second:
+        return None  # a lead of unknown uncertainty is no lead
+    spread = math.hypot(first[f"{column}_std"], second[f"{column}_std"])
+    return ranked[0] if abs(first[column] - second[column]) > spread else None
+
+
+def markdown(models: dict[str, dict[str, float]], references: dict[str, dict[str, float]]) -> str:
+    """The table as Markdown with arrows, uncertainties, the best in bold, and the caption."""
+    frame = table(models, references)
+    columns = [column for column in COLUMNS if column in frame]
+    lines = ["| model | " + " | ".join(COLUMNS[column][0] for column in columns) + " |"]
+    lines.append("|---" * (len(columns) + 1) + "|")
+    leaders = {column: best(models, column) for column in columns}
+    for name, row in frame.iterrows():
+        cells = []
+        for column in columns:
+            text = _number(column, row[column])
+            spread = row.get(f"{column}_std", math.nan)
+            if text and not math.isnan(spread) and column in ("fd_alexnet", "kid_alexnet", "coverage"):
+                text += f" ± {_number(column, spread)}"
+            cells.append(f"**{text}**" if leaders[column] == name else text)
+        title = MODELS.get(name) or f"*{REFERENCES[name]}*"
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + f"\n\n{CAPTION}\n"
+
+
+def _number(column: str, value: float) -> str:
+    if math.isnan(value):
+        return ""
+    if column == "parameters":
+        return f"{value / 1e6:.1f} M"
+    if column in ("n", "images_seen"):
+        return f"{value:.0f}"
+    return f"{value:.3f}" if abs(value) < 1 else f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"

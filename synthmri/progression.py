@@ -1,0 +1,39 @@
+"""How a model comes on: images of the same seeds at even distances of its training, kept until the training is done."""
+
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+
+from synthmri.params import Section
+
+
+class Progression(Section):
+    """Section `progression`."""
+
+    n: int = Field(ge=2, le=10_000)
+    points: int = Field(ge=1, le=1000)
+    baseline_points: int = Field(ge=1, le=1000)
+    steps: int = Field(ge=1, le=1000)
+    batch_size: int = Field(ge=1, le=1024)
+
+
+class Store:
+    """Sets of images by number in a folder, so that a training that was killed finds what it drew before."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def put(self, point: int, images: np.ndarray) -> None:
+        """Keep uint8 (N, H, W)."""
+        np.save(self.folder / f"{point}.npy", images)
+
+    def stack(self, count: int) -> np.ndarray:
+        """Those of 0 .. count - 1: uint8 (count, N, H, W)."""
+        return np.stack([np.load(self.folder / f"{point}.npy") for point in range(count)])
+
+
+def epochs_shown(epochs: int, points: int) -> list[int]:
+    """Epochs done when images are drawn: 0, the last, and at even distances between; every one where they fit."""
+    return sorted({round(epochs * k / min(points, max(epochs, 1))) for k in range(min(points, max(epochs, 1)) + 1)})

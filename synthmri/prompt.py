@@ -1,0 +1,63 @@
+"""Prompts: the words that name a slice, in training and in sampling."""
+
+import string
+
+import numpy as np
+import pandas as pd
+from pydantic import Field, field_validator
+
+from synthmri.params import Section
+
+PROMPT_FIELDS = ("contrast", "plane", "level", "label", "token")
+
+
+class Prompt(Section):
+    """Section `prompt`."""
+
+    template: str
+    token: str = Field(pattern=r"^(<[a-z0-9-]{1,30}>)?$")
+
+    @field_validator("template")
+    @classmethod
+    def _fields(cls, value: str) -> str:
+        check_template(value)
+        return value
+
+
+def check_template(template: str) -> None:
+    """Raise ValueError unless every {field} of a prompt template is one of PROMPT_FIELDS."""
+    try:
+        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise ValueError(f"{template!r} is no template ({error}); write fields as {{contrast}}") from None
+    for name in names:
+        if name not in PROMPT_FIELDS:
+            raise ValueError(
+                f"{{{name}}} is no field of a prompt; use {', '.join('{' + f + '}' for f in PROMPT_FIELDS)}"
+            )
+
+
+def prompts(manifest: pd.DataFrame, p: Prompt) -> list[str]:
+    """One prompt a row of a manifest; a part between commas whose field is empty is left out.
+
+    `level` is the slice's depth in whole centimetres below the vertex.
+    """
+    out = []
+    for row in manifest.to_dict("records"):
+        depth = row.get("depth_mm", "")
+        level = str(round(float(depth) / 10)) if depth else ""
+        fields = {"token": p.token, "level": level} | {key: row.get(key, "") for key in ("contrast", "plane", "label")}
+        fields = {key: "" if value == "unknown" else value for key, value in fields.items()}
+        parts = []
+        for part in p.template.split(","):
+            names = [name for _, name, _, _ in string.Formatter().parse(part) if name]
+            if len(parts) == 0 or all(fields[name] for name in names):
+                parts.append(" ".join(part.format(**fields).split()))
+        out.append(", ".join(part for part in parts if part))
+    return out
+
+
+def drawn(known: list[str], seeds: list[int]) -> list[str]:
+    """A prompt for each seed, from those of the training slices in a fixed random order, however many seeds."""
+    order = np.random.default_rng(0).permutation(len(known))
+    return [known[order[seed % len(known)]] for seed in seeds]

@@ -1,0 +1,48 @@
+"""What all sampling shares: its parameters, and image i from seed i alone."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from synthmri.errors import UserError
+from synthmri.imageset import to_uint8
+from synthmri.params import Section
+
+
+class Sample(Section):
+    """Section `sample`; steps, guidance, scheduler and bf16 are of the latent diffusion model alone."""
+
+    n: int = Field(ge=1, le=100_000)
+    seed: int = Field(ge=0)
+    steps: int = Field(ge=1, le=1000)
+    guidance: float = Field(ge=0, le=50)
+    scheduler: Literal["sde-dpmsolver++", "dpmsolver++", "ddim", "ddpm", "euler"]
+    batch_size: int = Field(ge=1, le=1024)
+    bf16: bool
+    channels: Literal[1, 3]
+
+
+def in_batches(draw: Callable[[list[torch.Generator]], torch.Tensor], seeds, batch_size: int) -> np.ndarray:
+    """uint8 (N, S, S): the images that `draw` makes with a generator for each seed, (B, 1, S, S) in [-1, 1].
+
+    Every batch has the same shape (the last is filled up), so that neither N nor its company changes an image.
+    Raises UserError when they are not finite.
+    """
+    out = []
+    for start in range(0, len(seeds), batch_size):
+        rows = [min(start + k, len(seeds) - 1) for k in range(batch_size)]
+        with torch.no_grad():
+            images = draw([torch.Generator().manual_seed(int(seeds[i])) for i in rows])
+        images = images[: len(seeds) - start, 0].float().cpu()
+        if not torch.isfinite(images).all():
+            raise UserError("the model draws values that are not finite; train it again with a lower learning rate")
+        out.append(to_uint8((images / 2 + 0.5).numpy()))
+    return np.concatenate(out)
+
+
+def noise(generators: list[torch.Generator], size: int) -> torch.Tensor:
+    """(B, size) of N(0, 1), row i from generator i alone."""
+    return torch.stack([torch.randn(size, generator=generator) for generator in generators])

@@ -1,0 +1,138 @@
+"""The autoencoder, on the tiny random pipelines and on a tiny AutoencoderTiny: both kinds there are."""
+
+import numpy as np
+import pytest
+import torch
+
+from synthmri import autoencoder, ldm, params
+from synthmri.errors import UserError
+
+
+def section(**change):
+    small = dict(steps=3, batch_size=2, crop_px=32, bf16=False)
+    return params.read("params.yaml", "adapt", autoencoder.Adapt).model_copy(update=small | change)
+
+
+def images(n=3, size=64):
+    return np.random.default_rng(0).integers(0, 256, (n, size, size), dtype=np.uint8)
+
+
+def l2(x, y):
+    return (x - y).square().mean()
+
+
+def flat(module):
+    return torch.cat([w.detach().flatten() for w in module.parameters()])
+
+
+@pytest.fixture
+def tiny():
+    from diffusers import AutoencoderTiny
+
+    torch.manual_seed(0)
+    return AutoencoderTiny(
+        encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4,
+        num_encoder_blocks=(1,) * 4, num_decoder_blocks=(1,) * 4,
+    )  # fmt: skip
+
+
+@pytest.fixture(params=["kl", "tiny"])
+def vae(request, tiny, tiny_model):
+    return ldm.load(tiny_model).vae if request.param == "kl" else tiny
+
+
+def test_encode_gives_the_posterior_and_not_a_sample(tiny_model):
+    vae = ldm.load(tiny_model).vae
+    mean, std = autoencoder.encode(vae, images(), batch=2)
+    again, _ = autoencoder.encode(vae, images(), batch=3)
+    np.testing.assert_allclose(mean, again, atol=1e-5)
+    with torch.no_grad():
+        posterior = vae.encode(autoencoder.to_tensor(images())).latent_dist
+    np.testing.assert_allclose(mean, posterior.mean, atol=1e-5)
+    np.testing.assert_allclose(std, posterior.std, atol=1e-5)
+
+
+def test_deterministic_autoencoder_has_no_deviation(tiny):
+    mean, std = autoencoder.encode(tiny, images(), batch=2)
+    assert mean.shape == std.shape == (3, 4, 8, 8) and not std.any()
+
+
+def test_grey_levels_survive_the_way_to_the_autoencoder_and_back():
+    levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
+    levels.flags.writeable = False  # as a memory map is
+    np.testing.assert_array_equal(autoencoder.to_grey(autoencoder.to_tensor(levels)), levels)
+
+
+def test_reconstruct_is_decode_after_encode(vae):
+    out = autoencoder.reconstruct(vae, images(), batch=2)
+    assert out.shape == (3, 64, 64) and out.dtype == np.uint8
+    mean, _ = autoencoder.encode(vae, images(), batch=3)
+    with torch.no_grad():
+        expected = autoencoder.to_grey(vae.decode(torch.from_numpy(mean)).sample)
+    assert np.abs(out.astype(int) - expected).max() <= 1
+
+
+def test_saved_and_opened_again_it_is_the_same(vae, tmp_path):
+    vae.save_pretrained(tmp_path)
+    back = autoencoder.load(tmp_path)
+    assert type(back) is type(vae) and torch.equal(flat(back), flat(vae))
+
+
+@pytest.mark.parametrize("part", ["decoder", "full"])
+def test_adapt_moves_what_it_is_told_to(vae, part, tmp_path):
+    before_in, before_out = flat(vae.encoder).clone(), flat(vae.decoder).clone()
+    autoencoder.adapt(vae, images(), part, section(), l2, checkpoint=tmp_path / "c.pt")
+    assert not torch.equal(flat(vae.decoder), before_out)
+    assert torch.equal(flat(vae.encoder), before_in) == (part == "decoder")
+    assert not any(w.requires_grad for w in vae.parameters()) and not vae.training
+
+
+def test_adapted_decoder_rebuilds_its_images_better(tiny, tmp_path):
+    flat_images = np.full((4, 64, 64), 200, np.uint8)
+    before = autoencoder.reconstruct(tiny, flat_images, batch=4)
+    p = section(steps=60, learning_rate=5e-3)
+    autoencoder.adapt(tiny, flat_images, "decoder", p, l2, checkpoint=tmp_path / "c.pt")
+    after = autoencoder.reconstruct(tiny, flat_images, batch=4)
+    assert np.abs(after.astype(int) - 200).mean() < 0.2 * np.abs(before.astype(int) - 200).mean()
+
+
+def test_a_killed_adaptation_ends_like_an_undisturbed_one(tiny, tmp_path):
+    import copy
+
+    other = copy.deepcopy(tiny)
+    p = section(steps=103)
+    autoencoder.adapt(tiny, images(), "decoder", p, l2, checkpoint=tmp_path / "a.pt")
+
+    class Killed(Exception):
+        pass
+
+    def kill(step, loss):
+        if step == 101:
+            raise Killed
+
+    with pytest.raises(Killed):
+        autoencoder.adapt(copy.deepcopy(other), images(), "decoder", p, l2, checkpoint=tmp_path / "b.pt", tick=kill)
+    steps = []
+    autoencoder.adapt(
+        other, images(), "decoder", p, l2, checkpoint=tmp_path / "b.pt", tick=lambda step, loss: steps.append(step)
+    )
+    assert steps == [100, 101, 102]
+    assert torch.equal(flat(tiny), flat(other))
+
+
+def test_divergence_is_told(tiny, tmp_path):
+    with pytest.raises(UserError, match="adapt.learning_rate"):
+        autoencoder.adapt(
+            tiny, images(), "decoder", section(), lambda x, y: (x - y).mean() * torch.nan, checkpoint=tmp_path / "c.pt"
+        )
+    assert not (tmp_path / "c.pt").exists()
+
+
+def test_crops_are_pieces_of_the_images_some_of_them_mirrored():
+    source = np.arange(2 * 20 * 20).reshape(2, 20, 20).astype(np.uint8)
+    source[1] += 100
+    crops = autoencoder._crops(source, 40, 8, torch.Generator().manual_seed(0))
+    windows = np.lib.stride_tricks.sliding_window_view(source, (8, 8), axis=(1, 2)).reshape(-1, 8, 8)
+    plain = [any((crop == w).all() for w in windows) for crop in crops]
+    mirrored = [any((crop[:, ::-1] == w).all() for w in windows) for crop in crops]
+    assert all(a or b for a, b in zip(plain, mirrored, strict=True)) and any(plain) and any(mirrored)
