@@ -85,7 +85,7 @@ def reference(
             f"{train} holds images of {train_set.images.shape[1:]} pixels, {test} of {test_set.images.shape[1:]}; "
             "run `dvc repro`"
         )
-    subjects = test_set.manifest["subject"] if "subject" in test_set.manifest else None
+    subjects = test_set.manifest.get("subject")
     if subjects is None or subjects.nunique() < 2:  # then absent: an invented spread would mislead
         print("fewer than 2 held-out subjects are known: no uncertainty (*_std)", file=sys.stderr)
         subjects = None

@@ -82,8 +82,8 @@ def kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
 def precision_recall_density_coverage(reference: np.ndarray, features: np.ndarray, *, k: int = 5) -> dict[str, float]:
     """`precision`, `recall` (Kynkaanniemi 2019, arXiv 1904.06991), `density`, `coverage` (Naeem 2020, 2002.09797).
 
-    reference: (M, D), features: (N, D), both more than k + 1 rows; k nearest neighbours make the manifolds. By the package
-    of Naeem 2020. All but density, which may exceed 1, are shares. Raises UserError for other shapes.
+    reference: (M, D), features: (N, D), both more than k + 1 rows; k nearest neighbours make the manifolds. By the
+    package of Naeem 2020. All but density, which may exceed 1, are shares. Raises UserError for other shapes.
     """
     from prdc import compute_prdc  # scikit-learn takes seconds to import
 
@@ -130,7 +130,7 @@ def largest_correlation(
         values = product[np.arange(len(product)), closest]
         which = np.where(values > best, j + closest, which)
         best = np.maximum(best, values)
-    return best, which
+    return np.clip(best, -1, 1), which  # rounding may exceed it
 
 
 def ms_ssim(images: np.ndarray, *, pairs: int = 100, seed: int = 0) -> float | None:

@@ -12,15 +12,25 @@ import yaml
 from scipy.ndimage import gaussian_filter
 from skimage import data
 
-from stages import common, evaluate, extract
+from stages import common, evaluate, extract, references
 from synthmri import imageset, scores
 
 PARAMS = {
     "runtime": {"seed": 0, "threads": 2, "device": "cpu"},
+    "sample": {
+        "n": 14,
+        "seed": 0,
+        "steps": 1,
+        "guidance": 1.0,
+        "scheduler": "ddim",
+        "batch_size": 4,
+        "bf16": False,
+        "channels": 1,
+    },
     "evaluate": {
         "batch_size": 8,
         "min_images": 10,
-        "bf16": False,
+        "inception_weights": "",
         "subsample_rounds": 5,
         "subsample_fraction": 0.8,
         "seed": 0,
@@ -50,15 +60,15 @@ def _stage(stage, *arguments):
 
 
 def _extract(name):
-    return _stage(extract, "--images", f"data/{name}", "--out", f"features/{name}.npy")
+    return _stage(extract, "--images", f"data/{name}", "--out", f"features/{name}")
 
 
-def _evaluate():
-    options = []
-    for option, name in (("train", "train"), ("test", "test"), ("samples", "samples"), ("base-samples", "base")):
-        options += [f"--{option}", f"data/{name}", f"--{option.removesuffix('-samples')}-features"]
-        options += [f"features/{name}.npy"]
-    options += ["--model", "models/m", "--metrics", "metrics/m.json", "--picture", "metrics/m.png"]
+def _evaluate(code="ldm", before="base"):
+    options = ["--code", code, "--model", "models/m", "--before-features", f"features/{before}"]
+    for name in ("train", "test", "samples"):
+        options += [f"--{name}", f"data/{name}", f"--{name}-features", f"features/{name}"]
+    for name, file in (("metrics", "m.json"), ("picture", "m.png"), ("closest", "closest.png")):
+        options += [f"--{name}", f"metrics/{file}"]
     return _stage(evaluate, *options)
 
 
@@ -82,12 +92,16 @@ def extracted(tmp_path_factory):
 def _copied(extracted, folder):
     """A copy of `extracted` as the working folder, beside an autoencoder that adds one grey level."""
 
-    def reconstruct(model, images, *, batch, device, bf16):
-        assert (model, device, bf16) == (Path("models/m"), "cpu", False)
+    def load(folder, *, device):
+        assert (folder, device) == (Path("models/m"), "cpu")
+        return "model"
+
+    def reconstruct(model, images, *, batch):
+        assert model == "model"
         return np.minimum(images, 254) + np.uint8(1)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "synthmri.ldm", SimpleNamespace(reconstruct=reconstruct))
+        patch.setitem(sys.modules, "synthmri.ldm", SimpleNamespace(load=load, reconstruct=reconstruct))
         patch.setattr(sys, "argv", sys.argv)
         patch.chdir(shutil.copytree(extracted, folder / "workspace"))
         yield folder / "workspace"
@@ -113,61 +127,77 @@ def said(capsys):
 
 
 def test_extract_writes_features_under_the_exact_name(workspace):
-    values = np.load(workspace / "features/train.npy")
-    assert values.dtype == np.float32 and values.shape == (16, 256) and np.isfinite(values).all()
-    assert sorted(path.name for path in (workspace / "features").iterdir()) == [
-        "base.npy", "samples.npy", "test.npy", "train.npy"
-    ]  # fmt: skip
+    for name, size in (("alexnet", 256), ("effnet", 1280)):
+        values = np.load(workspace / f"features/train/{name}.npy")
+        assert values.dtype == np.float32 and values.shape == (16, size) and np.isfinite(values).all()
+    assert sorted(path.name for path in (workspace / "features").iterdir()) == ["base", "samples", "test", "train"]
 
 
-def test_metrics_are_nested_finite_floats(evaluated):
+def test_metrics_are_finite_floats(evaluated):
     tree = json.loads((evaluated / "metrics/m.json").read_text())
-    five = {"fd_alexnet", "kid_alexnet", "ssim", "psnr", "lpips"}
-    assert set(tree) == five | {
-        "fd_alexnet_std", "kid_alexnet_std", "recon_ssim", "recon_psnr", "recon_lpips", "n", "fd_alexnet_reduction",
-        "fd_ratio_to_floor", "base", "floor",
+    compared = {"fd_alexnet", "fd_effnet", "kid_alexnet", "precision", "recall", "density", "coverage"}
+    assert set(tree) == compared | {f"{name}_std" for name in compared} | {
+        "ssim", "psnr", "lpips", "memorised", "largest_correlation", "n", "fd_alexnet_before", "fd_alexnet_reduction",
+        "recon_ssim", "recon_psnr", "recon_lpips", "recon_fd_alexnet",
     }  # fmt: skip
-    assert set(tree["base"]) == set(tree["floor"]) == five
-    numbers = [value for part in (tree.pop("base"), tree.pop("floor"), tree) for value in part.values()]
-    assert all(type(value) is float and np.isfinite(value) for value in numbers)
-    assert all(value == float(f"{value:.6g}") for value in numbers)
+    assert all(type(value) is float and np.isfinite(value) for value in tree.values())
+    assert all(value == float(f"{value:.6g}") for value in tree.values())
 
 
 def test_metrics_are_what_their_names_say(evaluated):
     tree = json.loads((evaluated / "metrics/m.json").read_text())
-    values = {name: np.load(evaluated / f"features/{name}.npy") for name in ("train", "test", "samples", "base")}
-    images = {name: imageset.read(evaluated / f"data/{name}").images for name in values}
-    assert tree["n"] == 14
-    # samples and base have 14 each: all of them; 14 of the 16 train images are drawn for the floor.
-    fd = {name: scores.frechet_distance(values[name], values["test"]) for name in ("train", "samples", "base")}
+    values = {name: np.load(evaluated / f"features/{name}/alexnet.npy") for name in ("test", "samples", "base")}
+    images = {name: imageset.read(evaluated / f"data/{name}").images for name in ("train", "test", "samples")}
+    assert tree["n"] == 14  # samples and base have 14 each: all of them
+    fd = {name: scores.frechet_distance(values[name], values["test"]) for name in ("samples", "base")}
     assert tree["fd_alexnet"] == pytest.approx(fd["samples"], rel=1e-5)
     assert tree["kid_alexnet"] == pytest.approx(scores.kernel_distance(values["samples"], values["test"]), rel=1e-5)
-    assert tree["base"]["fd_alexnet"] == pytest.approx(fd["base"], rel=1e-5)
-    assert tree["floor"]["fd_alexnet"] != pytest.approx(fd["train"], rel=1e-5)
-    assert tree["floor"]["fd_alexnet"] == pytest.approx(fd["train"], rel=0.3)
-    before, after = tree["base"]["fd_alexnet"], tree["fd_alexnet"]
-    assert tree["fd_alexnet_reduction"] == pytest.approx((before - after) / before, rel=1e-4)
+    assert tree["fd_alexnet_before"] == pytest.approx(fd["base"], rel=1e-5)
+    assert tree["fd_alexnet_reduction"] == pytest.approx(1 - fd["samples"] / fd["base"], rel=1e-4)
     assert 0 < tree["fd_alexnet_reduction"] < 1
-    assert tree["fd_ratio_to_floor"] == pytest.approx(after / tree["floor"]["fd_alexnet"], rel=1e-4)
-    nearest = images["train"][scores.nearest_by_pixels(images["test"], images["train"])]
-    assert tree["floor"]["ssim"] == pytest.approx(scores.ssim(images["test"], nearest), rel=1e-5)
+    nearest = images["train"][scores.nearest_by_pixels(images["samples"], images["train"])]
+    assert tree["ssim"] == pytest.approx(scores.ssim(images["samples"], nearest), rel=1e-5)
     assert tree["recon_psnr"] == pytest.approx(48.13, abs=0.1)  # one grey level everywhere
     assert tree["recon_ssim"] > 0.99 and tree["recon_lpips"] < 0.01
     assert tree["fd_alexnet_std"] > 0 and tree["kid_alexnet_std"] > 0
 
 
+def test_a_model_without_autoencoder_or_before_has_no_such_numbers(workspace):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "synthmri.baselines.dcgan", SimpleNamespace())
+        assert _evaluate("baselines/dcgan", before="samples") == 0
+    tree = json.loads((workspace / "metrics/m.json").read_text())
+    assert not [name for name in tree if name.startswith("recon") or "before" in name or "reduction" in name]
+
+
+def test_references_hold_the_floor_and_catch_copies(workspace):
+    options = ["--metrics", "metrics/references.json"]
+    for name in ("train", "test"):
+        options += [f"--{name}", f"data/{name}", f"--{name}-features", f"features/{name}"]
+    assert _stage(references, *options) == 0
+    tree = json.loads((workspace / "metrics/references.json").read_text())
+    assert list(tree) == ["held_out", "blurred", "mean_image", "train_copies"]
+    assert tree["train_copies"]["memorised"] == 1 and tree["train_copies"]["psnr"] == 100
+    assert tree["held_out"]["fd_alexnet"] == tree["train_copies"]["fd_alexnet"]
+    assert tree["held_out"]["memorised"] < 0.2 and tree["held_out"]["ssim"] < 0.9
+    assert tree["mean_image"]["recall"] == 0 and tree["mean_image"]["fd_alexnet"] > tree["held_out"]["fd_alexnet"]
+    assert tree["blurred"]["fd_alexnet"] > tree["held_out"]["fd_alexnet"]
+
+
 def test_evaluate_writes_the_same_bytes_again(evaluated, workspace):
     assert _evaluate() == 0
-    for name in ("m.json", "m.png"):
+    for name in ("m.json", "m.png", "closest.png"):
         assert (workspace / "metrics" / name).read_bytes() == (evaluated / "metrics" / name).read_bytes()
-    assert sorted(path.name for path in (workspace / "metrics").iterdir()) == ["m.json", "m.png"]
+    assert sorted(path.name for path in (workspace / "metrics").iterdir()) == [
+        "closest.png", "m.json", "m.png",
+    ]  # fmt: skip
 
 
 def test_one_held_out_subject_has_no_uncertainty(workspace, said):
     _write(workspace / "data/test", _crops(12, 1), ["only"] * 12)
     assert _evaluate() == 0
     tree = json.loads((workspace / "metrics/m.json").read_text())
-    assert "fd_alexnet_std" not in tree and "kid_alexnet_std" not in tree and "fd_alexnet" in tree
+    assert "fd_alexnet" in tree and not [name for name in tree if name.endswith("_std")]
     assert "fewer than 2 held-out subjects" in said()
 
 
@@ -179,25 +209,25 @@ def test_bad_input_is_named_and_nothing_is_written(workspace, said):
         assert not (workspace / "metrics/m.json").exists()
 
     images = np.array(imageset.read(workspace / "data/samples").images)  # read now: the mapped file is written over
-    features = np.load(workspace / "features/samples.npy")
+    file = workspace / "features/samples/alexnet.npy"
+    features = np.load(file)
     _write(workspace / "data/samples", images[:9])
     refused("data/samples holds 9 images", "evaluate.min_images = 10", "sample more")
     _write(workspace / "data/samples", images[:, :48, :48])
     refused("(48, 48)", "(64, 64)")
     _write(workspace / "data/samples", images)
-    np.save(workspace / "features/samples.npy", features[:-1])
-    refused("features/samples.npy holds (13, 256) features for 14 images", "dvc repro")
+    np.save(file, features[:-1])
+    refused("features/samples/alexnet.npy holds (13, 256) features for 14 images", "dvc repro")
     features[3, 4] = np.nan
-    np.save(workspace / "features/samples.npy", features)
+    np.save(file, features)
     refused("1 of 14 rows of features are not finite, row 3")
-    (workspace / "features/samples.npy").write_text("no array")
-    refused("features/samples.npy cannot be read", "dvc repro")
-    (workspace / "features/samples.npy").unlink()
-    refused("features/samples.npy cannot be read")
+    file.write_text("no array")
+    refused("features/samples/alexnet.npy cannot be read", "dvc repro")
+    file.unlink()
+    refused("features/samples holds no features")
 
 
 def test_sets_that_overlap_wholly_are_refused(workspace, said):
-    """A floor of exactly zero cannot be divided by."""
     flat = np.full((14, 64, 64), 7, np.uint8)
     for name in ("train", "test", "base"):
         _write(workspace / f"data/{name}", flat, ["a"] * 7 + ["b"] * 7)

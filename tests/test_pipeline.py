@@ -15,7 +15,9 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 # Every import of the package passes through these two, and neither changes a result.
-NEUTRAL = {"synthmri/__init__.py", "synthmri/torchvision_cpu.py", "stages/__init__.py"}
+NEUTRAL = {
+    "synthmri/__init__.py", "synthmri/torchvision_cpu.py", "synthmri/baselines/__init__.py", "stages/__init__.py",
+}  # fmt: skip
 
 
 def imports(file: Path) -> set[str]:
@@ -39,30 +41,78 @@ def closure(start: str) -> set[str]:
     return done - NEUTRAL
 
 
+def fill(value, fields: dict):
+    """A stage with ${...} replaced, as DVC does for each item of a foreach."""
+    if isinstance(value, dict):
+        return {fill(key, fields): fill(item, fields) for key, item in value.items()}
+    if isinstance(value, list):
+        return [fill(item, fields) for item in value]
+    return re.sub(r"\$\{([\w.]+)\}", lambda m: str(fields.get(m[1], m[0])), value) if isinstance(value, str) else value
+
+
 def stages() -> dict[str, dict]:
-    tree = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    return {name: stage.get("do", stage) for name, stage in tree.items()}
+    """Every stage by its name, those of a foreach one by one."""
+    out = {}
+    for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"].items():
+        if "foreach" not in stage:
+            out[name] = stage
+            continue
+        each = stage["foreach"]
+        for key, item in each.items() if isinstance(each, dict) else ((item, item) for item in each):
+            fields = {"key": key, "item": item} | (
+                {f"item.{field}": value for field, value in item.items()} if isinstance(item, dict) else {}
+            )
+            out[f"{name}@{key}"] = fill(stage["do"], fields)
+    return out
+
+
+def modules(stage: dict) -> list[str]:
+    """The file that a stage runs, and the one that it opens by name."""
+    found = [re.search(r"python -m (\S+)", stage["cmd"])[1].replace(".", "/") + ".py"]
+    if by_name := re.search(r"--code (\S+)", stage["cmd"]):
+        found.append(f"synthmri/{by_name[1]}.py")
+    elif found == ["stages/train.py"]:
+        found.append(f"synthmri/baselines/{re.search(r'--model (.+?) ', stage['cmd'])[1]}.py")
+    return found
+
+
+def declared(stage: dict) -> set[str]:
+    return {dep for dep in stage["deps"] if dep.endswith(".py")}
+
+
+def needed(stage: dict) -> set[str]:
+    return set().union(*[closure(module) for module in modules(stage)])
 
 
 @pytest.mark.parametrize("name", stages())
-def test_declared_code_is_what_is_imported(name):
-    stage = stages()[name]
-    module = re.search(r"python -m (\S+)", stage["cmd"])[1].replace(".", "/") + ".py"
-    declared = {dep for dep in stage["deps"] if dep.endswith(".py")}
-    assert declared == closure(module)
+def test_imported_code_is_declared(name):
+    assert needed(stages()[name]) <= declared(stages()[name])
+
+
+@pytest.mark.parametrize("group", sorted({name.split("@")[0] for name in stages()}))
+def test_declared_code_is_imported(group):
+    """Of a foreach, by one of its stages: they share one list."""
+    members = [stage for name, stage in stages().items() if name.split("@")[0] == group]
+    assert set().union(*map(declared, members)) == set().union(*map(needed, members))
 
 
 @pytest.mark.parametrize("name", stages())
 def test_declared_sections_are_what_is_read(name):
     stage = stages()[name]
-    module = re.search(r"python -m (\S+)", stage["cmd"])[1].replace(".", "/") + ".py"
-    text = "".join((ROOT / path).read_text(encoding="utf-8") for path in (module, "stages/common.py"))
-    assert {name.split(".")[0] for name in stage["params"]} == set(re.findall(r'params\.read\([\w.]+, "(\w+)"', text))
+    text = (ROOT / modules(stage)[0]).read_text(encoding="utf-8")
+    read = set(re.findall(r'params\.read\([\w.]+, f?"([\w.]+)', text))
+    if "common.start()" in text:
+        read.add("runtime")
+    sections = {param.split(".")[0] for param in stage.get("params", [])}
+    if "--code baselines" in stage["cmd"]:
+        read -= {"prompt"}  # read for the latent diffusion model alone
+        sections -= {"baselines"}  # decides how its model draws
+    assert sections == {section.split(".")[0] for section in read}
 
 
 def test_every_section_of_params_is_read_by_something():
     sections = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    read = {name.split(".")[0] for stage in stages().values() for name in stage["params"]}
+    read = {name.split(".")[0] for stage in stages().values() for name in stage.get("params", [])}
     assert set(sections) == read | {"pretrain"}
 
 
@@ -93,39 +143,76 @@ def clone(folder: Path) -> Path:
     return folder
 
 
+def environment(folder: Path) -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return os.environ | {"PATH": path, "PYTHONPATH": str(folder)}
+
+
 def run(folder: Path, *command: str, ok: bool = True) -> str:
-    bin_folder = Path(sys.executable).parent
-    environment = os.environ | {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(folder)}
     done = subprocess.run(
-        [bin_folder / command[0], *command[1:]], cwd=folder, capture_output=True, text=True, env=environment
+        [Path(sys.executable).parent / command[0], *command[1:]],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=environment(folder),
     )
     assert (done.returncode == 0) == ok, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
-def repro(tmp_path_factory):
-    folder = clone(tmp_path_factory.mktemp("clone"))
-    run(folder, "dvc", "repro")
-    return folder
+def clones(tmp_path_factory):
+    """Two clones after `dvc repro`, run side by side: the smoke profile keeps to one thread."""
+    folders = [clone(tmp_path_factory.mktemp(name)) for name in ("first", "second")]
+    runs = []
+    for folder in folders:
+        with open(folder.with_suffix(".log"), "w") as log:
+            command = [Path(sys.executable).parent / "dvc", "repro"]
+            runs.append(subprocess.Popen(command, cwd=folder, env=environment(folder), stdout=log, stderr=log))
+    for folder, process in zip(folders, runs, strict=True):
+        assert process.wait() == 0, folder.with_suffix(".log").read_text()
+    return folders
+
+
+@pytest.fixture(scope="module")
+def repro(clones):
+    return clones[0]
 
 
 @pytest.mark.slow
 def test_repro_makes_what_it_promises(repro):
     metrics = json.loads((repro / "metrics/latent_diffusion.json").read_text())
-    for name in ("fd_alexnet", "kid_alexnet", "ssim", "psnr", "lpips", "recon_psnr", "fd_alexnet_reduction"):
+    for name in ("fd_alexnet", "fd_effnet", "kid_alexnet", "coverage", "ssim", "psnr", "lpips", "memorised",
+                 "recon_psnr", "fd_alexnet_reduction"):  # fmt: skip
         assert np.isfinite(metrics[name]), name
-    assert len(list((repro / "data/samples/latent_diffusion/png").glob("*.png"))) == 8
-    for picture in (
-        "slices",
-        "samples_base",
-        "samples_latent_diffusion",
-        "held_out_against_synthetic",
-        "finetune_loss",
-    ):
+    tree = json.loads((repro / "metrics/comparison.json").read_text())
+    assert list(tree["models"]) == ["vae", "dcgan", "ddpm", "unet_gan", "latent_diffusion"]
+    assert list(tree["references"]) == ["held_out", "blurred", "mean_image", "train_copies"]
+    assert tree["references"]["train_copies"]["memorised"] == 1
+    assert len({row["n"] for row in [*tree["models"].values(), tree["references"]["held_out"]]}) == 1
+    for model in [*tree["models"], "base"]:
+        assert len(list((repro / f"data/samples/{model}/png").glob("*.png"))) == 8
+        for kind in ("samples", "held_out", "closest"):
+            assert (repro / f"metrics/{kind}/{model}.png").stat().st_size > 1000
+    for picture in ("slices", "comparison", "progression"):
         assert (repro / f"metrics/{picture}.png").stat().st_size > 1000
+    progression = (repro / "metrics/fid_progression.csv").read_text().splitlines()
+    assert progression[0].startswith("epoch,") and [line.split(",")[0] for line in progression[1:]] == ["0", "1"]
+    page = (repro / "metrics/report.html").read_text()
+    assert "simulated" in page and not re.search(r'(src|href)="(?!data:)', page)
     text = run(repro, "python", "-m", "stages.summary")
-    assert "fd_alexnet fell by" in text and "Not for clinical use" in text
+    assert "fell by" in text and "Not for clinical use" in text
+
+
+@pytest.mark.slow
+def test_metrics_are_finite_floats(repro):
+    def leaves(tree):
+        return [leaf for value in tree.values() for leaf in leaves(value)] if isinstance(tree, dict) else [tree]
+
+    for file in (repro / "metrics").glob("*.json"):
+        if file.name != "data.json":
+            values = leaves(json.loads(file.read_text()))
+            assert values and all(isinstance(value, float) and np.isfinite(value) for value in values), file
 
 
 @pytest.mark.slow
@@ -143,14 +230,25 @@ def test_a_changed_parameter_reruns_what_depends_on_it_alone(repro):
         stale = json.loads(run(repro, "dvc", "status", "--json"))
     finally:
         (repro / "params.yaml").write_text(text)
-    assert set(stale) == {"sample@base", "sample@latent_diffusion"}
+    # `finetune` draws its progression by these too; no baseline is touched.
+    assert set(stale) == {"finetune", "sample@base", "sample@latent_diffusion"}
 
 
 @pytest.mark.slow
-def test_second_clone_gives_the_same_bytes(repro, tmp_path):
-    other = clone(tmp_path)
-    run(other, "dvc", "repro")
-    assert (other / "dvc.lock").read_bytes() == (repro / "dvc.lock").read_bytes()
+def test_a_baselines_parameter_reruns_that_model_alone(repro):
+    text = (repro / "params.yaml").read_text()
+    try:
+        (repro / "params.yaml").write_text(text.replace("shift_px: 6", "shift_px: 4", 1))
+        stale = json.loads(run(repro, "dvc", "status", "--json"))
+    finally:
+        (repro / "params.yaml").write_text(text)
+    assert set(stale) == {"train@vae", "sample@vae", "report"}  # and all that comes after them, once these have run
+
+
+@pytest.mark.slow
+def test_second_clone_gives_the_same_bytes(clones):
+    first, second = clones
+    assert (first / "dvc.lock").read_bytes() == (second / "dvc.lock").read_bytes()
 
 
 @pytest.mark.slow
@@ -218,7 +316,8 @@ def test_unknown_profile_names_those_there_are(tmp_path):
 
 @pytest.mark.parametrize("profile", [path.stem for path in (ROOT / "profiles").glob("*.yaml")])
 def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, monkeypatch, profile):
-    from synthmri import autoencoder, cohort, ldm, params, pretrain, scores, slices
+    from synthmri import autoencoder, cohort, ldm, params, pretrain, progression, prompt, sampling, scores, slices
+    from synthmri.baselines import dcgan, ddpm, unet_gan, vae
 
     shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
     shutil.copy(ROOT / "params.yaml", tmp_path)
@@ -227,13 +326,17 @@ def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, m
     classes = {
         "runtime": params.Runtime, "cohort": cohort.Cohort, "data": slices.Data,
         "adapt": autoencoder.Adapt, "encode": autoencoder.Encode,
-        "prompt": ldm.Prompt, "finetune": ldm.Finetune, "sample": ldm.Sample, "evaluate": scores.Evaluate,
-        "pretrain": pretrain.Pretrain,
+        "prompt": prompt.Prompt, "finetune": ldm.Finetune, "sample": sampling.Sample, "evaluate": scores.Evaluate,
+        "pretrain": pretrain.Pretrain, "progression": progression.Progression, "baselines.vae": vae.Params,
+        "baselines.dcgan": dcgan.Params, "baselines.ddpm": ddpm.Params, "baselines.unet_gan": unet_gan.Params,
     }  # fmt: skip
-    for section in yaml.safe_load((tmp_path / "params.yaml").read_text()):
-        params.read(tmp_path / "params.yaml", section, classes[section])
+    sections = yaml.safe_load((tmp_path / "params.yaml").read_text())
+    assert set(sections) == {name.split(".")[0] for name in classes}
+    assert set(sections["baselines"]) == {name.split(".")[1] for name in classes if "." in name}
+    for section, cls in classes.items():
+        params.read(tmp_path / "params.yaml", section, cls)
 
 
 def test_summary_before_any_run_says_what_to_do(tmp_path):
     text = run(tmp_path, "python", "-m", "stages.summary", ok=False)
-    assert "run `dvc repro` first" in text and "Traceback" not in text
+    assert "run `dvc repro`" in text and "Traceback" not in text

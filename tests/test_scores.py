@@ -276,3 +276,65 @@ def test_scores_of_images_refuse_what_is_no_pair(images, lpips_model):
         scores.nearest_by_pixels(images, images[:0])
     with pytest.raises(UserError, match="11 x 11"):
         scores.ssim(images[:, :10], images[:, :10])
+
+
+# precision, recall, density, coverage
+
+
+def test_manifolds_of_a_line_by_hand():
+    """Points on a line, k = 1: neighbourhoods are intervals that can be counted by hand."""
+    real = np.array([[0.0], [1.0], [2.0], [10.0]])  # radii 1, 1, 1, 8
+    fake = np.array([[0.5], [1.5], [100.0], [200.0]])  # radii 1, 1, 98.5, 100
+    found = scores.precision_recall_density_coverage(real, fake, k=1)
+    # 0.5 lies within 0 and 1; 1.5 within 1 and 2 (and 8.5 from 10: outside); 100 and 200 within none.
+    assert found["precision"] == 0.5
+    assert found["density"] == pytest.approx((2 + 2) / (1 * 4))
+    # Of the real ones 0, 1, 2 have a fake nearer than their radius; 10 does not (8.5 > 8).
+    assert found["coverage"] == 0.75
+    # Real ones within a fake's neighbourhood: 0, 1, 2 by the first two, 10 by the third (90 < 98.5).
+    assert found["recall"] == 1.0
+
+
+def test_equal_sets_are_covered_and_far_ones_are_not():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 8))
+    same = scores.precision_recall_density_coverage(x, x)
+    assert same["precision"] == same["recall"] == same["coverage"] == 1
+    far = scores.precision_recall_density_coverage(x, x + 100)
+    assert far == {"precision": 0, "recall": 0, "density": 0, "coverage": 0}
+
+
+def test_too_few_for_a_neighbourhood():
+    with pytest.raises(UserError, match="neighbourhoods of 5"):
+        scores.precision_recall_density_coverage(np.ones((6, 2)), np.ones((60, 2)))
+
+
+# memorisation and diversity
+
+
+def test_memorised_share_by_hand():
+    train = np.array([[0.0], [100.0]])
+    held_out = np.array([[float(d)] for d in range(10, 50)])  # distances to train 10 .. 49: 5th percentile 11.95
+    ours = np.array([[1.0], [11.0], [12.0], [50.0]])
+    assert scores.memorised(ours, held_out, train) == 0.5
+
+
+def test_largest_correlation_is_pearsons(images):
+    values, which = scores.largest_correlation(images[:5], images[5:], block=4)
+    table = np.corrcoef(images.reshape(len(images), -1))[:5, 5:]
+    np.testing.assert_allclose(values, table.max(axis=1), atol=1e-5)
+    np.testing.assert_array_equal(which, table.argmax(axis=1))
+    flat = np.full((1, 64, 64), 9, np.uint8)
+    assert scores.largest_correlation(flat, images)[0] == pytest.approx(0)
+
+
+def test_ms_ssim_is_torchmetrics_and_falls_with_diversity():
+    from torchmetrics.image import MultiScaleStructuralSimilarityIndexMeasure
+
+    a, b = data.camera()[:192, :192], data.brick()[:192, :192]
+    pair = scores.ms_ssim(np.stack([a, b]), pairs=3)
+    reference = MultiScaleStructuralSimilarityIndexMeasure(data_range=1.0)
+    tensors = [torch.from_numpy(image.astype(np.float32) / 255)[None, None] for image in (a, b)]
+    assert pair == pytest.approx(reference(*tensors).item(), abs=1e-4)
+    assert scores.ms_ssim(np.stack([a, a])) == pytest.approx(1, abs=1e-5)
+    assert scores.ms_ssim(np.stack([a, b])[:, :100, :100]) is None

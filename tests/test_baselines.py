@@ -1,0 +1,222 @@
+"""The four baselines at their smallest: they learn, resume to the same weights, and draw by seed alone."""
+
+import importlib
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from synthmri import params, training
+from synthmri.baselines import diffaugment, unet_gan, vae
+from synthmri.errors import UserError
+
+NAMES = ["vae", "dcgan", "ddpm", "unet_gan"]
+SMALL = {
+    "vae": dict(width=4, latent=4), "dcgan": dict(width=4, latent=4), "ddpm": dict(channels=(16, 32), sample_steps=2),
+    "unet_gan": dict(width=4, latent=4),
+}  # fmt: skip
+
+
+def code(name):
+    return importlib.import_module(f"synthmri.baselines.{name}")
+
+
+def section(name, **change):
+    small = SMALL[name] | dict(steps=4, batch_size=2, bf16=False)
+    return params.read("params.yaml", f"baselines.{name}", code(name).Params).model_copy(update=small | change)
+
+
+def images(n=6, size=32):
+    rows = np.linspace(40, 220, size)
+    one = np.sqrt(np.outer(rows, rows))
+    return np.stack([np.clip(one + 5 * i, 0, 255) for i in range(n)]).astype(np.uint8)
+
+
+def fit(name, p, path, *, tick=lambda step, loss: None, points=2, snapshot=lambda point, network: None):
+    return code(name).fit(images(), p, seed=0, points=points, checkpoint=path, tick=tick, snapshot=snapshot)
+
+
+def flat(module):
+    return torch.cat([w.detach().flatten().float() for w in module.state_dict().values()])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_killed_training_ends_like_an_undisturbed_one(name, tmp_path):
+    class Killed(Exception):
+        pass
+
+    def kill(step, loss):
+        if step == 3:  # after the checkpoint of step 2
+            raise Killed
+
+    p = section(name)
+    whole, config, history, operations = fit(name, p, tmp_path / "a.pt")
+    with pytest.raises(Killed):
+        fit(name, p, tmp_path / "b.pt", tick=kill)
+    again, _, history_again, operations_again = fit(name, p, tmp_path / "b.pt")
+    assert torch.equal(flat(whole), flat(again))
+    assert history_again == history and len(history) == 4
+    assert operations_again == operations > 0
+    assert config["params"] == p.model_dump() and config["size"] == 32
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_image_depends_on_its_seed_alone_and_survives_the_disk(name, tmp_path):
+    network, config, _, _ = fit(name, section(name), tmp_path / "c.pt")
+    five = code(name).sample(network, [1, 2, 3, 4, 5], batch_size=2)
+    assert five.shape == (5, 32, 32) and five.dtype == np.uint8
+    np.testing.assert_array_equal(code(name).sample(network, [4, 1], batch_size=2), five[[3, 0]])
+    np.testing.assert_array_equal(code(name).sample(network, [3], batch_size=2), five[2:3])
+    training.save_model(tmp_path / "model", network, config)
+    np.testing.assert_array_equal(code(name).sample(code(name).load(tmp_path / "model"), [2], batch_size=2), five[1:2])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_snapshots_are_taken_from_start_to_end(name, tmp_path):
+    seen = []
+    fit(name, section(name), tmp_path / "c.pt", snapshot=lambda point, network: seen.append(point))
+    assert seen == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_divergence_names_the_learning_rate(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "batch", lambda images, count, *_: torch.full((count, 1, 32, 32), torch.nan))
+    with pytest.raises(UserError, match=f"baselines.{name}.learning_rate"):
+        fit(name, section(name), tmp_path / "c.pt")
+    assert not (tmp_path / "c.pt").exists()
+
+
+@pytest.mark.parametrize("name", ["vae", "ddpm"])
+def test_loss_falls(name, tmp_path):
+    p = section(name, steps=60, batch_size=4, learning_rate=3e-3, shift_px=0)
+    _, _, history, _ = fit(name, p, tmp_path / "c.pt")
+    losses = [row["loss"] for row in history]
+    assert np.mean(losses[-10:]) < np.mean(losses[:10]) - (0.05 if name == "ddpm" else 0.5)
+
+
+def test_a_generator_approaches_its_one_image(tmp_path):
+    """A DCGAN shown one grey level comes to draw about that grey level."""
+    p = section("dcgan", steps=150, batch_size=8, learning_rate=2e-3, shift_px=0, ema_decay=0.9)
+    flat_images = np.full((8, 32, 32), 200, np.uint8)
+    network, *_ = code("dcgan").fit(
+        flat_images, p, seed=0, points=1, checkpoint=tmp_path / "c.pt", tick=lambda s, v: None,
+        snapshot=lambda point, network: None,
+    )  # fmt: skip
+    drawn = code("dcgan").sample(network, range(8), batch_size=8).astype(float)
+    assert abs(drawn.mean() - 200) < abs(128 - 200)
+
+
+def test_sizes_that_do_not_halve_to_four_are_refused(tmp_path):
+    with pytest.raises(UserError, match="data.image_size is 48"):
+        code("vae").fit(
+            images(size=48), section("vae"), seed=0, points=1, checkpoint=tmp_path / "c.pt",
+            snapshot=lambda point, network: None,
+        )  # fmt: skip
+
+
+def test_damaged_model_is_told(tmp_path):
+    network, config, _, _ = fit("vae", section("vae"), tmp_path / "c.pt")
+    training.save_model(tmp_path / "m", network, config)
+    file = tmp_path / "m/model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match="cannot be opened"):
+        vae.load(tmp_path / "m")
+
+
+# the pieces ----------------------------------------------------------------------------------------------------------
+
+
+def test_elbo_is_that_of_the_closed_forms():
+    """Divergence against torch.distributions; likelihood against the normal density at the variance that fits best."""
+    torch.manual_seed(0)
+    x, y = torch.rand(5, 1, 8, 8), torch.rand(5, 1, 8, 8)
+    mean, log_variance = torch.randn(5, 3), torch.randn(5, 3)
+    likelihood, divergence = vae.negative_elbo(x, y, mean, log_variance)
+    normal = torch.distributions.Normal
+    expected = torch.distributions.kl_divergence(normal(mean, (log_variance / 2).exp()), normal(0.0, 1.0)).sum(1).mean()
+    torch.testing.assert_close(divergence, expected)
+    best = (x - y).square().mean().sqrt()
+    torch.testing.assert_close(likelihood, -normal(y, best).log_prob(x).flatten(1).sum(1).mean())
+
+
+def test_ddpm_starts_from_the_published_schedule():
+    alphas = code("ddpm").new_scheduler().alphas_cumprod
+    assert len(alphas) == 1000
+    assert alphas[0].item() == pytest.approx(1 - 1e-4)
+    assert alphas[-1].item() == pytest.approx(4.04e-5, rel=0.01)  # Ho 2020: about 4e-5 of signal is left
+
+
+def test_cutmix_masks_are_rectangles_of_both_kinds():
+    masks = [unet_gan.cutmix_mask(32, torch.Generator().manual_seed(i))[0, 0] for i in range(200)]
+    shares = torch.stack(masks).mean(dim=(1, 2))
+    assert 0.4 < shares.mean() < 0.6 and shares.std() > 0.2
+    for mask in masks:
+        for side in (mask, 1 - mask):
+            rows, columns = side.amax(1).nonzero(), side.amax(0).nonzero()
+            if len(rows) and side.sum() == len(rows) * len(columns):
+                break
+        else:
+            pytest.fail("neither side is a rectangle")
+
+
+def test_unet_discriminator_judges_the_whole_and_every_pixel():
+    p = section("unet_gan")
+    whole, pixels = unet_gan.Discriminator(p, 32)(torch.randn(3, 1, 32, 32))
+    assert whole.shape == (3,) and pixels.shape == (3, 1, 32, 32)
+
+
+def test_discriminator_is_spectrally_normalised():
+    network = unet_gan.Discriminator(section("unet_gan"), 32)
+    for _ in range(30):  # power iterations
+        network(torch.randn(2, 1, 32, 32))
+    network.eval()
+    weight = network.down[0].conv1.weight.flatten(1)
+    assert torch.linalg.matrix_norm(weight, 2).item() == pytest.approx(1, abs=0.05)
+
+
+def test_augmentation_lets_gradients_pass_and_is_its_generators():
+    x = torch.rand(4, 1, 32, 32, requires_grad=True)
+    out = diffaugment.augment(x, torch.Generator().manual_seed(0))
+    assert out.shape == x.shape and not torch.equal(out, x)
+    out.sum().backward()
+    assert (x.grad != 0).any()
+    again = diffaugment.augment(x, torch.Generator().manual_seed(0))
+    assert torch.equal(out, again)
+
+
+def test_cutout_takes_a_square_of_half_the_edge_at_most():
+    x = torch.full((50, 1, 32, 32), 1000.0)
+    out = diffaugment.augment(x, torch.Generator().manual_seed(1))
+    black = (out == 0).float().mean(dim=(1, 2, 3))
+    assert (black > 0.02).all() and (black <= 0.25 + 0.25).all()
+
+
+def test_batches_are_shifted_and_mirrored_images():
+    source = images()
+    plain = training.batch(source, 4, 0, torch.Generator().manual_seed(0))
+    assert plain.shape == (4, 1, 32, 32) and plain.min() >= -1 and plain.max() <= 1
+    as_grey = ((plain[:, 0] + 1) * 127.5).round().to(torch.uint8).numpy()
+    assert all(any((g == s).all() or (g == s[:, ::-1]).all() for s in source) for g in as_grey)
+    shifted = training.batch(source, 40, 5, torch.Generator().manual_seed(0))
+    assert (shifted[:, 0, 0] == -1).all(dim=1).any()  # a black row came in
+
+
+def test_checkpoint_admits_no_foreign_object(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (print, ("run",))
+
+    torch.save({"x": Evil()}, tmp_path / "c.pt")
+    with pytest.raises(Exception, match="weights_only|Weights only"):
+        training.load_checkpoint(tmp_path / "c.pt")
+    assert training.load_checkpoint(tmp_path / "none.pt") is None
+
+
+def test_average_is_exponential():
+    model = nn.Linear(1, 1, bias=False)
+    average = training.averaged(model, 0.9)
+    for value in (1.0, 2.0):
+        nn.init.constant_(model.weight, value)
+        average.update_parameters(model)
+    assert average.module.weight.item() == pytest.approx(0.9 * 1 + 0.1 * 2)
