@@ -15,6 +15,7 @@ from synthmri.errors import UserError
 Set = Annotated[Path, typer.Option(help="ImageSet to read")]
 Features = Annotated[Path, typer.Option(help="features of that set, folder of stages.extract")]
 CLOSEST = 10  # pairs of a generated and a train image that are shown
+RECONSTRUCTED = 100  # held-out slices, at even steps, that go through the autoencoder
 
 
 def main(
@@ -54,15 +55,14 @@ def main(
         distance = scores.frechet_distance(before, reference_set.test_features["alexnet"])
         result["fd_alexnet_before"] = distance
         result["fd_alexnet_reduction"] = (distance - result["fd_alexnet"]) / distance
-    rebuilt = reconstruction(code, model, runtime.device, np.array(reference_set.test))
+    some = np.unique(np.linspace(0, len(reference_set.test) - 1, RECONSTRUCTED).astype(int))
+    originals = np.array(reference_set.test[some])
+    rebuilt = reconstruction(code, model, runtime.device, originals)
     if rebuilt is not None:
-        result |= {
-            f"recon_{name}": value
-            for name, value in scores.resemblance(rebuilt, reference_set.test, lpips, batch=p.batch_size).items()
-        }
-        result["recon_fd_alexnet"] = scores.frechet_distance(
-            features.alexnet(rebuilt, batch=p.batch_size, device=runtime.device), reference_set.test_features["alexnet"]
-        )
+        values_now = features.alexnet(rebuilt, batch=p.batch_size, device=runtime.device)
+        pairs_now = scores.resemblance(rebuilt, originals, lpips, batch=p.batch_size)
+        result |= {f"recon_{name}": value for name, value in pairs_now.items()}
+        result["recon_fd_alexnet"] = scores.frechet_distance(values_now, reference_set.test_features["alexnet"][some])
     order = np.argsort(-correlation, kind="stable")[:CLOSEST]
     pairs = np.concatenate([images[order], reference_set.train[which[order]]])
     captions = [f"r = {correlation[i]:.3f}" for i in order] + ["train"] * len(order)

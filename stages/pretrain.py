@@ -54,7 +54,12 @@ def main(
         if part == "autoencoder":
             return
         tick = _ticker(progress, "unet", run.unet.steps, second.with_suffix(".csv"))
-        pipe = pretrain.fit_unet(run, vae, second, runtime.device, tick)
+        from transformers import CLIPTokenizer
+
+        # Learning a tokenizer twice may number rare pieces differently: one that is there is kept.
+        known = out / "tokenizer"
+        tokenizer = CLIPTokenizer.from_pretrained(known) if known.is_dir() else pretrain.new_tokenizer()
+        pipe = pretrain.fit_unet(run, vae, tokenizer, second, runtime.device, tick)
     with common.replacing(out) as part_folder:
         common.save_pipeline(pipe, part_folder, half=True)
 

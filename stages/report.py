@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+import yaml
 from jinja2 import Environment
 from markdown_it import MarkdownIt
 from PIL import Image
@@ -26,6 +27,7 @@ def main(
 ) -> None:
     """Everything is in the file: it opens offline, and can be sent."""
     data = common.read_json(metrics / "data.json")
+    text_of_params = params.read_text(encoding="utf-8")
     model = common.read_json(metrics / "latent_diffusion.json")
     template = Environment(autoescape=True).from_string(
         Path(__file__).with_name("report.html").read_text(encoding="utf-8")
@@ -39,7 +41,8 @@ def main(
         poor=model["recon_psnr"] < POOR_PSNR_DB,
         models=comparison.MODELS,
         picture=lambda name: _inline(metrics / name),
-        params=params.read_text(encoding="utf-8"),
+        params=text_of_params,
+        simulated=yaml.safe_load(text_of_params)["data"]["source"] == "simulated",
         versions=[(name, importlib.metadata.version(name)) for name in VERSIONS],
     )
     with common.replacing(out) as part:

@@ -185,14 +185,13 @@ def new_tokenizer(length: int = 32):
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length)
 
 
-def new_pipeline(run: Pretrain, vae):
-    """The untrained pipeline around a trained autoencoder: UNet, text encoder, tokenizer, scheduler."""
+def new_pipeline(run: Pretrain, vae, tokenizer):
+    """The untrained pipeline around a trained autoencoder and a tokenizer: UNet, text encoder, scheduler."""
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
     p = run.unet
     torch.manual_seed(run.seed + 1)
-    tokenizer = new_tokenizer()
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer), hidden_size=p.text_width, intermediate_size=4 * p.text_width,
@@ -251,7 +250,7 @@ def standardise(vae, atlas, run: Pretrain) -> None:
     vae.register_to_config(scaling_factor=round(1 / float(z.std()), 4))
 
 
-def fit_unet(run: Pretrain, vae, checkpoint: Path, device: str, tick: Callable[[int, float], None]):
+def fit_unet(run: Pretrain, vae, tokenizer, checkpoint: Path, device: str, tick: Callable[[int, float], None]):
     """Train UNet and text encoder on latents of endless new slices, or go on from `checkpoint`.
 
     Returns the pipeline with the averaged (EMA) weights in it.
@@ -259,7 +258,7 @@ def fit_unet(run: Pretrain, vae, checkpoint: Path, device: str, tick: Callable[[
     from diffusers.training_utils import EMAModel
 
     p = run.unet
-    pipe = new_pipeline(run, vae).to(device)
+    pipe = new_pipeline(run, vae, tokenizer).to(device)
     pipe.set_progress_bar_config(disable=True)
     unet, text, vae = pipe.unet, pipe.text_encoder, pipe.vae
     vae.requires_grad_(False)

@@ -133,7 +133,7 @@ def largest_correlation(
     return np.clip(best, -1, 1), which  # rounding may exceed it
 
 
-def ms_ssim(images: np.ndarray, *, pairs: int = 100, seed: int = 0) -> float | None:
+def ms_ssim(images: np.ndarray, *, pairs: int = 50, seed: int = 0) -> float | None:
     """Mean multi-scale SSIM (Wang 2003) over random pairs of different images of one set: diversity, lower is more.
 
     images: uint8 (N, H, W). By torchmetrics, with the paper's five scales; None below the 176 pixels that these need.

@@ -42,7 +42,7 @@ def flat(module):
 def test_both_parts_resume_to_the_same_weights_and_load_as_a_pipeline(run, tmp_path):
     from diffusers import StableDiffusionPipeline
 
-    vaes, pipes = [], []
+    vaes, pipes, tokenizer = [], [], pretrain.new_tokenizer()
     for name in ("whole", "killed"):
         for fit in ("autoencoder", "unet"):
             for attempt in range(2):
@@ -52,7 +52,7 @@ def test_both_parts_resume_to_the_same_weights_and_load_as_a_pipeline(run, tmp_p
                     if fit == "autoencoder":
                         vae = pretrain.fit_autoencoder(run.autoencoder, run, l2, path, "cpu", tick)
                     else:
-                        pipe = pretrain.fit_unet(run, vae, path, "cpu", tick)
+                        pipe = pretrain.fit_unet(run, vae, tokenizer, path, "cpu", tick)
                 except Killed:
                     continue
                 break
