@@ -28,13 +28,12 @@ def main(
     runtime = common.start()
     p = params.read(common.PARAMS, "finetune", ldm.Finetune)
     words = params.read(common.PARAMS, "prompt", prompt.Prompt)
-    draw = params.read(common.PARAMS, "sample", sampling.Sample)
     progress = params.read(common.PARAMS, "progression", progression.Progression)
     mean, std = np.load(latents / "mean.npy"), np.load(latents / "std.npy")
     train = imageset.read(images)
     texts = prompt.prompts(train.manifest, words)
     key = common.digest(
-        p.model_dump(), words.model_dump(), draw.model_dump(), progress.model_dump(), runtime.model_dump(),
+        p.model_dump(), words.model_dump(), progress.model_dump(), runtime.model_dump(),
         latents, base, vae, images / "manifest.csv",
     )  # fmt: skip
     pipe = ldm.load(base, device=runtime.device)
@@ -42,7 +41,11 @@ def main(
     pipe.unet.register_to_config(sample_size=mean.shape[-1])  # so that it draws this size unless told otherwise
     store, shown = progression.Store(checkpoints / key), progression.epochs_shown(p.epochs, progress.points)
     seeds = list(range(progress.n))
-    fast = draw.model_copy(update={"steps": progress.steps, "batch_size": progress.batch_size})
+    # Settings of its own: a change of section `sample` must not train the model again.
+    fast = sampling.Sample(
+        n=progress.n, seed=0, steps=progress.steps, guidance=1.0, scheduler="sde-dpmsolver++",
+        batch_size=progress.batch_size, bf16=p.precision != "no", channels=1,
+    )  # fmt: skip
 
     def snapshot(epoch: int) -> None:
         if epoch in shown:
