@@ -24,6 +24,7 @@ def main(
     metrics: Annotated[Path, typer.Option(help="folder of all results")],
     params: Annotated[Path, typer.Option(help="the parameters they were made with")],
     out: Annotated[Path, typer.Option(help="HTML to write")],
+    picture: Annotated[Path, typer.Option(help="PNG to write: held-out beside synthetic, small enough for git")],
 ) -> None:
     """Everything is in the file: it opens offline, and can be sent."""
     data = common.read_json(metrics / "data.json")
@@ -45,8 +46,10 @@ def main(
         simulated=yaml.safe_load(text_of_params)["data"]["source"] == "simulated",
         versions=[(name, importlib.metadata.version(name)) for name in VERSIONS],
     )
-    with common.replacing(out) as part:
+    beside = Image.open(metrics / "held_out/latent_diffusion.png").convert("L")
+    with common.replacing(out) as part, common.replacing(picture) as small:
         part.write_text(page, encoding="utf-8")
+        beside.resize((1200, round(beside.height * 1200 / beside.width)), Image.Resampling.LANCZOS).save(small, "PNG")
 
 
 def _inline(path: Path) -> str:
