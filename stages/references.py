@@ -40,24 +40,26 @@ def main(
     def of(some: dict[str, np.ndarray], chosen: np.ndarray) -> dict[str, np.ndarray]:
         return {name: values[chosen] for name, values in some.items()}
 
-    train_now = np.array(reference.train[rows])
-    copies, _, _ = scorecard.score(train_now, of(reference.train_features, rows), reference, p, lpips)
+    def copying(images: np.ndarray, values: dict[str, np.ndarray]) -> dict[str, float]:
+        return scorecard.against_train(images, values, reference, p, lpips)[0]
+
+    def everything(images: np.ndarray, values: dict[str, np.ndarray]) -> dict[str, float]:
+        return scorecard.score(images, values, reference, p, lpips)[0]
+
+    train_values = of(reference.train_features, rows)
     # Real slices of other people: as distributions, train against held-out; one by one, held-out against train.
-    real, _, _ = scorecard.score(
-        np.array(reference.test[held_out]), of(reference.test_features, held_out), reference, p, lpips
-    )
-    between = scorecard.distribution(of(reference.train_features, rows), reference, p)
+    between = scorecard.distribution(train_values, reference, p)
     one_mean = extracted(mean[None])
     result = {
-        "held_out": real | between | {"n": float(n)},
-        "blurred": scorecard.score(blurred, extracted(blurred), reference, p, lpips)[0],
-        "mean_image": scorecard.score(
-            np.repeat(mean[None], n, axis=0),
-            {name: np.repeat(values, n, axis=0) for name, values in one_mean.items()},
-            reference, p, lpips,
-        )[0],
-        "train_copies": copies,
-    }  # fmt: skip
+        "held_out": between
+        | copying(np.array(reference.test[held_out]), of(reference.test_features, held_out))
+        | {"n": float(n)},
+        "blurred": everything(blurred, extracted(blurred)),
+        "mean_image": everything(
+            np.repeat(mean[None], n, axis=0), {name: np.repeat(values, n, axis=0) for name, values in one_mean.items()}
+        ),
+        "train_copies": between | copying(np.array(reference.train[rows]), train_values),
+    }
     with common.replacing(metrics) as part:
         common.write_metrics(part, result)
 

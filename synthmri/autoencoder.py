@@ -90,16 +90,24 @@ def reconstruct(vae, images: np.ndarray, *, batch: int, bf16: bool = False) -> n
 
 
 def rebuild(
-    vae, x: torch.Tensor, noise: torch.Tensor, perceptual: Callable, weight: float, *, frozen_encoder: bool = False
+    vae,
+    x: torch.Tensor,
+    perceptual: Callable,
+    generator: torch.Generator,
+    *,
+    weight: float,
+    latent_noise: float,
+    frozen_encoder: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss of rebuilding x: L1 + weight * perceptual distance (LPIPS, Zhang 2018), and the latents it went through.
 
-    x: (B, 3, H, W) in [-1, 1]; noise: (B, 4, h, w), added to the latents relative to their spread, so that the decoder
-    forgives a sampler's errors; perceptual: (B, 3, H, W) x (B, 3, H, W) -> distances.
-    Returns a scalar and (B, 4, h, w).
+    x: (B, 3, H, W) in [-1, 1]; perceptual: (B, 3, H, W) x (B, 3, H, W) -> distances; latent_noise: standard deviation
+    of noise on the latents, relative to theirs, so that the decoder forgives a sampler's errors; generator: its source.
+    Returns a scalar and (B, C, h, w).
     """
     with torch.set_grad_enabled(not frozen_encoder):
         z = _posterior(vae.encode(x))[0].float()
+    noise = latent_noise * torch.randn(z.shape, generator=generator).to(z)
     y = vae.decode(z + noise * z.detach().std()).sample.float()
     distance = perceptual(x, y.clamp(-1.2, 1.2)).float().mean()
     return F.l1_loss(y, x) + weight * distance, z
@@ -139,9 +147,11 @@ def adapt(
             group["lr"] = p.learning_rate * training.warm_cosine(step, p.steps, min(10, p.steps))
         generator = training.step_generator(p.seed, step)
         x = to_tensor(_crops(images, p.batch_size, crop, generator)).to(device)
-        noise = p.latent_noise * torch.randn(len(x), 4, crop // 8, crop // 8, generator=generator).to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=p.bf16):
-            value, _ = rebuild(vae, x, noise, perceptual, p.perceptual, frozen_encoder=part == "decoder")
+            value, _ = rebuild(
+                vae, x, perceptual, generator,
+                weight=p.perceptual, latent_noise=p.latent_noise, frozen_encoder=part == "decoder",
+            )  # fmt: skip
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)

@@ -141,8 +141,9 @@ def fit_autoencoder(
         with torch.no_grad():
             x = rgb(autoencoder_images(atlas, p, generator))
         with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=run.bf16):
-            noise = p.latent_noise * torch.randn(len(x), 4, p.crop_px // 8, p.crop_px // 8, generator=generator)
-            value, z = autoencoder.rebuild(model, x, noise.to(x), perceptual, p.perceptual)
+            value, z = autoencoder.rebuild(
+                model, x, perceptual, generator, weight=p.perceptual, latent_noise=p.latent_noise
+            )
         mean, std = z.mean(dim=(0, 2, 3)), z.std(dim=(0, 2, 3))
         value = value + p.latent * (mean.square() + (std - 1).square()).mean()
         optimizer.zero_grad(set_to_none=True)

@@ -53,17 +53,16 @@ def distribution(features: dict[str, np.ndarray], reference: Reference, p: score
     return result
 
 
-def score(
+def against_train(
     images: np.ndarray, features: dict[str, np.ndarray], reference: Reference, p: scores.Evaluate, lpips
 ) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
-    """All numbers of a set, uint8 (N, H, W) and its features, by name; docs/evaluation.md says what each means.
+    """What tells of resemblance and copying, image by image, for uint8 (N, H, W) and its features.
 
-    Returns them, and for each image its largest pixel correlation with a train image and which one that is.
+    Returns the numbers by name, and for each image its largest pixel correlation with a train image and which one.
     """
     nearest = reference.train[scores.nearest_by_pixels(images, reference.train)]
     correlation, which = scores.largest_correlation(images, reference.train)
-    result = distribution(features, reference, p)
-    result |= scores.resemblance(images, nearest, lpips, batch=p.batch_size)
+    result = scores.resemblance(images, nearest, lpips, batch=p.batch_size)
     result["memorised"] = scores.memorised(
         features["alexnet"], reference.test_features["alexnet"], reference.train_features["alexnet"]
     )
@@ -71,5 +70,12 @@ def score(
     diversity = scores.ms_ssim(images, seed=p.seed)
     if diversity is not None:
         result["ms_ssim"] = diversity
-    result["n"] = float(len(images))
-    return result, correlation, which
+    return result | {"n": float(len(images))}, correlation, which
+
+
+def score(
+    images: np.ndarray, features: dict[str, np.ndarray], reference: Reference, p: scores.Evaluate, lpips
+) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
+    """All numbers of a set by name; docs/evaluation.md says what each means. Otherwise as `against_train`."""
+    result, correlation, which = against_train(images, features, reference, p, lpips)
+    return distribution(features, reference, p) | result, correlation, which

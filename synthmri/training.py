@@ -86,8 +86,8 @@ def run(
     steps: int,
     points: int,
     checkpoint: Path,
-    tick: Callable[[int, float], None] = lambda step, loss: None,
-    snapshot: Callable[[int], None] = lambda point: None,
+    tick: Callable[[int, float], None],
+    snapshot: Callable[[int], None],
 ) -> tuple[list[dict[str, float]], int]:
     """Train a baseline: call `update(step, generator)` for every step, which returns its losses by name.
 

@@ -110,7 +110,7 @@ def test_a_generator_approaches_its_one_image(tmp_path):
 def test_sizes_that_do_not_halve_to_four_are_refused(tmp_path):
     with pytest.raises(UserError, match="data.image_size is 48"):
         code("vae").fit(
-            images(size=48), section("vae"), seed=0, points=1, checkpoint=tmp_path / "c.pt",
+            images(size=48), section("vae"), seed=0, points=1, checkpoint=tmp_path / "c.pt", tick=lambda s, v: None,
             snapshot=lambda point, network: None,
         )  # fmt: skip
 

@@ -78,7 +78,7 @@ def build(config: dict) -> Generator:
     return Generator(Params.model_validate(config["params"], strict=False), config["size"]).apply(_initialise)
 
 
-def fit(images: np.ndarray, p: Params, *, seed: int, points: int, checkpoint, device="cpu", tick=None, snapshot=None):
+def fit(images: np.ndarray, p: Params, *, seed: int, points: int, checkpoint, tick, snapshot, device="cpu"):
     """Train on uint8 (N, S, S). Returns the averaged generator, its config, losses a step, floating-point operations.
 
     Arguments and errors as in `vae.fit`.

@@ -54,7 +54,7 @@ def new_scheduler():
     return DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear", beta_start=1e-4, beta_end=0.02)
 
 
-def fit(images: np.ndarray, p: Params, *, seed: int, points: int, checkpoint, device="cpu", tick=None, snapshot=None):
+def fit(images: np.ndarray, p: Params, *, seed: int, points: int, checkpoint, tick, snapshot, device="cpu"):
     """Train on uint8 (N, S, S). Returns the averaged UNet, its config, losses a step, floating-point operations.
 
     Arguments and errors as in `vae.fit`.

@@ -136,7 +136,7 @@ def _generated(logits: torch.Tensor) -> torch.Tensor:
     return F.softplus(logits).mean()  # -log(1 - D)
 
 
-def fit(images: np.ndarray, p: Params, *, seed: int, points: int, checkpoint, device="cpu", tick=None, snapshot=None):
+def fit(images: np.ndarray, p: Params, *, seed: int, points: int, checkpoint, tick, snapshot, device="cpu"):
     """Train on uint8 (N, S, S). Returns the averaged generator, its config, losses a step, floating-point operations.
 
     Arguments and errors as in `vae.fit`.

@@ -70,7 +70,7 @@ def negative_elbo(x: torch.Tensor, y: torch.Tensor, mean: torch.Tensor, log_vari
     return likelihood, divergence
 
 
-def fit(images: np.ndarray, p: Params, *, seed: int, points: int, checkpoint, device="cpu", tick=None, snapshot=None):
+def fit(images: np.ndarray, p: Params, *, seed: int, points: int, checkpoint, tick, snapshot, device="cpu"):
     """Train on uint8 (N, S, S). Returns the averaged network, its config, losses a step, floating-point operations.
 
     snapshot(point, network) is called at `points` + 1 even distances of the training; other arguments and errors as in
