@@ -11,7 +11,7 @@ import numpy as np
 import typer
 
 from stages import common
-from synthmri import autoencoder, features, imageset, ldm, params, scores
+from synthmri import adaptation, autoencoder, features, imageset, ldm, params, scores
 
 MOST_IMAGES = 64  # of the validation slices, at even steps: what is judged by them is far larger than their scatter
 
@@ -27,7 +27,7 @@ def main(
     """Train by section `adapt` what finetune.autoencoder names; kept only if it rebuilds validation slices better."""
     runtime = common.start()
     part = params.read(common.PARAMS, "finetune", ldm.Finetune).autoencoder
-    p = params.read(common.PARAMS, "adapt", autoencoder.Adapt)
+    p = params.read(common.PARAMS, "adapt", adaptation.Adapt)
     held_out = imageset.read(validation).images
     held_out = held_out[np.unique(np.linspace(0, len(held_out) - 1, min(MOST_IMAGES, len(held_out))).astype(int))]
     lpips = features.lpips_model(device=runtime.device)
@@ -43,7 +43,7 @@ def main(
     if part != "none":
         key = common.digest(part, p.model_dump(), runtime.model_dump(), images, base)
         with common.counter(f"adapting: {part}", p.steps) as tick:
-            autoencoder.adapt(
+            adaptation.adapt(
                 vae, imageset.read(images).images, part, p, lpips, checkpoint=checkpoints / f"{key}.pt", tick=tick
             )
         after = measure(vae)

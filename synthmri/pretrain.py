@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 
-from synthmri import anatomy, autoencoder, diffusion, training
+from synthmri import adaptation, anatomy, diffusion, training
 from synthmri.params import Section
 
 CONTRASTS = ("T1w", "T2w", "FLAIR")
@@ -141,7 +141,7 @@ def fit_autoencoder(
         with torch.no_grad():
             x = rgb(autoencoder_images(atlas, p, generator))
         with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=run.bf16):
-            value, z = autoencoder.rebuild(
+            value, z, _ = adaptation.rebuild(
                 model, x, perceptual, generator, weight=p.perceptual, latent_noise=p.latent_noise
             )
         mean, std = z.mean(dim=(0, 2, 3)), z.std(dim=(0, 2, 3))

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from synthmri import autoencoder, ldm, params
+from synthmri import adaptation, autoencoder, ldm, params
 from synthmri.errors import UserError
 
 
 def section(**change):
     small = dict(steps=3, batch_size=2, crop_px=32, bf16=False)
-    return params.read("params.yaml", "adapt", autoencoder.Adapt).model_copy(update=small | change)
+    return params.read("params.yaml", "adapt", adaptation.Adapt).model_copy(update=small | change)
 
 
 def images(n=3, size=64):
@@ -81,7 +81,7 @@ def test_saved_and_opened_again_it_is_the_same(vae, tmp_path):
 @pytest.mark.parametrize("part", ["decoder", "full"])
 def test_adapt_moves_what_it_is_told_to(vae, part, tmp_path):
     before_in, before_out = flat(vae.encoder).clone(), flat(vae.decoder).clone()
-    autoencoder.adapt(vae, images(), part, section(), l2, checkpoint=tmp_path / "c.pt")
+    adaptation.adapt(vae, images(), part, section(), l2, checkpoint=tmp_path / "c.pt")
     assert not torch.equal(flat(vae.decoder), before_out)
     assert torch.equal(flat(vae.encoder), before_in) == (part == "decoder")
     assert not any(w.requires_grad for w in vae.parameters()) and not vae.training
@@ -91,7 +91,7 @@ def test_adapted_decoder_rebuilds_its_images_better(tiny, tmp_path):
     flat_images = np.full((4, 64, 64), 200, np.uint8)
     before = autoencoder.reconstruct(tiny, flat_images, batch=4)
     p = section(steps=60, learning_rate=5e-3)
-    autoencoder.adapt(tiny, flat_images, "decoder", p, l2, checkpoint=tmp_path / "c.pt")
+    adaptation.adapt(tiny, flat_images, "decoder", p, l2, checkpoint=tmp_path / "c.pt")
     after = autoencoder.reconstruct(tiny, flat_images, batch=4)
     assert np.abs(after.astype(int) - 200).mean() < 0.2 * np.abs(before.astype(int) - 200).mean()
 
@@ -101,7 +101,7 @@ def test_a_killed_adaptation_ends_like_an_undisturbed_one(tiny, tmp_path):
 
     other = copy.deepcopy(tiny)
     p = section(steps=103)
-    autoencoder.adapt(tiny, images(), "decoder", p, l2, checkpoint=tmp_path / "a.pt")
+    adaptation.adapt(tiny, images(), "decoder", p, l2, checkpoint=tmp_path / "a.pt")
 
     class Killed(Exception):
         pass
@@ -111,9 +111,9 @@ def test_a_killed_adaptation_ends_like_an_undisturbed_one(tiny, tmp_path):
             raise Killed
 
     with pytest.raises(Killed):
-        autoencoder.adapt(copy.deepcopy(other), images(), "decoder", p, l2, checkpoint=tmp_path / "b.pt", tick=kill)
+        adaptation.adapt(copy.deepcopy(other), images(), "decoder", p, l2, checkpoint=tmp_path / "b.pt", tick=kill)
     steps = []
-    autoencoder.adapt(
+    adaptation.adapt(
         other, images(), "decoder", p, l2, checkpoint=tmp_path / "b.pt", tick=lambda step, loss: steps.append(step)
     )
     assert steps == [100, 101, 102]
@@ -122,7 +122,7 @@ def test_a_killed_adaptation_ends_like_an_undisturbed_one(tiny, tmp_path):
 
 def test_divergence_is_told(tiny, tmp_path):
     with pytest.raises(UserError, match="adapt.learning_rate"):
-        autoencoder.adapt(
+        adaptation.adapt(
             tiny, images(), "decoder", section(), lambda x, y: (x - y).mean() * torch.nan, checkpoint=tmp_path / "c.pt"
         )
     assert not (tmp_path / "c.pt").exists()
@@ -131,7 +131,7 @@ def test_divergence_is_told(tiny, tmp_path):
 def test_crops_are_pieces_of_the_images_some_of_them_mirrored():
     source = np.arange(2 * 20 * 20).reshape(2, 20, 20).astype(np.uint8)
     source[1] += 100
-    crops = autoencoder._crops(source, 40, 8, torch.Generator().manual_seed(0))
+    crops = adaptation._crops(source, 40, 8, torch.Generator().manual_seed(0))
     windows = np.lib.stride_tricks.sliding_window_view(source, (8, 8), axis=(1, 2)).reshape(-1, 8, 8)
     plain = [any((crop == w).all() for w in windows) for crop in crops]
     mirrored = [any((crop[:, ::-1] == w).all() for w in windows) for crop in crops]

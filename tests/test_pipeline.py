@@ -351,7 +351,19 @@ def test_unknown_profile_names_those_there_are(tmp_path):
 
 @pytest.mark.parametrize("profile", [path.stem for path in (ROOT / "profiles").glob("*.yaml")])
 def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, monkeypatch, profile):
-    from synthmri import autoencoder, cohort, ldm, params, pretrain, progression, prompt, sampling, scores, slices
+    from synthmri import (
+        adaptation,
+        autoencoder,
+        cohort,
+        ldm,
+        params,
+        pretrain,
+        progression,
+        prompt,
+        sampling,
+        scores,
+        slices,
+    )
     from synthmri.baselines import dcgan, ddpm, unet_gan, vae
 
     shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
@@ -360,7 +372,7 @@ def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, m
     assert (tmp_path / "params.yaml").read_text().count("#") == (ROOT / "params.yaml").read_text().count("#")
     classes = {
         "runtime": params.Runtime, "cohort": cohort.Cohort, "data": slices.Data,
-        "adapt": autoencoder.Adapt, "encode": autoencoder.Encode,
+        "adapt": adaptation.Adapt, "encode": autoencoder.Encode,
         "prompt": prompt.Prompt, "finetune": ldm.Finetune, "sample": sampling.Sample, "evaluate": scores.Evaluate,
         "pretrain": pretrain.Pretrain, "progression": progression.Progression, "baselines.vae": vae.Params,
         "baselines.dcgan": dcgan.Params, "baselines.ddpm": ddpm.Params, "baselines.unet_gan": unet_gan.Params,

@@ -1,0 +1,141 @@
+"""Training an autoencoder to rebuild slices: the loss, and the adaptation of a pretrained one to a user's own."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+
+from synthmri import autoencoder, patchgan, training
+from synthmri.errors import UserError
+from synthmri.params import Section
+
+
+class Adapt(Section):
+    """Section `adapt`."""
+
+    seed: int = Field(ge=0)
+    steps: int = Field(ge=1)
+    batch_size: int = Field(ge=1, le=1024)
+    crop_px: int = Field(ge=32, le=1024, multiple_of=8)
+    learning_rate: float = Field(gt=0, le=0.01)
+    perceptual: float = Field(ge=0)
+    adversarial: float = Field(ge=0)
+    latent_noise: float = Field(ge=0)
+    bf16: bool
+
+
+def rebuild(
+    vae,
+    x: torch.Tensor,
+    perceptual: Callable,
+    generator: torch.Generator,
+    *,
+    weight: float,
+    latent_noise: float,
+    frozen_encoder: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Loss of rebuilding x: L1 + weight * perceptual distance (LPIPS, Zhang 2018); its latents; what came out.
+
+    x: (B, 3, H, W) in [-1, 1]; perceptual: (B, 3, H, W) x (B, 3, H, W) -> distances; latent_noise: standard deviation
+    of noise on the latents, relative to theirs, so that the decoder forgives a sampler's errors; generator: its source.
+    Returns a scalar, (B, C, h, w) and (B, 3, H, W).
+    """
+    with torch.set_grad_enabled(not frozen_encoder):
+        z = autoencoder.posterior(vae.encode(x))[0].float()
+    noise = latent_noise * torch.randn(z.shape, generator=generator).to(z)
+    y = vae.decode(z + noise * z.detach().std()).sample.float()
+    distance = perceptual(x, y.clamp(-1.2, 1.2)).float().mean()
+    return F.l1_loss(y, x) + weight * distance, z, y
+
+
+def adapt(
+    vae,
+    images: np.ndarray,
+    part: str,
+    p: Adapt,
+    perceptual: Callable,
+    *,
+    checkpoint: Path,
+    tick: Callable[[int, float], None] = lambda step, loss: None,
+) -> None:
+    """Train `vae` in place on random, half of them mirrored crops of uint8 (N, H, W).
+
+    Where p.adversarial is above 0, a critic of patches learns beside it: without one the decoder blurs what it cannot
+    know, with one it draws texture in its place, which is nearer in distribution and farther in PSNR (Blau 2018).
+    part: "decoder" keeps the latent space that a UNet knows, "full" moves it; perceptual: as for `rebuild`.
+    Written to `checkpoint` every 100 steps; a run that was killed goes on from there to the same result.
+    Raises UserError when the loss stops being finite.
+    """
+    device = next(vae.parameters()).device
+    crop = min(p.crop_px, *images.shape[1:])
+    # The pieces by their names in diffusers: both kinds have `decoder`, the KL kind a convolution before it.
+    names = ("decoder.", "post_quant_conv.") if part == "decoder" else ("",)
+    vae.requires_grad_(False)
+    weights = [w.requires_grad_(True) for name, w in vae.named_parameters() if name.startswith(names)]
+    critic = patchgan.discriminator(p.seed).to(device)
+    learners = {
+        "optimizer": torch.optim.AdamW(weights, lr=p.learning_rate, betas=(0.5, 0.99), weight_decay=0.0),
+        "critic_optimizer": torch.optim.AdamW(critic.parameters(), lr=1e-3, betas=(0.5, 0.99), weight_decay=0.0),
+        "vae": vae,
+        "critic": critic,
+    }
+    optimizer, critic_optimizer = learners["optimizer"], learners["critic_optimizer"]
+    first = 0
+    if state := training.load_checkpoint(checkpoint):
+        for name, learner in learners.items():
+            learner.load_state_dict(state[name])
+        first = state["step"]
+    vae.train()
+    for step in range(first, p.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = p.learning_rate * training.warm_cosine(step, p.steps, min(10, p.steps))
+        generator = training.step_generator(p.seed, step)
+        x = autoencoder.to_tensor(_crops(images, p.batch_size, crop, generator)).to(device)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=p.bf16):
+            value, _, y = rebuild(
+                vae, x, perceptual, generator,
+                weight=p.perceptual, latent_noise=p.latent_noise, frozen_encoder=part == "decoder",
+            )  # fmt: skip
+            grey = y.mean(dim=1, keepdim=True)
+            if p.adversarial > 0:
+                value = value + p.adversarial * patchgan.generator_loss(critic, grey)
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        loss = value.item()
+        if not np.isfinite(loss):
+            raise UserError(
+                f"adapting the autoencoder diverged: the loss of step {step} is {loss}; lower adapt.learning_rate "
+                f"(now {p.learning_rate}) or set adapt.bf16 to false"
+            )
+        if p.adversarial > 0:
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=p.bf16):
+                judged = patchgan.discriminator_loss(critic, x[:, :1], grey)
+            critic_optimizer.zero_grad(set_to_none=True)
+            judged.backward()
+            critic_optimizer.step()
+        tick(step, loss)
+        if (step + 1) % 100 == 0 or step + 1 == p.steps:
+            state = {name: learner.state_dict() for name, learner in learners.items()}
+            training.save_checkpoint(checkpoint, state | {"step": step + 1})
+    vae.requires_grad_(False).eval()
+
+
+def _crops(images: np.ndarray, count: int, size: int, generator: torch.Generator) -> np.ndarray:
+    """uint8 (count, size, size) from random places of random images, half of them mirrored left to right."""
+
+    def draw(below: int) -> list[int]:
+        return torch.randint(below, (count,), generator=generator).tolist()
+
+    height, width = images.shape[1:]
+    places = zip(draw(len(images)), draw(height - size + 1), draw(width - size + 1), draw(2), strict=True)
+    return np.stack(
+        [
+            images[i, top : top + size, left : left + size][:, :: -1 if mirrored else 1]
+            for i, top, left, mirrored in places
+        ]
+    )
