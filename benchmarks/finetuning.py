@@ -1,0 +1,104 @@
+"""Slices a second in fine-tuning: this project's loop against one that encodes images and prompts at every step, as
+diffusers' text-to-image example does; same model, batch size and precision.
+
+python -m benchmarks.finetuning
+
+The whole of our side is timed: encoding all slices once is part of it, spread over the epochs of params.yaml.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import typer
+
+from benchmarks import measure
+from stages import common
+from synthmri import autoencoder, imageset, ldm, params, prompt
+
+
+def textbook(pipe, images: np.ndarray, texts: list[str], p: ldm.Finetune, steps: int) -> float:
+    """Seconds a step of the loop of the example: VAE and text encoder run on every batch; plain loss; AdamW and EMA."""
+    from diffusers.training_utils import EMAModel
+
+    unet = pipe.unet.requires_grad_(True).train()
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=p.learning_rate)
+    ema = EMAModel(unet.parameters(), decay=p.ema_decay)
+    noise_scheduler = ldm.new_scheduler(pipe, "ddpm")
+    generator = torch.Generator().manual_seed(0)
+    times = []
+    for _ in range(steps):
+        start = time.perf_counter()
+        rows = torch.randint(len(images), (p.batch_size,), generator=generator).numpy()
+        x = autoencoder.to_tensor(images[rows])
+        ids = ldm.tokens(pipe, [texts[row] for row in rows])
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=p.precision == "bf16"):
+            with torch.no_grad():
+                latents = autoencoder.posterior(pipe.vae.encode(x))[0].float() * pipe.vae.config.scaling_factor
+                states = pipe.text_encoder(ids)[0]
+            noise = torch.randn(latents.shape, generator=generator)
+            t = torch.randint(noise_scheduler.config.num_train_timesteps, (len(rows),), generator=generator)
+            noisy = noise_scheduler.add_noise(latents, noise, t)
+            target = (
+                noise_scheduler.get_velocity(latents, noise, t)
+                if noise_scheduler.config.prediction_type == "v_prediction"
+                else noise
+            )
+            loss = F.mse_loss(unet(noisy, t, encoder_hidden_states=states).sample.float(), target)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), p.gradient_clip)
+        optimizer.step()
+        ema.step(unet.parameters())
+        times.append(time.perf_counter() - start)
+    return float(np.median(times[2:]))
+
+
+def ours(pipe, mean: np.ndarray, std: np.ndarray, texts: list[str], p: ldm.Finetune, steps: int) -> float:
+    """Seconds a step of ldm.finetune."""
+    ticks = []
+    rows = np.resize(np.arange(len(texts)), steps * p.batch_size)
+    with tempfile.TemporaryDirectory() as folder:
+        ldm.finetune(
+            pipe, mean[rows], std[rows], [texts[row] for row in rows], p.model_copy(update={"epochs": 1}),
+            checkpoint=Path(folder) / "c.pt", tick=lambda step, loss: ticks.append(time.perf_counter()),
+        )  # fmt: skip
+    return float(np.median(np.diff(ticks)[1:]))
+
+
+def main(
+    base: Annotated[Path, typer.Option(help="pipeline in Stable Diffusion format")] = Path("pretrained/base"),
+    images: Annotated[Path, typer.Option(help="ImageSet to train on")] = Path("data/slices/train"),
+    steps: Annotated[int, typer.Option(min=6, help="steps of each side")] = 16,
+):
+    """Write benchmarks/results/finetuning.json."""
+    common.start()
+    p = params.read(common.PARAMS, "finetune", ldm.Finetune)
+    train = imageset.read(images)
+    texts = prompt.prompts(train.manifest, params.read(common.PARAMS, "prompt", prompt.Prompt))
+    pipe = ldm.load(base)
+    start = time.perf_counter()
+    some = np.array(train.images[:64])
+    mean, std = autoencoder.encode(pipe.vae, some, batch=16, bf16=p.precision == "bf16")
+    encode_once = (time.perf_counter() - start) / len(some) * p.batch_size / p.epochs  # a step's share of it
+    our_step = ours(pipe, mean[:, None], std[:, None], texts[: len(some)], p, steps) + encode_once
+    their_step = textbook(ldm.load(base), some, texts[: len(some)], p, steps)
+    measure.write(
+        "finetuning",
+        {
+            "ratio": their_step / our_step,
+            "ours": {"slices_per_second": p.batch_size / our_step, "encoding_share": encode_once / our_step},
+            "textbook": {"slices_per_second": p.batch_size / their_step},
+            "batch": p.batch_size,
+            "precision": p.precision,
+            "epochs": p.epochs,
+        },
+    )
+
+
+if __name__ == "__main__":
+    common.run(main)

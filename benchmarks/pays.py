@@ -1,0 +1,113 @@
+"""Does the base model pay? Fine-tuned from it against from random weights: same slices, steps, seeds and autoencoder.
+
+REAL_MRI=folder python -m benchmarks.pays
+
+On the FLAIR volumes of open-ms and on 500 of the t1ce-tumor pictures; takes some 15 minutes on two cores.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+import yaml
+
+from benchmarks import measure
+from stages import common
+from synthmri import adaptation, autoencoder, features, imageset, ldm, params, prompt, sampling, scores
+from synthmri.errors import UserError
+
+SETS = {  # what differs from params.yaml
+    "open-ms": {"source": "raw", "contrasts": ["FLAIR"], "split": {"train": 0.4, "val": 0.2, "test": 0.4}},
+    "t1ce-tumor": {"source": "raw", "contrasts": []},
+}
+MOST_TRAIN = 500
+
+
+def preprocessed(raw: Path, data: dict, folder: Path) -> Path:
+    """The ImageSets of `raw`, by the stage that the pipeline runs, under parameters of its own."""
+    tree = yaml.safe_load(common.PARAMS.read_text(encoding="utf-8"))
+    tree["data"] |= data
+    (folder / common.PARAMS.name).write_text(yaml.safe_dump(tree), encoding="utf-8")
+    subprocess.run(
+        [
+            sys.executable, "-m", "stages.preprocess", "--raw", raw.resolve(), "--out", "slices",
+            "--metrics", "data.json", "--sheet", "slices.png",
+        ],
+        cwd=folder, env=os.environ | {"PYTHONPATH": os.getcwd()}, check=True,
+    )  # fmt: skip
+    return folder / "slices"
+
+
+def main(
+    only: Annotated[str, typer.Option(help="one of the sets; all where it is empty")] = "",
+    steps: Annotated[int, typer.Option(min=1, help="least steps of fine-tuning; whole epochs are trained")] = 200,
+):
+    """Write benchmarks/results/pays.json."""
+    root = os.environ.get("REAL_MRI")
+    if not root:
+        raise UserError("REAL_MRI is not set; name the folder of real volumes, which holds open-ms and t1ce-tumor")
+    common.start()
+    result = {}
+    for name in [only] if only else SETS:
+        with tempfile.TemporaryDirectory() as folder:
+            sets = preprocessed(Path(root) / name, SETS[name], Path(folder))
+            result[name] = both(imageset.read(sets / "train"), imageset.read(sets / "test"), Path(folder), steps)
+        measure.write("pays", result)
+
+
+def both(train: imageset.ImageSet, test: imageset.ImageSet, folder: Path, steps: int) -> dict:
+    """FD and KID to the held-out slices before training and after it, from the base and from random weights."""
+    rows = np.unique(np.linspace(0, len(train) - 1, min(MOST_TRAIN, len(train))).astype(int))
+    images, manifest = np.array(train.images[rows]), train.manifest.iloc[rows]
+    texts = prompt.prompts(manifest, params.read(common.PARAMS, "prompt", prompt.Prompt))
+    p = params.read(common.PARAMS, "finetune", ldm.Finetune)
+    p = p.model_copy(update={"epochs": -(-steps // -(-len(texts) // p.batch_size))})
+    how = params.read(common.PARAMS, "adapt", adaptation.Adapt)
+    drawing = params.read(common.PARAMS, "sample", sampling.Sample)
+    n = min(drawing.n, len(train), len(test))
+    held_out = features.alexnet(np.array(test.images), batch=16)
+
+    vae = autoencoder.load(Path(p.base_model) / "vae")
+    adaptation.adapt(vae, images, "decoder", how, features.lpips_model(), checkpoint=folder / "adapt.pt")
+    views = [autoencoder.encode(vae, view, batch=16, bf16=True) for view in (images, images[:, :, ::-1])]
+    mean, std = (np.stack([view[part] for view in views], axis=1) for part in (0, 1))
+
+    def distances(pipe) -> dict[str, float]:
+        seeds = list(range(drawing.seed, drawing.seed + n))
+        made = ldm.sample(pipe, prompt.drawn(texts, seeds), seeds, drawing, size=images.shape[1])
+        values = features.alexnet(made, batch=16)
+        return {
+            "fd_alexnet": scores.frechet_distance(values, held_out),
+            "kid_alexnet": scores.kernel_distance(values, held_out),
+        }
+
+    outcome = {}
+    for start in ("base", "scratch"):
+        pipe = ldm.load(p.base_model)
+        pipe.vae = vae
+        if start == "scratch":
+            torch.manual_seed(p.seed)
+            pipe.unet = type(pipe.unet).from_config(pipe.unet.config)
+        ldm.finetune(pipe, mean, std, texts, p, checkpoint=folder / f"{start}.pt")
+        outcome[start] = distances(pipe)
+    real = features.alexnet(images[np.random.default_rng(0).choice(len(images), min(n, len(images)), replace=False)])
+    return {
+        "ratio": outcome["scratch"]["fd_alexnet"] / outcome["base"]["fd_alexnet"],
+        "from_base": outcome["base"],
+        "from_scratch": outcome["scratch"],
+        "floor_fd_alexnet": scores.frechet_distance(real, held_out),
+        "train_slices": len(images),
+        "held_out_slices": len(test),
+        "n": n,
+        "epochs": p.epochs,
+    }
+
+
+if __name__ == "__main__":
+    common.run(main)

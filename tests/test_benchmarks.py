@@ -1,0 +1,113 @@
+"""The benchmarks, at tiny size: that they run, that both sides do the same work, and what they write."""
+
+import importlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks import evaluation, finetuning, measure, pays, preprocessing, sampling, scaling
+from stages import profile
+from synthmri import imageset
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A folder of its own with the parameters of the smoke profile; results go below it."""
+    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    profile.main("smoke")
+    return tmp_path
+
+
+def slices(n: int) -> imageset.ImageSet:
+    images = evaluation.textures(n, seed=0)[:, :64, :64]
+    manifest = pd.DataFrame({"contrast": ["FLAIR"] * n, "plane": ["axial"] * n, "depth_mm": ["60.0"] * n})
+    return imageset.ImageSet(images, manifest, {})
+
+
+def result(name: str) -> dict:
+    return json.loads(Path(f"benchmarks/results/{name}.json").read_text(encoding="utf-8"))
+
+
+def test_every_benchmark_says_what_it_compares():
+    for file in (ROOT / "benchmarks").glob("*.py"):
+        assert importlib.import_module(f"benchmarks.{file.stem}").__doc__, file
+
+
+def test_seconds_are_those_of_the_quickest_call(monkeypatch):
+    clock = iter([0.0, 5.0, 10.0, 12.0, 20.0, 23.0])
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
+    calls = []
+    assert measure.seconds(lambda: calls.append(1)) == 2.0 and len(calls) == 4
+
+
+def test_sampling(small, tiny_model):
+    sampling.main(model=tiny_model, whole=False)
+    found = result("sampling")
+    rates = [found[side]["images_per_second"] for side in ("ours", "original")]
+    assert found["ratio"] == pytest.approx(rates[0] / rates[1]) and found["original"]["extrapolated"]
+
+
+def test_finetuning(small, tiny_model):
+    imageset.write(small / "set", slices(8))
+    finetuning.main(base=tiny_model, images=small / "set", steps=6)
+    found = result("finetuning")
+    assert found["ratio"] > 0 and 0 < found["ours"]["encoding_share"] < 1
+
+
+def test_evaluation_agrees_with_torchmetrics(small):
+    evaluation.main(n=50)
+    found = result("evaluation")
+    for name, tolerance in {"fd": 1e-2, "kid": 1e-2, "ssim": 0.01, "psnr": 1e-4, "lpips": 1e-4}.items():
+        assert found["ours"][name] == pytest.approx(found["torchmetrics"][name], rel=tolerance), name
+
+
+def test_preprocessing(small):
+    pytest.importorskip("monai", reason="the extra `benchmarks` is not installed")
+    import nibabel
+
+    for i in range(4):
+        volume = np.zeros((60, 70, 40), np.float32)
+        volume[10:50, 10:60, 2:38] = np.random.default_rng(i).uniform(50, 100, (40, 50, 36))
+        folder = small / f"raw/sub-{i}/anat"
+        folder.mkdir(parents=True)
+        nibabel.save(nibabel.Nifti1Image(volume, np.diag([3, 3, 4, 1])), folder / f"sub-{i}_T1w.nii.gz")
+    preprocessing.main(raw=small / "raw", volumes=4)
+    assert result("preprocessing")["ratio"] > 0
+
+
+def test_scaling(small, monkeypatch):
+    monkeypatch.setattr(scaling, "child", lambda arguments, folder: {"seconds": float(len(arguments)), "peak_mib": 1})
+    scaling.main(sizes=[20, 40])
+    found = result("scaling")
+    assert found["ratio"]["preprocess"] == 1 and found["ratio_of_slices"] == 2
+    assert found["dvc_repro_with_nothing_to_do_seconds"] is None  # no pipeline is here
+
+
+def test_time_and_memory_of_a_process_of_its_own(small):
+    (small / "hungry.py").write_text("import numpy; numpy.ones(25_000_000)", encoding="utf-8")  # 200 MB
+    found = scaling.child(["hungry"], small)
+    assert 200 < found["peak_mib"] < 400 and found["seconds"] > 0
+
+
+def test_pays_compares_the_same_training_from_two_starts(small, tiny_model, monkeypatch):
+    from synthmri import params
+
+    text = (small / "params.yaml").read_text(encoding="utf-8")
+    (small / "params.yaml").write_text(text.replace("pretrained/base", str(tiny_model)), encoding="utf-8")
+    assert params.read(Path("params.yaml"), "adapt", pays.adaptation.Adapt).steps < 10
+    train, test = slices(16), slices(20)
+    found = pays.both(train, test, small, steps=1)
+    assert found["n"] == 8 and found["epochs"] == 1
+    assert found["ratio"] == pytest.approx(
+        found["from_scratch"]["fd_alexnet"] / found["from_base"]["fd_alexnet"], rel=1e-6
+    )
+    assert found["from_scratch"] != found["from_base"]
