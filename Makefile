@@ -3,10 +3,11 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install repro test lint
+.PHONY: help install repro test lint study
 help:
 	@echo "make repro   set up .venv, run the whole pipeline, show a summary"
 	@echo "make test    set up .venv, run the tests"
+	@echo "make study   rate real and synthetic slices in a browser, blinded (PACKET= where there are several)"
 	@echo "make install set up .venv only"
 	@echo "make lint    check the style"
 
@@ -29,6 +30,10 @@ repro: install
 
 test: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+
+study: install
+	@ls -d data/reader_study/packet-* >/dev/null 2>&1 || $(BIN)/python -m stages.study create
+	$(BIN)/python -m stages.study serve --packet "$(PACKET)"
 
 lint: install
 	$(BIN)/ruff check .

@@ -113,7 +113,7 @@ def test_declared_sections_are_what_is_read(name):
 def test_every_section_of_params_is_read_by_something():
     sections = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     read = {name.split(".")[0] for stage in stages().values() for name in stage.get("params", [])}
-    assert set(sections) == read | {"pretrain"}
+    assert set(sections) == read | {"pretrain", "study"}
 
 
 def test_no_absolute_path_in_what_is_committed():
@@ -351,7 +351,20 @@ def test_unknown_profile_names_those_there_are(tmp_path):
 
 @pytest.mark.parametrize("profile", [path.stem for path in (ROOT / "profiles").glob("*.yaml")])
 def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, monkeypatch, profile):
-    from synthmri import autoencoder, cohort, ldm, params, pretrain, progression, prompt, sampling, scores, slices
+    from synthmri import (
+        autoencoder,
+        cohort,
+        ldm,
+        params,
+        pretrain,
+        progression,
+        prompt,
+        ratings,
+        sampling,
+        scores,
+        slices,
+        study,
+    )
     from synthmri.baselines import dcgan, ddpm, unet_gan, vae
 
     shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
@@ -362,7 +375,7 @@ def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, m
         "runtime": params.Runtime, "cohort": cohort.Cohort, "data": slices.Data,
         "adapt": autoencoder.Adapt, "encode": autoencoder.Encode,
         "prompt": prompt.Prompt, "finetune": ldm.Finetune, "sample": sampling.Sample, "evaluate": scores.Evaluate,
-        "pretrain": pretrain.Pretrain, "progression": progression.Progression, "baselines.vae": vae.Params,
+        "readers": ratings.Readers, "study": study.Study, "pretrain": pretrain.Pretrain, "progression": progression.Progression, "baselines.vae": vae.Params,
         "baselines.dcgan": dcgan.Params, "baselines.ddpm": ddpm.Params, "baselines.unet_gan": unet_gan.Params,
     }  # fmt: skip
     sections = yaml.safe_load((tmp_path / "params.yaml").read_text())
