@@ -1,7 +1,7 @@
 """The web page of a reader study. Every route but the two static files needs a reader's token.
 
-Safe by construction: images come from a dictionary of the packet's names and never from a path; the key is not here to be
-served; a post needs the page's own origin; a Host that is not expected is refused (DNS rebinding); the page may load
+Safe by construction: images come from a dictionary of the packet's names and never from a path; the key is not here to
+be served; a post needs the page's own origin; a Host that is not expected is refused (DNS rebinding); the page may load
 nothing from elsewhere and run no inline script.
 """
 
@@ -62,6 +62,8 @@ def create(packet: Packet, store: Store, hosts: list[str]) -> FastAPI:
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     pages = Environment(loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined)
 
+    known = {"questions": study.QUESTIONS, "tags": study.TAGS, "simulated": packet.simulated}
+
     def reader(token: str) -> dict:
         found = store.reader(token)
         if found is None:
@@ -93,6 +95,10 @@ def create(packet: Packet, store: Store, hosts: list[str]) -> FastAPI:
     def root() -> HTMLResponse:
         return HTMLResponse(pages.get_template("root.html").render())
 
+    @app.get("/favicon.ico")
+    def icon() -> Response:
+        return Response(status_code=204)  # browsers ask for one
+
     @app.get("/static/{name}")
     def static(name: str) -> Response:
         files = {file.name: file for file in PAGE.iterdir() if file.suffix in TYPES}
@@ -103,7 +109,7 @@ def create(packet: Packet, store: Store, hosts: list[str]) -> FastAPI:
     @app.get("/r/{token}/")
     def page(who: Reader) -> HTMLResponse:
         order = packet.orders[who["slot"]]
-        text = pages.get_template("page.html").render(questions=study.QUESTIONS, tags=study.TAGS, total=len(order))
+        text = pages.get_template("page.html").render(**known, total=len(order))
         return HTMLResponse(text)
 
     @app.get("/r/{token}/state")

@@ -34,12 +34,15 @@ class Packet:
     hashes: dict[str, str]
     orders: list[list[tuple[str, bool]]]
     key_sha256: str
+    simulated: bool
 
 
-def write(folder: Path, key: Path, items: list[study.Item], images: list[np.ndarray], p: study.Study) -> str:
+def write(
+    folder: Path, key: Path, items: list[study.Item], images: list[np.ndarray], p: study.Study, *, simulated: bool
+) -> str:
     """Write a packet and its key to two paths that do not exist; the hash that both are to be named by.
 
-    images: uint8 (H, W) of each item.
+    images: uint8 (H, W) of each item; simulated: the real slices are of a simulated cohort, which readers are told.
     """
     names = study.names(items, p)
     table = pd.DataFrame(
@@ -55,6 +58,7 @@ def write(folder: Path, key: Path, items: list[study.Item], images: list[np.ndar
         "study": p.model_dump(),
         "images": dict(zip(table["image"], table["sha256"], strict=True)),
         "orders": [[[names[i], again] for i, again in study.order(items, p, r)] for r in range(p.readers)],
+        "simulated": simulated,
         "key_sha256": _sha256(key.read_bytes()),
     }
     text = json.dumps(content, indent=1, sort_keys=True) + "\n"
@@ -85,7 +89,7 @@ def read(folder: Path) -> Packet:
         if study.sha256(pixels[name]) != wanted:
             raise UserError(f"{folder}/images/{name}.png was changed; make a new packet with `study create`")
     orders = [[(name, again) for name, again in order] for order in content["orders"]]
-    return Packet(found, images, content["images"], orders, content["key_sha256"])
+    return Packet(found, images, content["images"], orders, content["key_sha256"], content["simulated"])
 
 
 def read_key(path: Path, packet: Packet) -> pd.DataFrame:

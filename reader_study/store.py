@@ -1,7 +1,7 @@
 """The ratings of one packet in SQLite: one transaction a rating, on the disk before it is acknowledged.
 
-Write-ahead log and synchronous=FULL: a kill or a power cut at any moment loses nothing that was acknowledged. Nothing is
-overwritten or deleted: undoing marks a rating as withdrawn.
+Write-ahead log and synchronous=FULL: a kill or a power cut at any moment loses nothing that was acknowledged. Nothing
+is overwritten or deleted: undoing marks a rating as withdrawn.
 """
 
 import secrets

@@ -21,7 +21,7 @@ BAR = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Time
 
 
 def run(*commands: Callable) -> None:
-    """Run one function as a command line, or several as its subcommands. A UserError ends with its text and status 1."""
+    """Run a function as a command line, or several as its subcommands. A UserError ends with its text and status 1."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     for command in commands:
         app.command()(command)

@@ -11,7 +11,7 @@ from synthmri import comparison, plots
 
 
 def main(
-    scores: Annotated[Path, typer.Option(help="folder of <model>.json, references.json and readers.json")],
+    scores: Annotated[Path, typer.Option(help="folder of <model>.json, references.json, readers.json")],
     efforts: Annotated[Path, typer.Option(help="folder of <model>.json: parameters, images seen, operations")],
     csv: Annotated[Path, typer.Option(help="CSV to write")],
     tree: Annotated[Path, typer.Option(help="JSON to write")],

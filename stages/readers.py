@@ -16,7 +16,7 @@ def main(
     samples: Annotated[Path, typer.Option(help="folder of each model's ImageSet")],
     metrics: Annotated[Path, typer.Option(help="JSON to write")],
 ) -> None:
-    """Scores by models and real, and agreement; only ratings of images that are here now count, the others are named."""
+    """Scores of models and of real, and agreement. Only ratings of images that are here now count."""
     p = params.read(common.PARAMS, "readers", ratings.Readers)
     frame = ratings.read(table)
     tree: dict[str, dict] = {"counts": {"ratings": 0.0, "of_other_images": 0.0}}
@@ -29,7 +29,8 @@ def main(
             print(f"{len(part)} ratings of packet {packet} are of images that are no longer here: left out; "
                   "`python -m stages.study create` makes a packet of the present ones", file=sys.stderr)  # fmt: skip
         tree = ratings.summary(present, list(comparison.MODELS), p)
-        tree["counts"] = {"ratings": len(present), "of_other_images": len(frame) - len(present)}
+        simulated = imageset.read(test).meta.get("data", {}).get("source") == "simulated"
+        tree["counts"] = {"ratings": len(present), "of_other_images": len(frame) - len(present), "simulated": simulated}
         tree["packets"] = {packet: len(part) for packet, part in present.groupby("packet")}
     with common.replacing(metrics) as part:
         common.write_metrics(part, {name: group for name, group in tree.items() if group})

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import typer
 
-from stages import common
 from reader_study import packet, store
+from stages import common
 from synthmri import comparison, imageset, params, ratings, study
 from synthmri.errors import UserError
 
@@ -35,10 +35,11 @@ def create(
     items = study.choose(held_out, models, p)
     sets = {ratings.REAL: held_out, **models}
     images = [np.asarray(sets[item.source].images[item.row]) for item in items]
+    simulated = held_out.meta.get("data", {}).get("source") == "simulated"
     home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=home, prefix=".") as part:
         folder, key = Path(part) / "packet", Path(part) / "key.csv"
-        name = packet.write(folder, key, items, images, p)
+        name = packet.write(folder, key, items, images, p, simulated=simulated)
         target, target_key = home / f"packet-{name}", home / f"key-{name}.csv"
         if not target.exists():
             key.replace(target_key)
@@ -49,6 +50,8 @@ def create(
     for model, (same, gap) in study.mismatch(items).items():
         level = "" if np.isnan(gap) else f", level {gap:.0f} mm from it on average"
         print(f"  {model}: {100 * same:.0f} % of the contrast of their real slice{level}")
+    if simulated:
+        print("a rehearsal: the real slices are of simulated people; set data.source to raw for a study of real scans")
     found = study.detectable_difference(p, len(models))
     if found is None:
         print(f"power: {p.cases} cases can show no difference for {len(models)} models; raise study.cases")
@@ -78,6 +81,7 @@ def serve(
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen()  # the links below work at once
     except OSError as error:
         raise UserError(f"cannot listen on {host}, port {port} ({error.strerror}); choose another --port") from None
     if host not in LOOPBACK:

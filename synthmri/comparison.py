@@ -29,10 +29,9 @@ CAPTION = (
     'and copies and blur do well in them (see the last rows). "memorised" is the share nearer to a training slice '
     'than 95 % of real slices of other people are: 0.05 is what honest data gives. "MS-SSIM within" is the likeness '
     "of pairs within a set; diversity is low where it is far above the real row's. Effort counts training alone, "
-    "without the pretraining of the latent diffusion model's base. "
-    '"manual" is the mean realism that blinded readers gave, '
-    "with its 95 % interval over readers and cases; empty: nobody has rated these images; ⚠: too few readers or cases to "
-    "rely on. Bold: best, by more than the uncertainty."
+    'without the pretraining of the latent diffusion model\'s base. "manual" is the mean realism that blinded readers '
+    "gave, with its 95 % interval over readers and cases; empty: nobody has rated these images; ⚠: too few readers or "
+    "cases to rely on. Bold: best, by more than the uncertainty."
 )
 
 
@@ -69,6 +68,8 @@ def readers_note(readers: dict[str, dict[str, float]]) -> str:
     packets = ", ".join(f"{name} ({count:.0f} ratings)" for name, count in readers.get("packets", {}).items())
     left_out = readers["counts"]["of_other_images"]
     parts = [f"Manual scores: packet {packets}."] if packets else []
+    if packets and readers["counts"]["simulated"]:
+        parts.append("The slices they were given beside are of simulated people: a rehearsal, not a finding.")
     if left_out:
         parts.append(f"{left_out:.0f} ratings are of images that are no longer here, and are left out.")
     return " ".join(parts)

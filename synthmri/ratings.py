@@ -61,7 +61,7 @@ def read(path: Path) -> pd.DataFrame:
 
 def _refuse(path: Path, bad: pd.DataFrame, name: str, why: str) -> None:
     if len(bad):
-        raise UserError(f"{path}, rating {bad.index[0] + 1}: {name} = {bad[name].iloc[0]!r} {why}")
+        raise UserError(f"{path}, rating {bad.index[0] + 1}: {name} = {bad[name].tolist()[0]!r} {why}")
 
 
 def write(path: Path, frame: pd.DataFrame) -> None:
@@ -80,8 +80,8 @@ def merge(frames: list[pd.DataFrame]) -> pd.DataFrame:
     if len(clash):
         row = clash.iloc[0]
         raise UserError(
-            f"two exports differ in reader {row['reader']}, packet {row['packet']}, position {row['position']}: one was "
-            "edited by hand; export again from the database"
+            f"two exports differ in reader {row['reader']}, packet {row['packet']}, position {row['position']}: one "
+            "was edited by hand; export again from the database"
         )
     return everything.sort_values([*KEY, "revision"]).drop_duplicates(KEY, keep="last").reset_index(drop=True)
 

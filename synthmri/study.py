@@ -1,7 +1,7 @@
 """A blinded reader study: which images, matched how, shown to whom in which order, and what it can show.
 
-A case is one held-out slice and one image of each model of the same contrast and about the same level. Every reader sees
-every image once, in an order of their own, and some a second time.
+A case is one held-out slice and one image of each model of the same contrast and about the same level. Every reader
+sees every image once, in an order of their own, and some a second time.
 """
 
 import hashlib
@@ -28,8 +28,8 @@ QUESTIONS = {  # anchors of each scale, 1 to 5
     "plausibility": ("impossible anatomy", "major errors", "minor errors", "almost all plausible", "fully plausible"),
 }
 TAGS = {  # key -> artefact
-    "q": "blur", "w": "noise", "e": "grid or stripes", "t": "ghosting", "y": "asymmetry", "i": "missing structure",
-    "o": "doubled structure", "g": "wrong contrast",
+    "q": "blur", "w": "noise", "e": "grid or stripes", "t": "ghosting", "y": "asymmetry", "i": "missing part",
+    "o": "doubled part", "g": "wrong contrast",
 }  # fmt: skip
 _WRONG_CONTRAST_MM = 1e6  # so much worse than any level that it is taken only where nothing else is left
 _THUMBNAIL = 32  # px, at which a synthetic slice is compared with held-out ones

@@ -375,7 +375,8 @@ def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, m
         "runtime": params.Runtime, "cohort": cohort.Cohort, "data": slices.Data,
         "adapt": autoencoder.Adapt, "encode": autoencoder.Encode,
         "prompt": prompt.Prompt, "finetune": ldm.Finetune, "sample": sampling.Sample, "evaluate": scores.Evaluate,
-        "readers": ratings.Readers, "study": study.Study, "pretrain": pretrain.Pretrain, "progression": progression.Progression, "baselines.vae": vae.Params,
+        "readers": ratings.Readers, "study": study.Study,
+        "pretrain": pretrain.Pretrain, "progression": progression.Progression, "baselines.vae": vae.Params,
         "baselines.dcgan": dcgan.Params, "baselines.ddpm": ddpm.Params, "baselines.unet_gan": unet_gan.Params,
     }  # fmt: skip
     sections = yaml.safe_load((tmp_path / "params.yaml").read_text())
