@@ -154,7 +154,7 @@ function pause() {
   earlier = looked();
   $("paused-progress").textContent = `${state.done} of ${state.total} rated.`;
   $("paused").showModal();
-  slice && canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
+  draw();  // nothing: a pause is no time to look
 }
 
 function resume() {
@@ -171,10 +171,9 @@ function scale() {  // screen pixels an image pixel
 
 function draw() {
   const ratio = window.devicePixelRatio || 1;
-  canvas.width = Math.round(stage.clientWidth * ratio);
+  canvas.width = Math.round(stage.clientWidth * ratio);  // clears it, too
   canvas.height = Math.round(stage.clientHeight * ratio);
   const pen = canvas.getContext("2d");
-  pen.clearRect(0, 0, canvas.width, canvas.height);
   if (!slice || $("paused").open) return;
   const low = view.level - view.width / 2;
   const table = Uint8ClampedArray.from({ length: 256 }, (_, v) => {
