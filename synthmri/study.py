@@ -29,7 +29,7 @@ QUESTIONS = {  # anchors of each scale, 1 to 5
 }
 TAGS = {  # key -> artefact
     "q": "blur", "w": "noise", "e": "grid or stripes", "t": "ghosting", "y": "asymmetry", "i": "missing part",
-    "o": "doubled part", "g": "wrong contrast",
+    "o": "doubled part",
 }  # fmt: skip
 _WRONG_CONTRAST_MM = 1e6  # so much worse than any level that it is taken only where nothing else is left
 _THUMBNAIL = 32  # px, at which a synthetic slice is compared with held-out ones
