@@ -165,15 +165,18 @@ def paired_p(model: np.ndarray, real: np.ndarray) -> float | None:
 
 
 def against_chance(real_called_real: np.ndarray, model_called_real: np.ndarray) -> dict[str, float] | None:
-    """How well readers tell a model's images from real ones; both 1, 0 or NaN, (R, C), of the same cases.
+    """How well readers tell a model's images from real ones; both 1, 0 or NaN, (R, C), of the same cases. A reader
+    counts where they rated both.
 
     `accuracy` is the mean of the share of real images called real and of the model's called synthetic: guessing gives
     0.5, however often a reader says "real". `accuracy_p` is the exact binomial test of the readers' majority on each
     image, ties left out: several readers' ratings of one image are not independent. Only cases in which both images
-    have a majority count, so the two kinds are equally many and 0.5 is chance. None where nothing was rated.
+    have a majority count, so the two kinds are equally many and 0.5 is chance. None where nobody rated both.
     """
-    if np.isnan(real_called_real).all() or np.isnan(model_called_real).all():
+    both = ~np.isnan(real_called_real + model_called_real)
+    if not both.any():
         return None
+    real_called_real, model_called_real = (np.where(both, x, np.nan) for x in (real_called_real, model_called_real))
     right = [_mean_of_columns(real_called_real), 1 - _mean_of_columns(model_called_real)]
     decided = np.all([~np.isnan(share) & (share != 0.5) for share in right], axis=0)
     hits = sum(int((share[decided] > 0.5).sum()) for share in right)

@@ -89,6 +89,14 @@ def test_accuracy_has_the_exact_binomial_p():
     assert found["accuracy_p"] == pytest.approx(2 * (1140 + 190 + 20 + 1) / 2**20)
 
 
+def test_what_a_reader_rated_on_one_side_alone_does_not_count():
+    real, model = np.ones((2, 10)), np.zeros((2, 10))
+    model[1] = NAN
+    real[1] = 0
+    assert ratings.against_chance(real, model)["accuracy"] == 1
+    assert ratings.against_chance(real[1:], model[1:]) is None
+
+
 def test_several_readers_of_one_image_are_one_trial():
     real, model = np.ones((5, 10)), np.zeros((5, 10))
     assert ratings.against_chance(real, model)["accuracy_images"] == 20
