@@ -31,8 +31,9 @@ repro: install
 test: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
 
+# The same samples make the same packet; new ones a second, and then PACKET says which of them is read.
 study: install
-	@ls -d data/reader_study/packet-* >/dev/null 2>&1 || $(BIN)/python -m stages.study create
+	$(if $(PACKET),,$(BIN)/python -m stages.study create)
 	$(BIN)/python -m stages.study serve --packet "$(PACKET)"
 
 lint: install
