@@ -202,6 +202,10 @@ def test_repro_makes_what_it_promises(repro):
     assert list(tree["references"]) == ["held_out", "blurred", "mean_image", "train_copies"]
     assert tree["references"]["train_copies"]["memorised"] == 1
     assert len({row["n"] for row in [*tree["models"].values(), tree["references"]["held_out"]]}) == 1
+    table = (repro / "metrics/comparison.csv").read_text().splitlines()  # nobody rated: a column, and nothing in it
+    column = table[0].split(",").index("manual_score")
+    assert [line.split(",")[column] for line in table[1:]] == [""] * 9
+    assert set(json.loads((repro / "metrics/readers.json").read_text())) == {"counts"}
     for model in [*tree["models"], "base"]:
         assert len(list((repro / f"data/samples/{model}/png").glob("*.png"))) == 8
         for kind in ("samples", "held_out", "closest") if model != "base" else ("samples",):
