@@ -3,10 +3,11 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install repro test lint
+.PHONY: help install repro test lint study
 help:
 	@echo "make repro   set up .venv, run the whole pipeline, show a summary"
 	@echo "make test    set up .venv, run the tests"
+	@echo "make study   rate real and synthetic slices in a browser, blinded (PACKET= where there are several)"
 	@echo "make install set up .venv only"
 	@echo "make lint    check the style"
 
@@ -29,6 +30,11 @@ repro: install
 
 test: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+
+# The same samples make the same packet; new ones a second, and then PACKET says which of them is read.
+study: install
+	$(if $(PACKET),,$(BIN)/python -m stages.study create)
+	$(BIN)/python -m stages.study serve --packet "$(PACKET)"
 
 lint: install
 	$(BIN)/ruff check .

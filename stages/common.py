@@ -20,10 +20,11 @@ PARAMS = Path("params.yaml")
 BAR = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
 
-def run(main: Callable) -> None:
-    """Run `main` as a command line. A UserError is printed as text and ends with status 1."""
+def run(*commands: Callable) -> None:
+    """Run a function as a command line, or several as its subcommands. A UserError ends with its text and status 1."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(main)
+    for command in commands:
+        app.command()(command)
     try:
         app(standalone_mode=True)
     except UserError as error:

@@ -11,7 +11,7 @@ from synthmri import comparison, plots
 
 
 def main(
-    scores: Annotated[Path, typer.Option(help="folder of <model>.json and references.json")],
+    scores: Annotated[Path, typer.Option(help="folder of <model>.json, references.json, readers.json")],
     efforts: Annotated[Path, typer.Option(help="folder of <model>.json: parameters, images seen, operations")],
     csv: Annotated[Path, typer.Option(help="CSV to write")],
     tree: Annotated[Path, typer.Option(help="JSON to write")],
@@ -26,6 +26,11 @@ def main(
             key: effort[key] for key in ("parameters", "images_seen", "teraflop")
         }
     references = common.read_json(scores / "references.json")
+    readers = common.read_json(scores / "readers.json")
+    for name, group in readers.get("models", {}).items():
+        models[name] |= comparison.manual(group)
+    if "real" in readers:
+        references["held_out"] |= comparison.manual(readers["real"])
     panels = {}
     for column in ("fd_alexnet", "kid_alexnet", "coverage"):
         values = [models[name][column] for name in comparison.MODELS]
@@ -40,7 +45,7 @@ def main(
         comparison.table(models, references).to_csv(table)
         everything = {"models": models, "references": references}
         nested.write_text(json.dumps(everything, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        text.write_text(comparison.markdown(models, references), encoding="utf-8")
+        text.write_text(comparison.markdown(models, references, comparison.readers_note(readers)), encoding="utf-8")
         plots.save(plots.bars(list(comparison.MODELS.values()), panels), bars)
 
 

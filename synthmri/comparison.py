@@ -20,6 +20,7 @@ COLUMNS = {
     "largest_correlation": ("largest r", 0), "manual_score": ("manual 1-5 ↑", 1), "n": ("N", 0),
     "parameters": ("parameters", 0), "images_seen": ("images seen", 0), "teraflop": ("TFLOP", 0),
 }  # fmt: skip
+MANUAL = "manual_score"  # always shown: an empty column says that nobody has rated these images
 CAPTION = (
     "FD, KID, precision, recall, density and coverage compare distributions of features with those of held-out "
     'people; ± is the standard error over held-out subjects, not over trainings. The floor is the row "real, other '
@@ -28,7 +29,9 @@ CAPTION = (
     'and copies and blur do well in them (see the last rows). "memorised" is the share nearer to a training slice '
     'than 95 % of real slices of other people are: 0.05 is what honest data gives. "MS-SSIM within" is the likeness '
     "of pairs within a set; diversity is low where it is far above the real row's. Effort counts training alone, "
-    "without the pretraining of the latent diffusion model's base. Bold: best, by more than the uncertainty."
+    'without the pretraining of the latent diffusion model\'s base. "manual" is the mean realism that blinded readers '
+    "gave, with its 95 % interval over readers and cases; empty: nobody has rated these images; ⚠: too few readers or "
+    "cases to rely on. Bold: best, by more than the uncertainty."
 )
 
 
@@ -36,9 +39,9 @@ def table(models: dict[str, dict[str, float]], references: dict[str, dict[str, f
     """One row a model in the order of the original, then the references; numbers, empty where there is none."""
     rows = {**{name: models[name] for name in MODELS}, **{name: references[name] for name in REFERENCES}}
     frame = pd.DataFrame.from_dict(rows, orient="index")
-    known = [column for column in COLUMNS if column in frame]
-    spread = [f"{column}_std" for column in known if f"{column}_std" in frame]
-    return frame[known + spread].rename_axis("model")
+    known = [column for column in COLUMNS if column in frame or column == MANUAL]
+    spread = [f"{column}_{end}" for end in ("std", "low", "high") for column in known if f"{column}_{end}" in frame]
+    return frame.reindex(columns=known + spread).rename_axis("model")
 
 
 def best(models: dict[str, dict[str, float]], column: str) -> str | None:
@@ -54,24 +57,51 @@ def best(models: dict[str, dict[str, float]], column: str) -> str | None:
     return ranked[0] if abs(first[column] - second[column]) > spread else None
 
 
-def markdown(models: dict[str, dict[str, float]], references: dict[str, dict[str, float]]) -> str:
-    """The table as Markdown with arrows, uncertainties, the best in bold, and the caption."""
+def manual(group: dict[str, float]) -> dict[str, float]:
+    """What the table shows of one group of metrics/readers.json."""
+    shown = {name: value for name, value in group.items() if name.startswith(MANUAL)}
+    return shown | {f"manual_{name}": group[name] for name in ("readers", "cases", "few")}
+
+
+def readers_note(readers: dict[str, dict[str, float]]) -> str:
+    """Which packets the manual scores belong to, and what was left out; empty without ratings."""
+    packets = ", ".join(f"{name} ({count:.0f} ratings)" for name, count in readers.get("packets", {}).items())
+    left_out = readers["counts"]["of_other_images"]
+    parts = [f"Manual scores: packet {packets}."] if packets else []
+    if packets and readers["counts"]["simulated"]:
+        parts.append("The slices they were given beside are of simulated people: a rehearsal, not a finding.")
+    if left_out:
+        parts.append(f"{left_out:.0f} ratings are of images that are no longer here, and are left out.")
+    return " ".join(parts)
+
+
+def markdown(models: dict[str, dict[str, float]], references: dict[str, dict[str, float]], note: str = "") -> str:
+    """The table as Markdown with arrows, uncertainties, the best in bold, the caption, and a note below it."""
     frame = table(models, references)
     columns = [column for column in COLUMNS if column in frame]
     lines = ["| model | " + " | ".join(COLUMNS[column][0] for column in columns) + " |"]
     lines.append("|---" * (len(columns) + 1) + "|")
+    rows = models | references
     leaders = {column: best(models, column) for column in columns}
     for name, row in frame.iterrows():
         cells = []
         for column in columns:
-            text = _number(column, row[column])
+            text = _manual(rows[name]) if column == MANUAL else _number(column, row[column])
             spread = row.get(f"{column}_std", math.nan)
             if text and not math.isnan(spread) and column in ("fd_alexnet", "kid_alexnet", "coverage"):
                 text += f" ± {_number(column, spread)}"
             cells.append(f"**{text}**" if leaders[column] == name else text)
         title = MODELS.get(name) or f"*{REFERENCES[name]}*"
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + f"\n\n{CAPTION}\n"
+    return "\n\n".join(filter(None, ["\n".join(lines), CAPTION, note])) + "\n"
+
+
+def _manual(row: dict[str, float]) -> str:
+    if MANUAL not in row:
+        return ""
+    text = f"{row[MANUAL]:.2f} ({row[f'{MANUAL}_low']:.2f}–{row[f'{MANUAL}_high']:.2f})"
+    few = f" ⚠ {row['manual_readers']:.0f} readers, {row['manual_cases']:.0f} cases"
+    return text + few if row["manual_few"] else text
 
 
 def _number(column: str, value: float) -> str:

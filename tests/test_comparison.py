@@ -28,7 +28,8 @@ def test_rows_are_in_the_order_of_the_original_then_the_references():
     assert list(frame.index) == [
         "vae", "dcgan", "ddpm", "unet_gan", "latent_diffusion", "held_out", "blurred", "mean_image", "train_copies",
     ]  # fmt: skip
-    assert list(frame.columns) == ["fd_alexnet", "ssim", "n", "parameters", "fd_alexnet_std"]
+    assert list(frame.columns) == ["fd_alexnet", "ssim", "manual_score", "n", "parameters", "fd_alexnet_std"]
+    assert frame["manual_score"].isna().all()  # nobody has rated: shown, and empty
 
 
 @pytest.mark.parametrize("spread, leader", [(0.1, "latent_diffusion"), (0.6, "latent_diffusion"), (0.8, None)])

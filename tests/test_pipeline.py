@@ -113,7 +113,7 @@ def test_declared_sections_are_what_is_read(name):
 def test_every_section_of_params_is_read_by_something():
     sections = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     read = {name.split(".")[0] for stage in stages().values() for name in stage.get("params", [])}
-    assert set(sections) == read | {"pretrain"}
+    assert set(sections) == read | {"pretrain", "study"}
 
 
 def test_no_absolute_path_in_what_is_committed():
@@ -202,6 +202,10 @@ def test_repro_makes_what_it_promises(repro):
     assert list(tree["references"]) == ["held_out", "blurred", "mean_image", "train_copies"]
     assert tree["references"]["train_copies"]["memorised"] == 1
     assert len({row["n"] for row in [*tree["models"].values(), tree["references"]["held_out"]]}) == 1
+    table = (repro / "metrics/comparison.csv").read_text().splitlines()  # nobody rated: a column, and nothing in it
+    column = table[0].split(",").index("manual_score")
+    assert [line.split(",")[column] for line in table[1:]] == [""] * 9
+    assert set(json.loads((repro / "metrics/readers.json").read_text())) == {"counts"}
     for model in [*tree["models"], "base"]:
         assert len(list((repro / f"data/samples/{model}/png").glob("*.png"))) == 8
         for kind in ("samples", "held_out", "closest") if model != "base" else ("samples",):
@@ -360,9 +364,11 @@ def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, m
         pretrain,
         progression,
         prompt,
+        ratings,
         sampling,
         scores,
         slices,
+        study,
     )
     from synthmri.baselines import dcgan, ddpm, unet_gan, vae
 
@@ -374,6 +380,7 @@ def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, m
         "runtime": params.Runtime, "cohort": cohort.Cohort, "data": slices.Data,
         "adapt": adaptation.Adapt, "encode": autoencoder.Encode,
         "prompt": prompt.Prompt, "finetune": ldm.Finetune, "sample": sampling.Sample, "evaluate": scores.Evaluate,
+        "readers": ratings.Readers, "study": study.Study,
         "pretrain": pretrain.Pretrain, "progression": progression.Progression, "baselines.vae": vae.Params,
         "baselines.dcgan": dcgan.Params, "baselines.ddpm": ddpm.Params, "baselines.unet_gan": unet_gan.Params,
     }  # fmt: skip

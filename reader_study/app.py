@@ -1,0 +1,178 @@
+"""The web page of a reader study. Every route but the two static files needs a reader's token.
+
+Safe by construction: images come from a dictionary of the packet's names and never from a path; the key is not here to
+be served; a post needs the page's own origin; a Host that is not expected is refused (DNS rebinding); the page may load
+nothing from elsewhere and run no inline script.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from reader_study.packet import Packet
+from reader_study.store import Store, Taken
+from synthmri import study
+
+PAGE = Path(__file__).parent / "page"
+TYPES = {".js": "text/javascript", ".css": "text/css"}
+MAX_BODY = 16_384  # bytes
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",  # the link is the reader's password
+    "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+class SignIn(BaseModel):
+    """A pseudonym: short, and nothing that a spreadsheet or a page could take for more than a word."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    pseudonym: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9-]{1,19}$")
+
+
+class Answer(BaseModel):
+    """One rating, as the page sends it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    position: int = Field(ge=0, le=1_000_000)
+    image: str = Field(pattern=r"^[0-9a-f]{16}$")
+    realism: int = Field(ge=1, le=5)
+    verdict: Literal["real", "synthetic"]
+    plausibility: int = Field(ge=1, le=5)
+    seconds: float = Field(ge=0, le=86_400, allow_inf_nan=False)
+    tags: list[Literal[*study.TAGS.values()]] = Field(max_length=len(study.TAGS))
+    comment: str = Field(max_length=500)
+
+    @field_validator("comment")
+    @classmethod
+    def _one_line(cls, value: str) -> str:
+        return " ".join("".join(c if c.isprintable() else " " for c in value).split())
+
+
+def create(packet: Packet, store: Store, hosts: list[str]) -> FastAPI:
+    """The application. hosts: names under which the page may be opened, without port."""
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    pages = Environment(loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined)
+
+    known = {"questions": study.QUESTIONS, "tags": study.TAGS, "simulated": packet.simulated}
+
+    def reader(token: str) -> dict:
+        found = store.reader(token)
+        if found is None:
+            raise HTTPException(404, "this link is not known; ask for yours")
+        return found
+
+    def signed_in(who: Annotated[dict, Depends(reader)]) -> dict:
+        if who["pseudonym"] is None:
+            raise HTTPException(403, "sign in first")
+        return who
+
+    Reader = Annotated[dict, Depends(reader)]
+    SignedIn = Annotated[dict, Depends(signed_in)]
+
+    def state(who: dict) -> dict:
+        order = packet.orders[who["slot"]]
+        done = {row["position"] for row in store.ratings(who["slot"])}
+        left = [i for i in range(len(order)) if i not in done]
+        return {
+            "pseudonym": who["pseudonym"],
+            "done": len(done),
+            "total": len(order),
+            "position": left[0] if left else None,
+            "image": order[left[0]][0] if left else None,
+            "next": order[left[1]][0] if len(left) > 1 else None,  # to be loaded meanwhile
+        }
+
+    @app.get("/")
+    def root() -> HTMLResponse:
+        return HTMLResponse(pages.get_template("root.html").render())
+
+    @app.get("/favicon.ico")
+    def icon() -> Response:
+        return Response(status_code=204)  # browsers ask for one
+
+    @app.get("/static/{name}")
+    def static(name: str) -> Response:
+        files = {file.name: file for file in PAGE.iterdir() if file.suffix in TYPES}
+        if name not in files:
+            raise HTTPException(404, "not found")
+        return Response(files[name].read_bytes(), media_type=TYPES[files[name].suffix])
+
+    @app.get("/r/{token}/")
+    def page(who: Reader) -> HTMLResponse:
+        order = packet.orders[who["slot"]]
+        text = pages.get_template("page.html").render(**known, total=len(order))
+        return HTMLResponse(text)
+
+    @app.get("/r/{token}/state")
+    def get_state(who: Reader) -> dict:
+        return state(who) if who["pseudonym"] else {"pseudonym": None}
+
+    @app.post("/r/{token}/sign-in")
+    def sign_in(who: Reader, body: SignIn) -> dict:
+        try:
+            store.sign_in(who["slot"], body.pseudonym)
+        except Taken:
+            raise HTTPException(409, "this pseudonym is taken; choose another") from None
+        return state(who | {"pseudonym": body.pseudonym})
+
+    @app.post("/r/{token}/ratings")
+    def rate(who: SignedIn, body: Answer) -> dict:
+        order = packet.orders[who["slot"]]
+        if body.position >= len(order) or order[body.position][0] != body.image:
+            raise HTTPException(409, "this image is not at this place of your list; reload the page")
+        answers = body.model_dump() | {"tags": ";".join(tag for tag in study.TAGS.values() if tag in body.tags)}
+        try:
+            store.add(who["slot"], body.position, body.image, answers)
+        except Taken:
+            raise HTTPException(409, "this image has been rated already, in another window; reload the page") from None
+        return state(who)
+
+    @app.post("/r/{token}/undo")
+    def undo(who: SignedIn) -> dict:
+        row = store.undo(who["slot"])
+        if row is None:
+            raise HTTPException(409, "there is nothing to undo")
+        answers = {name: row[name] for name in ("realism", "verdict", "plausibility", "seconds", "comment")}
+        return state(who) | {"answers": answers | {"tags": [tag for tag in row["tags"].split(";") if tag]}}
+
+    @app.get("/r/{token}/ratings")
+    def own_ratings(who: SignedIn) -> HTMLResponse:
+        return HTMLResponse(pages.get_template("ratings.html").render(who=who, rows=store.ratings(who["slot"])))
+
+    @app.get("/r/{token}/images/{name}")
+    def image(who: SignedIn, name: str) -> Response:
+        if name not in packet.images:
+            raise HTTPException(404, "not found")
+        return Response(packet.images[name], media_type="image/png")
+
+    @app.middleware("http")
+    async def guard(request: Request, call_next):
+        refused = _refusal(request) if request.method == "POST" else None
+        response = JSONResponse({"detail": refused[1]}, refused[0]) if refused else await call_next(request)
+        response.headers.update(HEADERS)
+        return response
+
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)  # before all else
+    return app
+
+
+def _refusal(request: Request) -> tuple[int, str] | None:
+    """Why a post is refused before its body is read: status and reason."""
+    origin = request.headers.get("origin", "")
+    if origin != f"{request.url.scheme}://{request.headers.get('host', '')}":
+        return 403, "posts are taken from the study's own page alone"
+    if request.headers.get("content-type", "").split(";")[0] != "application/json":
+        return 415, "posts are application/json"
+    length = request.headers.get("content-length", "")
+    if not length.isdigit():
+        return 411, "posts say their length"
+    return (413, f"posts have at most {MAX_BODY} bytes") if int(length) > MAX_BODY else None

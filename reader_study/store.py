@@ -1,0 +1,139 @@
+"""The ratings of one packet in SQLite: one transaction a rating, on the disk before it is acknowledged.
+
+Write-ahead log and synchronous=FULL: a kill or a power cut at any moment loses nothing that was acknowledged. Nothing
+is overwritten or deleted: undoing marks a rating as withdrawn.
+"""
+
+import secrets
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from synthmri.errors import UserError
+
+ANSWERS = ("realism", "verdict", "plausibility", "seconds", "tags", "comment")
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS packet (hash TEXT PRIMARY KEY);
+CREATE TABLE IF NOT EXISTS reader (
+    slot INTEGER PRIMARY KEY,           -- whose order of the packet
+    token TEXT NOT NULL UNIQUE,         -- in the reader's link
+    id TEXT NOT NULL UNIQUE,            -- random, so that two databases never hold the same reader
+    pseudonym TEXT UNIQUE COLLATE NOCASE
+);
+CREATE TABLE IF NOT EXISTS rating (
+    slot INTEGER NOT NULL REFERENCES reader,
+    position INTEGER NOT NULL,
+    revision INTEGER NOT NULL,          -- how many were withdrawn at this position before
+    withdrawn INTEGER NOT NULL DEFAULT 0,
+    image TEXT NOT NULL,
+    realism INTEGER NOT NULL CHECK (realism BETWEEN 1 AND 5),
+    verdict TEXT NOT NULL CHECK (verdict IN ('real', 'synthetic')),
+    plausibility INTEGER NOT NULL CHECK (plausibility BETWEEN 1 AND 5),
+    seconds REAL NOT NULL,
+    tags TEXT NOT NULL,
+    comment TEXT NOT NULL,
+    PRIMARY KEY (slot, position, revision)
+);
+CREATE UNIQUE INDEX IF NOT EXISTS standing ON rating (slot, position) WHERE NOT withdrawn;
+"""
+
+
+class Taken(Exception):
+    """The pseudonym is another reader's, or the position has another rating."""
+
+
+class Store:
+    """The database at `path`, for the packet `packet` with `readers` orders. Used from any thread."""
+
+    def __init__(self, path: Path, packet: str, readers: int):
+        self.path = path
+        with self._transaction() as db:
+            for statement in SCHEMA.split(";\n"):
+                db.execute(statement)
+            db.execute("INSERT OR IGNORE INTO packet VALUES (?)", (packet,))
+            if [row["hash"] for row in db.execute("SELECT hash FROM packet")] != [packet]:
+                raise UserError(f"{path} holds the ratings of another packet than {packet}; use that packet's own file")
+            for slot in range(readers):
+                values = (slot, secrets.token_urlsafe(16), secrets.token_hex(3))
+                db.execute("INSERT OR IGNORE INTO reader (slot, token, id) VALUES (?, ?, ?)", values)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """A connection of its own, committed at the end, rolled back on an error."""
+        db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
+        try:
+            db.row_factory = sqlite3.Row
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+            db.execute("PRAGMA foreign_keys = ON")
+            db.execute("BEGIN IMMEDIATE")
+            yield db
+            db.execute("COMMIT")
+        finally:
+            db.close()  # without a COMMIT before it, this rolls back
+
+    def readers(self) -> list[dict]:
+        """slot, token, id, pseudonym (None before signing in) and number of ratings of each reader."""
+        query = """SELECT reader.*, COUNT(rating.position) AS done FROM reader
+                   LEFT JOIN rating ON rating.slot = reader.slot AND NOT withdrawn GROUP BY reader.slot"""
+        with self._transaction() as db:
+            return [dict(row) for row in db.execute(query)]
+
+    def reader(self, token: str) -> dict | None:
+        """The reader of a link, or None."""
+        with self._transaction() as db:
+            row = db.execute("SELECT * FROM reader WHERE token = ?", (token,)).fetchone()
+        return dict(row) if row else None
+
+    def sign_in(self, slot: int, pseudonym: str) -> None:
+        """Give a reader a pseudonym, once. Raises Taken where it is another's, or the reader has one."""
+        with self._transaction() as db:
+            try:
+                changed = db.execute(
+                    "UPDATE reader SET pseudonym = ? WHERE slot = ? AND (pseudonym IS NULL OR pseudonym = ?)",
+                    (pseudonym, slot, pseudonym),
+                ).rowcount
+            except sqlite3.IntegrityError:
+                raise Taken from None
+        if not changed:
+            raise Taken
+
+    def add(self, slot: int, position: int, image: str, answers: dict) -> None:
+        """Append a rating. The same one again is no error (its reply was lost); another one raises Taken."""
+        with self._transaction() as db:
+            standing = db.execute(
+                "SELECT * FROM rating WHERE slot = ? AND position = ? AND NOT withdrawn", (slot, position)
+            ).fetchone()
+            if standing:
+                if any(standing[name] != answers[name] for name in ANSWERS if name != "seconds"):
+                    raise Taken
+                return
+            revision = db.execute(
+                "SELECT COUNT(*) FROM rating WHERE slot = ? AND position = ?", (slot, position)
+            ).fetchone()[0]
+            db.execute(
+                f"INSERT INTO rating (slot, position, revision, image, {', '.join(ANSWERS)})"
+                f" VALUES (?, ?, ?, ?, {', '.join('?' * len(ANSWERS))})",
+                (slot, position, revision, image, *[answers[name] for name in ANSWERS]),
+            )
+
+    def undo(self, slot: int) -> dict | None:
+        """Withdraw a reader's last rating, and return it; None where there is none."""
+        with self._transaction() as db:
+            row = db.execute(
+                "SELECT * FROM rating WHERE slot = ? AND NOT withdrawn ORDER BY position DESC LIMIT 1", (slot,)
+            ).fetchone()
+            if row:
+                db.execute(
+                    "UPDATE rating SET withdrawn = 1 WHERE slot = ? AND position = ? AND revision = ?",
+                    (slot, row["position"], row["revision"]),
+                )
+        return dict(row) if row else None
+
+    def ratings(self, slot: int | None = None) -> list[dict]:
+        """Standing ratings with the reader's id and pseudonym, of one reader or of all, in their order."""
+        query = """SELECT rating.*, reader.id, reader.pseudonym FROM rating JOIN reader USING (slot)
+                   WHERE NOT withdrawn AND (? IS NULL OR slot = ?) ORDER BY slot, position"""
+        with self._transaction() as db:
+            return [dict(row) for row in db.execute(query, (slot, slot))]

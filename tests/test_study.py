@@ -1,0 +1,543 @@
+"""The reader study: its design, its packet, its server under attack and under a kill, and its commands."""
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from scipy import stats
+from starlette.testclient import TestClient
+
+from reader_study import app, packet
+from reader_study.store import Store
+from stages import study as commands
+from synthmri import comparison, imageset, ratings, study
+from synthmri.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+P = study.Study(seed=3, readers=3, cases=8, repeats=0.1, block_cases=4, case_sd=0.6, reader_sd=0.8)
+ANSWER = {"realism": 4, "verdict": "real", "plausibility": 5, "seconds": 3.2, "tags": ["blur"], "comment": "fine"}
+
+
+def head(level: float, contrast: str, rng: np.random.Generator) -> np.ndarray:
+    """A disc as wide as its level is deep, dark on bright or bright on dark by contrast; no anatomy."""
+    y, x = np.mgrid[-1:1:32j, -1:1:32j]
+    disc = np.hypot(x, y) < 0.2 + level / 150
+    bright = (200, 60) if contrast == "T1w" else (60, 200)
+    return np.clip(np.where(disc, *bright) + rng.normal(0, 3, disc.shape), 0, 255).astype(np.uint8)
+
+
+def held_out(people: int = 6) -> imageset.ImageSet:
+    rng = np.random.default_rng(0)
+    rows = [(f"s{i}", c, str(d)) for i in range(people) for c in ("T1w", "FLAIR") for d in (20.0, 40.0, 60.0, 80.0)]
+    images = np.stack([head(float(d), c, rng) for _, c, d in rows])
+    return imageset.ImageSet(images, pd.DataFrame(rows, columns=["subject", "contrast", "depth_mm"]))
+
+
+def model(seed: int, n: int = 40) -> imageset.ImageSet:
+    rng = np.random.default_rng(seed)
+    images = np.stack([head(rng.choice([20, 40, 60, 80]), rng.choice(["T1w", "FLAIR"]), rng) for _ in range(n)])
+    return imageset.ImageSet(images, pd.DataFrame({"model": ["m"] * n, "seed": [str(i) for i in range(n)]}))
+
+
+MODELS = {name: model(i + 1) for i, name in enumerate(comparison.MODELS)}
+
+
+# Design --------------------------------------------------------------------------------------------------------------
+
+
+def test_cases_are_equally_many_distinct_and_matched():
+    items = study.choose(held_out(), MODELS, P)
+    assert Counter(item.source for item in items) == dict.fromkeys(["real", *comparison.MODELS], P.cases)
+    for source in ["real", *comparison.MODELS]:
+        part = [item for item in items if item.source == source]
+        assert len({item.row for item in part}) == P.cases and {item.case for item in part} == set(range(P.cases))
+    for same, gap in study.mismatch(items).values():
+        assert same == 1 and gap < 10
+
+
+def test_the_level_of_a_synthetic_slice_is_seen_in_its_image():
+    """The discs of `model` have levels that its manifest does not tell."""
+    rng = np.random.default_rng(9)
+    rows = [(level, contrast) for level in (20, 40, 60, 80) for contrast in ("T1w", "FLAIR")]
+    images = np.stack([head(*row, rng) for row in rows])
+    known = imageset.ImageSet(images, pd.DataFrame({"seed": ["0"] * 8}))
+    items = [item for item in study.choose(held_out(), {"m": known}, P) if item.source == "m"]
+    assert {(item.level_mm, item.contrast) for item in items} == set(rows)
+    assert all((item.level_mm, item.contrast) == rows[item.row] for item in items)
+
+
+def test_real_slices_are_of_as_many_people_as_there_are():
+    sets = held_out(people=8)
+    items = study.choose(sets, MODELS, P)
+    assert sets.manifest["subject"].iloc[[i.row for i in items if i.source == "real"]].nunique() == 8
+
+
+def test_pictures_without_people_contrast_or_level_can_be_studied():
+    bare = imageset.ImageSet(held_out().images, pd.DataFrame({"source": [""] * 48}))
+    items = study.choose(bare, MODELS, P)
+    assert len(items) == 48 and all(np.isnan(item.level_mm) for item in items)
+
+
+def test_sets_that_cannot_be_compared_are_refused():
+    small = MODELS | {"vae": model(1, n=7)}
+    with pytest.raises(UserError, match=r"vae: 7 images for study.cases = 8; lower it"):
+        study.choose(held_out(), small, P)
+    wide = imageset.ImageSet(np.zeros((40, 32, 40), np.uint8), MODELS["vae"].manifest)
+    with pytest.raises(UserError, match="size would give them away"):
+        study.choose(held_out(), MODELS | {"vae": wide}, P)
+
+
+def test_order_is_balanced_in_blocks_and_differs_between_readers():
+    items = study.choose(held_out(), MODELS, P)
+    orders = [study.order(items, P, reader) for reader in range(P.readers)]
+    assert orders == [study.order(items, P, reader) for reader in range(P.readers)]
+    assert len({tuple(order) for order in orders}) == P.readers
+    for order in orders:
+        shown = [i for i, again in order if not again]
+        assert sorted(shown) == list(range(len(items)))
+        for start in (0, 24):
+            assert set(Counter(items[i].source for i in shown[start : start + 24]).values()) == {4}
+
+
+def test_repeats_are_of_every_source_and_far_from_the_first_time():
+    items = study.choose(held_out(), MODELS, P)
+    for reader in range(20):
+        order = study.order(items, P, reader)
+        again = [i for i, repeat in order if repeat]
+        assert set(Counter(items[i].source for i in again).values()) == {1} and len(again) == 6
+        first = {i: place for place, (i, repeat) in enumerate(order) if not repeat}
+        assert all(place - first[i] >= 10 for place, (i, repeat) in enumerate(order) if repeat)
+    assert not any(repeat for _, repeat in study.order(items, P.model_copy(update={"repeats": 0.0}), 0))
+
+
+def test_power_is_what_simulated_studies_have():
+    """Simulated ratings, normal and not rounded, at the difference that is promised to be found in 4 of 5."""
+    p = P.model_copy(update={"cases": 20, "readers": 4})
+    gap = study.detectable_difference(p, models=5)
+    rng = np.random.default_rng(0)
+    shape = (1000, p.readers, p.cases)
+    real, fake = (rng.normal(0, p.case_sd, (1000, 1, p.cases)) + rng.normal(0, p.reader_sd, shape) for _ in range(2))
+    found = stats.wilcoxon((fake - real - gap).mean(axis=1), axis=1).pvalue < 0.05 / 5
+    assert 0.75 < found.mean() < 0.86
+    assert gap > study.detectable_difference(p.model_copy(update={"cases": 80}), models=5)
+    assert study.detectable_difference(p.model_copy(update={"cases": 6}), models=5) is None
+
+
+# Packet --------------------------------------------------------------------------------------------------------------
+
+
+def write_packet(home: Path, p: study.Study = P, models: dict = MODELS) -> Path:
+    sets = {"real": held_out(), **models}
+    items = study.choose(sets["real"], models, p)
+    images = [sets[item.source].images[item.row] for item in items]
+    home.mkdir(exist_ok=True)
+    name = packet.write(home / "new", home / "key.csv", items, images, p, simulated=True)
+    (home / "key.csv").rename(home / f"key-{name}.csv")
+    return (home / "new").rename(home / f"packet-{name}")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    home = tmp_path_factory.mktemp("study")
+    write_packet(home)
+    return home
+
+
+def test_packet_is_the_same_for_the_same_images_and_another_for_others(home, tmp_path):
+    assert write_packet(tmp_path / "a").name == packet.find(home, "").name
+    assert write_packet(tmp_path / "b", models=MODELS | {"vae": model(77)}).name != packet.find(home, "").name
+
+
+def test_nothing_about_a_file_tells_its_source(home):
+    """One format and size in bytes, no metadata, names and their order unrelated to the source."""
+    opened = packet.read(packet.find(home, ""))
+    key = packet.read_key(home / f"key-{opened.hash}.csv", opened)
+    assert len({len(data) for data in opened.images.values()}) == 1
+    for data in opened.images.values():
+        image = Image.open(io.BytesIO(data))
+        assert image.mode == "L" and not image.info
+        chunks = re.findall(rb"[A-Za-z]{4}", data[:8] + data[12:16] + data[37:41] + data[-8:-4])
+        assert set(chunks) <= {b"IHDR", b"IDAT", b"IEND"}
+    by_name = [key["source"][name] for name in sorted(opened.images)]
+    changes = sum(a != b for a, b in zip(by_name, by_name[1:], strict=False))
+    assert changes > 30  # of 47; sorted by source it would be 5
+    assert all(re.fullmatch(r"[0-9a-f]{16}", name) for name in opened.images)
+    served = (packet.find(home, "") / "packet.json").read_text()
+    assert not any(name in served for name in comparison.MODELS)
+
+
+@pytest.mark.parametrize("what", ["pixel", "order", "key"])
+def test_a_changed_packet_is_refused(tmp_path, what):
+    folder = write_packet(tmp_path)
+    key = next(tmp_path.glob("key-*.csv"))
+    if what == "pixel":
+        file = next((folder / "images").iterdir())
+        file.write_bytes(packet.png(255 - np.asarray(Image.open(file))))
+    elif what == "order":
+        text = (folder / "packet.json").read_text()
+        (folder / "packet.json").write_text(text.replace('"seed": 3', '"seed": 4'))
+    else:
+        key.write_text(key.read_text().replace(",vae,", ",dcgan,"))
+    with pytest.raises(UserError, match="changed"):
+        packet.read_key(key, packet.read(folder))
+
+
+def test_the_packet_must_be_named_where_there_are_several(tmp_path):
+    with pytest.raises(UserError, match="make one with"):
+        packet.find(tmp_path, "")
+    a = write_packet(tmp_path)
+    assert packet.find(tmp_path, "") == a
+    b = write_packet(tmp_path, P.model_copy(update={"seed": 8}))
+    with pytest.raises(UserError, match=f"several packets: name one of .*{b.name}"):
+        packet.find(tmp_path, "")
+    assert packet.find(tmp_path, b.name) == packet.find(tmp_path, b.name.removeprefix("packet-")) == b
+
+
+# Server --------------------------------------------------------------------------------------------------------------
+
+ORIGIN = "http://localhost"
+
+
+@pytest.fixture
+def served(home, tmp_path):
+    """A client, the link of the first reader, the packet and the store."""
+    opened = packet.read(packet.find(home, ""))
+    db = Store(tmp_path / "r.db", opened.hash, P.readers)
+    client = TestClient(app.create(opened, db, ["localhost"]), base_url=ORIGIN, headers={"origin": ORIGIN})
+    return client, f"/r/{db.readers()[0]['token']}/", opened, db
+
+
+def answer(opened: packet.Packet, place: int, slot: int = 0, **change) -> dict:
+    return ANSWER | {"position": place, "image": opened.orders[slot][place][0]} | change
+
+
+def test_a_reader_signs_in_rates_undoes_and_finishes(served):
+    client, link, opened, db = served
+    assert client.get(link + "state").json() == {"pseudonym": None}
+    state = client.post(link + "sign-in", json={"pseudonym": "Anna"}).json()
+    order = opened.orders[0]
+    assert state == {
+        "pseudonym": "Anna",
+        "done": 0,
+        "total": 54,
+        "position": 0,
+        "image": order[0][0],
+        "next": order[1][0],
+    }
+    for i in range(54):
+        state = client.post(link + "ratings", json=answer(opened, i)).json()
+        assert state["done"] == i + 1
+    assert state["position"] is None and state["image"] is None
+    back = client.post(link + "undo", json={}).json()
+    assert back["position"] == 53 and back["answers"] == ANSWER
+    again = client.post(link + "ratings", json=answer(opened, 53, realism=1)).json()
+    assert again["done"] == 54
+    assert [(row["realism"], row["revision"]) for row in db.ratings(0)][-2:] == [(4, 0), (1, 1)]
+
+
+def test_a_rating_posted_twice_is_kept_once_and_another_is_refused(served):
+    client, link, opened, db = served
+    client.post(link + "sign-in", json={"pseudonym": "Anna"})
+    for _ in range(2):
+        assert client.post(link + "ratings", json=answer(opened, 0)).status_code == 200
+    other = client.post(link + "ratings", json=answer(opened, 0, realism=1))
+    assert other.status_code == 409 and "another window" in other.json()["detail"]
+    assert [row["realism"] for row in db.ratings()] == [4]
+
+
+def test_pseudonyms_belong_to_one_reader(served):
+    client, link, _, db = served
+    second = f"/r/{db.readers()[1]['token']}/"
+    assert client.post(link + "sign-in", json={"pseudonym": "Anna"}).status_code == 200
+    assert client.post(link + "sign-in", json={"pseudonym": "Anna"}).status_code == 200  # its reply may have been lost
+    assert client.post(link + "sign-in", json={"pseudonym": "Berta"}).status_code == 409
+    assert client.post(second + "sign-in", json={"pseudonym": "anna"}).status_code == 409
+    assert client.post(second + "sign-in", json={"pseudonym": "Berta"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a", "a" * 21, "1abc", "-abc", "a b", "<b>", "=a1", "../x", "anna\n", "änne", None, 7]
+)
+def test_pseudonyms_are_words(served, name):
+    client, link, *_ = served
+    assert client.post(link + "sign-in", json={"pseudonym": name}).status_code == 422
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"realism": 0}, {"realism": 6}, {"realism": "4"}, {"realism": 4.5}, {"realism": True}, {"verdict": "maybe"},
+        {"plausibility": None}, {"seconds": -1.0}, {"seconds": 1e9}, {"tags": ["no such tag"]}, {"tags": ["blur"] * 99},
+        {"comment": "x" * 501}, {"position": -1}, {"image": "../packet.json"}, {"extra": 1}, {"source": "real"},
+    ],
+)  # fmt: skip
+def test_answers_out_of_bounds_are_refused(served, change):
+    client, link, opened, db = served
+    client.post(link + "sign-in", json={"pseudonym": "Anna"})
+    assert client.post(link + "ratings", json=answer(opened, 0, **change)).status_code == 422
+    assert db.ratings() == []
+
+
+def test_an_image_can_be_rated_at_its_own_place_alone(served):
+    client, link, opened, _ = served
+    client.post(link + "sign-in", json={"pseudonym": "Anna"})
+    for bad in (answer(opened, 0, position=1), answer(opened, 0, position=54), answer(opened, 0, image="0" * 16)):
+        assert client.post(link + "ratings", json=bad).status_code == 409
+
+
+def test_nothing_is_there_without_a_link(served):
+    client, link, opened, _ = served
+    name = next(iter(opened.images))
+    for path in ("state", "ratings", f"images/{name}", ""):
+        assert client.get(f"/r/{'x' * 22}/{path}").status_code == 404
+    assert client.get(link + f"images/{name}").status_code == 403  # not signed in yet
+    assert client.post(link + "ratings", json=answer(opened, 0)).status_code == 403
+    for path in ("/openapi.json", "/docs", "/redoc", "/packet.json", "/images/" + name):
+        assert client.get(path).status_code == 404
+
+
+def test_no_route_leads_out_of_the_packet(served, home):
+    client, link, opened, _ = served
+    client.post(link + "sign-in", json={"pseudonym": "Anna"})
+    name = next(iter(opened.images))
+    reply = client.get(link + f"images/{name}")
+    assert reply.status_code == 200 and reply.content == opened.images[name]
+    key = next(home.glob("key-*.csv")).name
+    for bad in (
+        f"../../{key}", f"..%2f..%2f{key}", f"%2e%2e/%2e%2e/{key}", "packet.json", "..%5c" + key, f"{name}.png",
+        f"{name}%00", "%2fetc%2fpasswd", "/etc/passwd", "....//packet.json",
+    ):  # fmt: skip
+        for base in (link + "images/", "/static/", link):
+            reply = client.get(base + bad)
+            assert reply.status_code in (404, 422), base + bad
+    for bad in ("page.html", "ratings.html", "../app.py", "..%2fapp.py"):
+        assert client.get("/static/" + bad).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "headers, status",
+    [
+        ({"origin": "http://evil.example"}, 403), ({"origin": "null"}, 403), ({"origin": ""}, 403),
+        ({"origin": "https://localhost"}, 403), ({"origin": "http://localhost:81"}, 403),
+        ({"content-type": "text/plain"}, 415), ({"content-type": "application/x-www-form-urlencoded"}, 415),
+        ({"host": "evil.example", "origin": "http://evil.example"}, 400),  # DNS rebinding
+    ],
+)  # fmt: skip
+def test_posts_from_elsewhere_are_refused(served, headers, status):
+    client, link, *_, db = served
+    send = {"content-type": "application/json"} | headers
+    assert client.post(link + "sign-in", content='{"pseudonym": "Anna"}', headers=send).status_code == status
+    assert db.readers()[0]["pseudonym"] is None
+
+
+def test_long_and_endless_posts_are_refused(served):
+    client, link, *_ = served
+    send = {"content-type": "application/json"}
+    assert client.post(link + "sign-in", content=b" " * 20_000, headers=send).status_code == 413
+    assert client.post(link + "sign-in", content=iter([b"{}"]), headers=send).status_code == 411
+    assert client.post(link + "sign-in", content=b"{", headers=send).status_code == 422
+
+
+def test_every_reply_forbids_what_it_should(served):
+    client, link, *_ = served
+    for path in (link, "/", "/static/page.js", link + "state", "/nothing"):
+        headers = client.get(path).headers
+        assert headers["cache-control"] == "no-store" and headers["referrer-policy"] == "no-referrer"
+        policy = headers["content-security-policy"]
+        assert "default-src 'none'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
+    page = client.get(link).text
+    assert not re.search(r"<script(?! src=\"/static/)|<style|style=|\son\w+=|https?://", page)
+
+
+def test_comments_are_shown_escaped(served):
+    client, link, opened, _ = served
+    client.post(link + "sign-in", json={"pseudonym": "Anna"})
+    evil = "<script>alert(1)</script>\n\"'&\x00\u202e end"
+    assert client.post(link + "ratings", json=answer(opened, 0, comment=evil)).status_code == 200
+    text = client.get(link + "ratings").text
+    assert "<script>alert" not in text and "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert "\x00" not in text and "\u202e" not in text
+
+
+def test_a_database_belongs_to_one_packet(tmp_path):
+    Store(tmp_path / "r.db", "a" * 16, 2)
+    with pytest.raises(UserError, match="another packet"):
+        Store(tmp_path / "r.db", "b" * 16, 2)
+
+
+# The real server, killed ---------------------------------------------------------------------------------------------
+
+
+def start(home: Path, *options: str) -> tuple[subprocess.Popen, list[str]]:
+    """The command as users run it, and the links that it prints."""
+    command = [sys.executable, "-m", "stages.study", "serve", "--port", "0", "--home", str(home), *options]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True
+    )
+    links = []
+    for line in process.stdout:
+        links += re.findall(r"http://\S+", line)
+        if line.startswith("Ctrl-C"):
+            return process, links
+    raise AssertionError(f"the server ended with {process.wait()}")
+
+
+def post(url: str, content: dict) -> dict:
+    origin = re.match(r"http://[^/]+", url)[0]
+    headers = {"Content-Type": "application/json", "Origin": origin}
+    with urllib.request.urlopen(
+        urllib.request.Request(url, json.dumps(content).encode(), headers), timeout=30
+    ) as reply:
+        return json.load(reply)
+
+
+def test_a_kill_in_the_middle_of_200_posts_loses_nothing_acknowledged(tmp_path):
+    p = P.model_copy(update={"readers": 4, "repeats": 0.25})
+    folder = write_packet(tmp_path, p)
+    opened = packet.read(folder)
+    process, links = start(tmp_path)
+    acknowledged: set[tuple[int, int]] = set()
+    enough = threading.Event()
+
+    def rate(job: tuple[int, int]) -> None:
+        slot, position = job
+        try:
+            post(links[slot] + "ratings", answer(opened, position, slot, realism=1 + (slot + position) % 5))
+        except OSError:
+            return  # refused or cut off: not acknowledged
+        acknowledged.add(job)
+        if len(acknowledged) >= 60:
+            enough.set()
+
+    jobs = [(slot, position) for position in range(50) for slot in range(4)]
+    try:
+        for slot, link in enumerate(links):
+            post(link + "sign-in", {"pseudonym": f"reader{slot}"})
+        with ThreadPoolExecutor(len(jobs)) as pool:
+            running = [pool.submit(rate, job) for job in jobs]
+            assert enough.wait(60)
+            os.kill(process.pid, signal.SIGKILL)
+            for future in running:
+                future.result()
+    finally:
+        process.kill()
+        process.wait()
+    before = set(acknowledged)
+    assert 60 <= len(before) < 200, "the kill was to come in the middle"
+    process, again = start(tmp_path)
+    try:
+        assert [link.split("/r/")[1] for link in again] == [link.split("/r/")[1] for link in links]
+        stored = Store(tmp_path / f"ratings-{opened.hash}.db", opened.hash, 4).ratings()
+        kept = {(row["slot"], row["position"]): row["realism"] for row in stored}
+        assert before <= set(kept) and len(kept) == len(stored)
+        assert all(realism == 1 + sum(job) % 5 for job, realism in kept.items())
+        links = again
+        with ThreadPoolExecutor(len(jobs)) as pool:  # whoever had no reply sends again, and nothing is there twice
+            list(pool.map(rate, jobs))
+        assert len(acknowledged) == 200
+        assert len(Store(tmp_path / f"ratings-{opened.hash}.db", opened.hash, 4).ratings()) == 200
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+# Commands ------------------------------------------------------------------------------------------------------------
+
+
+def command(*words: str, ok: bool = True) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.study", *words],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode == 0) == ok, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr
+
+
+def test_create_rate_export_score(tmp_path, monkeypatch, capsys):
+    """From samples to ratings.csv, by the commands; the readers are simulated."""
+    sets = {"real": held_out(), **MODELS}
+    for name, found in sets.items():
+        imageset.write(tmp_path / "samples" / name, found)
+    text = (ROOT / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(text.replace("  cases: 20 ", "  cases: 8 "))
+    monkeypatch.chdir(tmp_path)
+    home, out = tmp_path / "home", tmp_path / "ratings.csv"
+    for _ in range(2):  # the second time it is there already
+        commands.create(tmp_path / "samples/real", tmp_path / "samples", home)
+    said = capsys.readouterr().out
+    assert "48 images, 8 of each of 6 sources; 54 to rate" in said and "latent_diffusion: 100 %" in said
+    assert "power: 4 readers find a mean difference" in said
+    assert len(list(home.iterdir())) == 2
+    opened = packet.read(packet.find(home, ""))
+    db = Store(home / f"ratings-{opened.hash}.db", opened.hash, 4)
+    for slot in range(2):
+        db.sign_in(slot, f"reader{slot}")
+        for position, (name, _) in enumerate(opened.orders[slot][: 54 - 4 * slot]):
+            db.add(slot, position, name, ANSWER | {"tags": "blur;noise", "comment": "=1+1"})
+    commands.export(out, "", home)
+    assert "reader1 has rated 50 of 54, and must not see" in capsys.readouterr().err
+    frame = ratings.read(out)
+    assert len(frame) == 104 and frame["repeat"].sum() >= 6 and set(frame["source"]) == set(sets)
+    here = {name: {study.sha256(image) for image in found.images} for name, found in sets.items()}
+    assert all(row.sha256 in here[row.source] for row in frame.itertuples())
+    assert set(frame["comment"]) == {"'=1+1"} and set(frame["tags"]) == {"blur;noise"}
+    assert frame["reader"].str.fullmatch(r"reader[01]\.[0-9a-f]{6}").all()
+    before = out.read_bytes()
+    commands.export(out, "", home)
+    assert out.read_bytes() == before  # again: nothing counts twice
+    commands.merge([out, out], tmp_path / "merged.csv")
+    assert (tmp_path / "merged.csv").read_bytes() == before
+    db.undo(1)  # a rating that was exported and then withdrawn is gone
+    commands.export(out, "", home)
+    assert len(ratings.read(out)) == 103
+
+
+def test_errors_are_explained(tmp_path):
+    assert "make one with" in command("serve", "--home", str(tmp_path), ok=False)
+    with pytest.raises(UserError, match="cannot be read as ratings"):
+        commands.merge([tmp_path / "none.csv"], tmp_path / "out.csv")
+    with pytest.raises(UserError, match="is no ImageSet"):
+        commands.create(tmp_path, tmp_path, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    said = command("--help")
+    assert all(word in said for word in ("create", "serve", "export", "merge"))
+
+
+def test_a_taken_port_is_named(tmp_path):
+    write_packet(tmp_path)
+    process, links = start(tmp_path)
+    try:
+        port = re.search(r":(\d+)/", links[0])[1]
+        assert f"port {port}" in command("serve", "--home", str(tmp_path), "--port", port, ok=False)
+        with pytest.raises(urllib.error.HTTPError) as refused:  # another name for this machine
+            request = urllib.request.Request(f"http://127.0.0.1:{port}/", headers={"Host": f"rebound.example:{port}"})
+            urllib.request.urlopen(request, timeout=10)
+        assert refused.value.code == 400
+    finally:
+        process.terminate()
+        assert process.wait(10) is not None
+
+
+def test_time_in_the_store_is_short(tmp_path):
+    """One transaction on the disk a rating, still far below what a reader would notice."""
+    db = Store(tmp_path / "r.db", "a" * 16, 1)
+    start = time.perf_counter()
+    for position in range(50):
+        db.add(0, position, "0" * 16, ANSWER | {"tags": ""})
+    assert (time.perf_counter() - start) / 50 < 0.2
