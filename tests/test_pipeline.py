@@ -244,7 +244,7 @@ def test_a_changed_parameter_reruns_what_depends_on_it_alone(repro):
         stale = read(repro, "dvc", "status")
     finally:
         (repro / "params.yaml").write_text(text)
-    assert set(stale) == {"sample@base", "sample@latent_diffusion", "report"}
+    assert set(stale) == {"sweep", "report"}  # and what is sampled, should the sweep then choose otherwise
 
 
 @pytest.mark.slow
@@ -261,7 +261,7 @@ def test_a_baselines_parameter_reruns_that_model_alone(repro):
 @pytest.mark.slow
 def test_second_clone_gives_the_same_bytes(clones):
     first, second = (yaml.safe_load((folder / "dvc.lock").read_text())["stages"] for folder in clones)
-    assert set(SAMPLED) < set(second) and len(second) == 15
+    assert set(SAMPLED) < set(second) and len(second) == 17
     for name, entry in second.items():
         assert entry == first[name], name
 
@@ -346,12 +346,24 @@ def test_unknown_profile_names_those_there_are(tmp_path):
     shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
     shutil.copy(ROOT / "params.yaml", tmp_path)
     text = run(tmp_path, "python", "-m", "stages.profile", "huge", ok=False)
-    assert "'huge'" in text and "gpu, smoke" in text and "Traceback" not in text
+    assert "'huge'" in text and "gpu, seed, smoke" in text and "Traceback" not in text
 
 
 @pytest.mark.parametrize("profile", [path.stem for path in (ROOT / "profiles").glob("*.yaml")])
 def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, monkeypatch, profile):
-    from synthmri import autoencoder, cohort, ldm, params, pretrain, progression, prompt, sampling, scores, slices
+    from synthmri import (
+        autoencoder,
+        cohort,
+        ldm,
+        params,
+        pretrain,
+        progression,
+        prompt,
+        sampling,
+        scores,
+        slices,
+        sweep,
+    )
     from synthmri.baselines import dcgan, ddpm, unet_gan, vae
 
     shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
@@ -362,7 +374,8 @@ def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, m
         "runtime": params.Runtime, "cohort": cohort.Cohort, "data": slices.Data,
         "adapt": autoencoder.Adapt, "encode": autoencoder.Encode,
         "prompt": prompt.Prompt, "finetune": ldm.Finetune, "sample": sampling.Sample, "evaluate": scores.Evaluate,
-        "pretrain": pretrain.Pretrain, "progression": progression.Progression, "baselines.vae": vae.Params,
+        "pretrain": pretrain.Pretrain, "sweep": sweep.Sweep, "progression": progression.Progression,
+        "baselines.vae": vae.Params,
         "baselines.dcgan": dcgan.Params, "baselines.ddpm": ddpm.Params, "baselines.unet_gan": unet_gan.Params,
     }  # fmt: skip
     sections = yaml.safe_load((tmp_path / "params.yaml").read_text())
