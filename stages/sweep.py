@@ -52,8 +52,10 @@ def main(
             made = ldm.sample(pipe, texts, seeds, one, size=held_out.images.shape[1])
             drawn.append(features.alexnet(made, device=runtime.device))
         subjects = held_out.manifest.get("subject")
-        subjects = None if subjects is None or subjects.nunique() < 2 else subjects.to_numpy()
-        gain, spread = sweep.gains(drawn, reference, subjects, seed=p.seed)
+        if subjects is None or subjects.nunique() < 2:
+            print("fewer than 2 validation subjects are known: each slice stands for one", file=sys.stderr)
+            subjects = pd.Series(range(len(held_out)))
+        gain, spread = sweep.gains(drawn, reference, subjects.to_numpy(), seed=p.seed)
         best = sweep.choose(gain, spread)
         for k, row in enumerate(rows):
             row |= {

@@ -18,7 +18,7 @@ FALSE_ALARM = 0.05  # chance that any of the others is taken although none is be
 class Sweep(Section):
     """Section `sweep`."""
 
-    n: int = Field(ge=4, le=10_000)
+    n: int = Field(ge=8, le=10_000)
     seed: int = Field(ge=0)
     guidance: tuple[Annotated[float, Field(ge=1, le=50)], ...]
     steps: tuple[Annotated[int, Field(ge=1, le=1000)], ...]
@@ -38,13 +38,12 @@ def grid(p: Sweep, own: sampling.Sample, *, guided: bool) -> list[sampling.Sampl
 
 
 def gains(
-    drawn: list[np.ndarray], held_out: np.ndarray, subjects: np.ndarray | None, *, seed: int
+    drawn: list[np.ndarray], held_out: np.ndarray, subjects: np.ndarray, *, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """By how much the KID of each set lies below that of the first, and the standard error of it; the first's are 0.
 
-    drawn: sets of features (n, D), row i of each of the same seed; held_out: (M, D); subjects: of its rows, or None
-    where fewer than two are known. The error holds the choice of subjects and that of seeds (`scores.by_subject`, over
-    each in turn); where subjects is None, that of seeds alone.
+    drawn: sets of features (n, D), row i of each of the same seed; held_out: (M, D); subjects: of its rows, at least 2.
+    The error holds the choice of subjects and that of seeds: `scores.by_subject`, over each in turn.
     """
 
     def below_first(rows: np.ndarray, held_out: np.ndarray) -> np.ndarray:
@@ -53,11 +52,9 @@ def gains(
 
     settings = dict(rounds=ROUNDS, fraction=0.5, seed=seed)
     every = np.arange(len(drawn[0]))
-    spread = scores.by_subject(lambda rows: below_first(rows, held_out), every, every, **settings)
-    if subjects is not None:
-        people = scores.by_subject(lambda part: below_first(every, part), held_out, subjects, **settings)
-        spread = np.hypot(spread, people)
-    return below_first(every, held_out), spread
+    of_seeds = scores.by_subject(lambda rows: below_first(rows, held_out), every, every, **settings)
+    of_people = scores.by_subject(lambda part: below_first(every, part), held_out, subjects, **settings)
+    return below_first(every, held_out), np.hypot(of_seeds, of_people)
 
 
 def choose(gain: np.ndarray, spread: np.ndarray) -> int:

@@ -323,6 +323,27 @@ def test_generate_refuses_to_overwrite(repro, tmp_path):
 
 
 @pytest.mark.slow
+def test_notebook_runs(repro, tmp_path, monkeypatch):
+    """As in Colab, with the smoke profile, in a clone where `dvc repro` has nothing left to do."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    for name, value in (environment(repro) | {"SYNTHMRI_PROFILE": "smoke"}).items():
+        monkeypatch.setenv(name, value)
+    for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    before = (repro / "dvc.lock").read_bytes()
+    notebook = nbformat.read(repro / "notebooks/synthetic_brain_mri.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": repro / "notebooks"}}).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    text = "".join(output.get("text", "") for output in outputs)
+    assert "up to date" in text and "fell by" in text and (repro / "dvc.lock").read_bytes() == before
+    shown = [output["data"] for output in outputs if output.output_type == "display_data"]
+    assert sum("image/png" in data for data in shown) == 4
+    assert "latent diffusion" in shown[-1]["text/markdown"]
+
+
+@pytest.mark.slow
 def test_experiments_compare(repro):
     """The README's commands. Last of those that use the clone: they change its workspace."""
     who = ["-c", "user.name=a", "-c", "user.email=a@b"]
