@@ -127,7 +127,7 @@ def heat_map(table: pd.DataFrame, value: str) -> Figure:
         shown = axes.imshow(cells.to_numpy(float), cmap="viridis_r", vmin=low, vmax=high, aspect="auto")
         for row in part.itertuples():
             x, y, number = steps.index(row.steps), guidance.index(row.guidance), getattr(row, value)
-            dark = number < (low + high) / 2  # the lower, the darker
+            dark = number > (low + high) / 2  # the lower, the brighter
             text = "not drawn" if np.isnan(number) else f"{number:.3g}"
             axes.text(x, y, text, ha="center", va="center", color="white" if dark else "black", fontsize=9)
             if row.chosen:
@@ -136,6 +136,7 @@ def heat_map(table: pd.DataFrame, value: str) -> Figure:
         axes.set_xticks(range(len(steps)), steps)
         axes.set_yticks(range(len(guidance)), [f"{value:g}" for value in guidance])
         axes.set(xlabel="steps", ylabel="guidance", title=scheduler)
+    figure.suptitle("framed: chosen", fontsize=9)
     figure.colorbar(shown, ax=figure.axes, label=f"{value} on validation slices")
     return figure
 

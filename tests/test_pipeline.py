@@ -237,6 +237,27 @@ def test_repro_again_does_nothing(repro):
 
 
 @pytest.mark.slow
+def test_notebook_runs(repro, tmp_path, monkeypatch):
+    """As in Colab, with the smoke profile, in a clone where `dvc repro` has nothing left to do."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    for name, value in (environment(repro) | {"SYNTHMRI_PROFILE": "smoke"}).items():
+        monkeypatch.setenv(name, value)
+    for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    before = (repro / "dvc.lock").read_bytes()
+    notebook = nbformat.read(repro / "notebooks/synthetic_brain_mri.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": repro / "notebooks"}}).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    text = "".join(output.get("text", "") for output in outputs)
+    assert "up to date" in text and "fell by" in text and (repro / "dvc.lock").read_bytes() == before
+    shown = [output["data"] for output in outputs if output.output_type == "display_data"]
+    assert sum("image/png" in data for data in shown) == 4
+    assert "latent diffusion" in shown[-1]["text/markdown"]
+
+
+@pytest.mark.slow
 def test_a_changed_parameter_reruns_what_depends_on_it_alone(repro):
     text = (repro / "params.yaml").read_text()
     try:
@@ -320,27 +341,6 @@ def test_generate_writes_every_format(repro, tmp_path, format):
 def test_generate_refuses_to_overwrite(repro, tmp_path):
     text = run(repro, "python", "-m", "stages.generate", "--n", "1", "--out", str(tmp_path), ok=False)
     assert "exists already" in text and "Traceback" not in text
-
-
-@pytest.mark.slow
-def test_notebook_runs(repro, tmp_path, monkeypatch):
-    """As in Colab, with the smoke profile, in a clone where `dvc repro` has nothing left to do."""
-    import nbformat
-    from nbclient import NotebookClient
-
-    for name, value in (environment(repro) | {"SYNTHMRI_PROFILE": "smoke"}).items():
-        monkeypatch.setenv(name, value)
-    for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR"):
-        monkeypatch.setenv(name, str(tmp_path / name))
-    before = (repro / "dvc.lock").read_bytes()
-    notebook = nbformat.read(repro / "notebooks/synthetic_brain_mri.ipynb", as_version=4)
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": repro / "notebooks"}}).execute()
-    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    text = "".join(output.get("text", "") for output in outputs)
-    assert "up to date" in text and "fell by" in text and (repro / "dvc.lock").read_bytes() == before
-    shown = [output["data"] for output in outputs if output.output_type == "display_data"]
-    assert sum("image/png" in data for data in shown) == 4
-    assert "latent diffusion" in shown[-1]["text/markdown"]
 
 
 @pytest.mark.slow
