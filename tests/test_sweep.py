@@ -198,6 +198,32 @@ def test_with_empty_prompts_guidance_is_said_to_do_nothing(tiny_model, tmp_path,
     assert "guidance 7 changes nothing" in capsys.readouterr().err
 
 
+def test_the_original_recipe_draws(tiny_model, tmp_path, monkeypatch, capsys):
+    """profiles/seed.yaml as it is, but for the number of images and of steps."""
+    from ruamel.yaml import YAML
+
+    from stages import profile, sample
+
+    recipe = Path("profiles/seed.yaml").read_text()
+    workplace(tmp_path, tiny_model, monkeypatch)
+    Path("profiles").mkdir()
+    Path("profiles/seed.yaml").write_text(recipe)
+    profile.main("seed")
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    tree = yaml.load(Path("params.yaml"))
+    assert dict(tree["sample"]) | {"guidance": 7.0, "steps": 1000, "batch_size": 32, "channels": 3} == tree["sample"]
+    tree["sample"].update({"steps": 10, "n": 2, "batch_size": 2})
+    yaml.dump(tree, Path("params.yaml"))
+    table, choice = run_sweep()
+    assert choice == {"guidance": 7.0, "steps": 10, "scheduler": "ddpm"} and list(table.n) == [0]
+    sample.main("ldm", Path("model"), Path("train"), Path("out"), Path("sheet.png"), Path("sampling.json"))
+    drawn = np.load("out/samples.npy")
+    assert drawn.shape == (2, 64, 64, 3) and drawn.std() > 0
+    assert "guidance 7 changes nothing" in capsys.readouterr().err
+    params.read("params.yaml", "finetune", ldm.Finetune)  # precision "no" is still text
+
+
 def test_nothing_is_drawn_where_there_is_nothing_to_choose(tmp_path, monkeypatch):
     workplace(tmp_path, tmp_path / "no model", monkeypatch, guidance=[], steps=[], scheduler=[])
     table, choice = run_sweep()
