@@ -132,6 +132,16 @@ def test_pickled_weights_are_refused(tiny_model, tmp_path):
         ldm.load(folder)
 
 
+def test_unet_for_inpainting_is_told(tiny_model, tmp_path):
+    from diffusers import UNet2DConditionModel
+
+    folder = layout(tiny_model, tmp_path / "m")
+    config = UNet2DConditionModel.load_config(folder / "unet") | {"in_channels": 9}
+    UNet2DConditionModel.from_config(config).save_pretrained(folder / "unet")
+    with pytest.raises(UserError, match="inpainting"):
+        ldm.load(folder)
+
+
 def test_gated_model_names_both_remedies(monkeypatch):
     """What the hub's client raises for a model whose terms nobody has accepted."""
     import httpx2
