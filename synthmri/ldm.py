@@ -85,8 +85,8 @@ def load(model: str | Path, *, revision: str = "", device: str = "cpu"):
     unet = pipe.unet.config
     if unet.in_channels != pipe.vae.config.latent_channels or unet.addition_embed_type is not None:
         raise UserError(
-            f"the UNet of {name!r} wants more than latents and a prompt, as that of "
-            "an inpainting model or of Stable Diffusion XL does; choose a finetune.base_model in the format of Stable Diffusion 1 or 2"
+            f"the UNet of {name!r} wants more than latents and a prompt, as that of an inpainting model or of Stable "
+            "Diffusion XL does; choose a finetune.base_model in the format of Stable Diffusion 1 or 2"
         )
     pipe.set_progress_bar_config(disable=True)
     for part in (pipe.vae, pipe.unet, pipe.text_encoder):
