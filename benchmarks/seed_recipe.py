@@ -53,6 +53,7 @@ def main(
 
     rows = {}
     for name, (p, template) in recipes.items():
+        p = p.model_copy(update={"batch_size": min(p.batch_size, n)})  # a batch is filled up, which would cost time
         texts = prompt.drawn(prompt.prompts(known.manifest, template), seeds)
         start = time.perf_counter()
         drawn = ldm.sample(pipe, texts, seeds, p, size=held_out.shape[1], progress=_progress)

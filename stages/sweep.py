@@ -28,6 +28,7 @@ def main(
     runtime = common.start()
     p = params.read(common.PARAMS, "sweep", sweep.Sweep)
     own = params.read(common.PARAMS, "sample", sampling.Sample)
+    own = own.model_copy(update={"batch_size": min(own.batch_size, p.n)})  # a batch is filled up, which would cost time
     words = params.read(common.PARAMS, "prompt", prompt.Prompt)
     seeds = list(range(p.seed, p.seed + p.n))
     texts = prompt.drawn(prompt.prompts(imageset.read(images).manifest, words), seeds)
