@@ -26,7 +26,7 @@ def main(
     train: Annotated[Path, typer.Option(help="ImageSet whose prompts are drawn from")] = Path("data/slices/train"),
     test: Annotated[Path, typer.Option(help="ImageSet to compare with: held-out slices")] = Path("data/slices/test"),
     profile: Annotated[Path, typer.Option(help="the original recipe")] = Path("profiles/seed.yaml"),
-    n: Annotated[int, typer.Option(min=8, help="images of each recipe; distances grow as it falls")] = 50,
+    n: Annotated[int, typer.Option(min=8, help="images of each; best a multiple of both batches, or below both")] = 50,
     out: Annotated[Path, typer.Option(help="JSON to write")] = Path("benchmarks/results/seed_recipe.json"),
 ):
     """Seconds, FD and KID of each; `ratio` is of images a second, tuned to original."""
