@@ -395,7 +395,8 @@ def test_the_stage_writes_a_pipeline_of_the_size_of_the_data(tiny_model, tmp_pat
     (source / "unet/config.json").write_text(json.dumps(config))
     tree = YAML().load(Path("params.yaml"))
     lora = {"rank": 2, "alpha": 2.0, "targets": ["to_q"]}
-    tree["finetune"].update(FINETUNE | {"base_model": str(source), "precision": Quoted("no"), "method": method, "lora": lora})
+    change = {"base_model": str(source), "precision": Quoted("no"), "method": method, "lora": lora}
+    tree["finetune"].update(FINETUNE | change)
     tree["progression"].update({"n": 2, "points": 1, "steps": 2})
     YAML().dump(tree, tmp_path / "params.yaml")
     monkeypatch.chdir(tmp_path)
