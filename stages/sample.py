@@ -1,6 +1,7 @@
 """Draw an ImageSet from a trained model, with PNGs and one .npy beside it."""
 
 import importlib
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -19,10 +20,13 @@ def main(
     images: Annotated[Path, typer.Option(help="ImageSet of the training slices, whose prompts are drawn from")],
     out: Annotated[Path, typer.Option(help="folder of the ImageSet, png/ and samples.npy")],
     sheet: Annotated[Path, typer.Option(help="PNG contact sheet")],
+    settings: Annotated[Path | None, typer.Option(help="of ldm: guidance, steps and scheduler, from `sweep`")] = None,
 ):
     """Sample by section `sample`: image i depends on its seed (sample.seed + i) alone."""
     runtime = common.start()
     p = params.read(common.PARAMS, "sample", sampling.Sample)
+    if settings is not None:
+        p = sampling.settled(p, common.read_json(settings))
     train = imageset.read(images)
     seeds = list(range(p.seed, p.seed + p.n))
     module = importlib.import_module(f"synthmri.{code.replace('/', '.')}")
@@ -30,6 +34,8 @@ def main(
     if code == "ldm":
         words = params.read(common.PARAMS, "prompt", prompt.Prompt)
         texts = prompt.drawn(prompt.prompts(train.manifest, words), seeds)
+        if p.guidance > module.guidance(texts, p.guidance):
+            print(f"every prompt is empty, so guidance {p.guidance:g} changes nothing and is left out", file=sys.stderr)
         size = train.images.shape[1]
         drawn = module.sample(trained, texts, seeds, p, size=size, progress=_progress)
     else:

@@ -241,6 +241,27 @@ def test_repro_again_does_nothing(repro):
 
 
 @pytest.mark.slow
+def test_notebook_runs(repro, tmp_path, monkeypatch):
+    """As in Colab, with the smoke profile, in a clone where `dvc repro` has nothing left to do."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    for name, value in (environment(repro) | {"SYNTHMRI_PROFILE": "smoke"}).items():
+        monkeypatch.setenv(name, value)
+    for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    before = (repro / "dvc.lock").read_bytes()
+    notebook = nbformat.read(repro / "notebooks/synthetic_brain_mri.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": repro / "notebooks"}}).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    text = "".join(output.get("text", "") for output in outputs)
+    assert "up to date" in text and "fell by" in text and (repro / "dvc.lock").read_bytes() == before
+    shown = [output["data"] for output in outputs if output.output_type == "display_data"]
+    assert sum("image/png" in data for data in shown) == 4
+    assert "latent diffusion" in shown[-1]["text/markdown"]
+
+
+@pytest.mark.slow
 def test_a_changed_parameter_reruns_what_depends_on_it_alone(repro):
     text = (repro / "params.yaml").read_text()
     try:
@@ -248,7 +269,7 @@ def test_a_changed_parameter_reruns_what_depends_on_it_alone(repro):
         stale = read(repro, "dvc", "status")
     finally:
         (repro / "params.yaml").write_text(text)
-    assert set(stale) == {"sample@base", "sample@latent_diffusion", "report"}
+    assert set(stale) == {"sweep", "report"}  # and what is sampled, should the sweep then choose otherwise
 
 
 @pytest.mark.slow
@@ -265,7 +286,7 @@ def test_a_baselines_parameter_reruns_that_model_alone(repro):
 @pytest.mark.slow
 def test_second_clone_gives_the_same_bytes(clones):
     first, second = (yaml.safe_load((folder / "dvc.lock").read_text())["stages"] for folder in clones)
-    assert set(SAMPLED) < set(second) and len(second) == 15
+    assert set(SAMPLED) < set(second) and len(second) == 17
     for name, entry in second.items():
         assert entry == first[name], name
 
@@ -350,7 +371,7 @@ def test_unknown_profile_names_those_there_are(tmp_path):
     shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
     shutil.copy(ROOT / "params.yaml", tmp_path)
     text = run(tmp_path, "python", "-m", "stages.profile", "huge", ok=False)
-    assert "'huge'" in text and "gpu, smoke" in text and "Traceback" not in text
+    assert "'huge'" in text and "gpu, seed, smoke" in text and "Traceback" not in text
 
 
 @pytest.mark.parametrize("profile", [path.stem for path in (ROOT / "profiles").glob("*.yaml")])
@@ -369,6 +390,7 @@ def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, m
         scores,
         slices,
         study,
+        sweep,
     )
     from synthmri.baselines import dcgan, ddpm, unet_gan, vae
 
@@ -381,7 +403,8 @@ def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, m
         "adapt": adaptation.Adapt, "encode": autoencoder.Encode,
         "prompt": prompt.Prompt, "finetune": ldm.Finetune, "sample": sampling.Sample, "evaluate": scores.Evaluate,
         "readers": ratings.Readers, "study": study.Study,
-        "pretrain": pretrain.Pretrain, "progression": progression.Progression, "baselines.vae": vae.Params,
+        "pretrain": pretrain.Pretrain, "sweep": sweep.Sweep, "progression": progression.Progression,
+        "baselines.vae": vae.Params,
         "baselines.dcgan": dcgan.Params, "baselines.ddpm": ddpm.Params, "baselines.unet_gan": unet_gan.Params,
     }  # fmt: skip
     sections = yaml.safe_load((tmp_path / "params.yaml").read_text())
