@@ -12,7 +12,9 @@ from synthmri.errors import UserError
 
 def main(
     scores: Annotated[Path, typer.Option(help="folder of <model>.json")],
-    verdicts: Annotated[Path, typer.Option(help="JSON to write: 1 or 0 for each rule, and the rank of those that pass")],
+    verdicts: Annotated[
+        Path, typer.Option(help="JSON to write: 1 or 0 for each rule, and the rank of those that pass")
+    ],
     reasons: Annotated[Path, typer.Option(help="Markdown to write: the same in words")],
 ) -> None:
     """By section `registry`. Files only: what MLflow shows follows from these."""

@@ -33,12 +33,12 @@ class Registry(Section):
     override: Override
 
 
-# Score -> whether a value of it is admitted, and what is asked in words. A rule more is a line more.
+# Score -> whether a value of it is admitted, and what is asked for in words. A rule more is an entry more.
 RULES: dict[str, tuple[Callable[[float, Registry], bool], str]] = {
-    CHAMPION: (lambda value, p: True, "to be there, as the champion is chosen by it"),
-    "memorised": (lambda value, p: value <= p.largest_memorised, "at most registry.largest_memorised = {p.largest_memorised:g}"),
-    "coverage": (lambda value, p: value >= p.smallest_coverage, "at least registry.smallest_coverage = {p.smallest_coverage:g}"),
-}  # fmt: skip
+    CHAMPION: (lambda value, p: True, "a number, to choose the champion by"),
+    "memorised": (lambda value, p: value <= p.largest_memorised, "at most {p.largest_memorised:g}"),
+    "coverage": (lambda value, p: value >= p.smallest_coverage, "at least {p.smallest_coverage:g}"),
+}
 
 
 def judge(scores: dict[str, float], p: Registry) -> dict[str, str]:
@@ -47,7 +47,7 @@ def judge(scores: dict[str, float], p: Registry) -> dict[str, str]:
     reasons = {"finite": f"{', '.join(bad)}: not finite" if bad else ""}
     for name, (admits, asked) in RULES.items():
         if name not in scores:
-            reasons[name] = f"{name} is not known; the rule asks for it {asked.format(p=p)}"
+            reasons[name] = f"{name} is not known; the rule asks for {asked.format(p=p)}"
         elif not math.isfinite(scores[name]) or not admits(scores[name], p):
             reasons[name] = f"{name} = {scores[name]:.4g}; the rule asks for {asked.format(p=p)}"
         else:

@@ -244,7 +244,7 @@ def test_a_changed_parameter_reruns_what_depends_on_it_alone(repro):
         stale = read(repro, "dvc", "status")
     finally:
         (repro / "params.yaml").write_text(text)
-    assert set(stale) == {"sample@base", "sample@latent_diffusion", "report"}
+    assert set(stale) == {"sample@base", "sample@latent_diffusion", "report", "register"}
 
 
 @pytest.mark.slow
@@ -255,7 +255,12 @@ def test_a_baselines_parameter_reruns_that_model_alone(repro):
         stale = read(repro, "dvc", "status")
     finally:
         (repro / "params.yaml").write_text(text)
-    assert set(stale) == {"train@vae", "sample@vae", "report"}  # and all that comes after them, once these have run
+    assert set(stale) == {
+        "train@vae",
+        "sample@vae",
+        "report",
+        "register",
+    }  # and all that comes after them, once these have run
 
 
 @pytest.mark.slow
@@ -351,7 +356,7 @@ def test_unknown_profile_names_those_there_are(tmp_path):
 
 @pytest.mark.parametrize("profile", [path.stem for path in (ROOT / "profiles").glob("*.yaml")])
 def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, monkeypatch, profile):
-    from synthmri import autoencoder, cohort, ldm, params, pretrain, progression, prompt, sampling, scores, slices
+    from synthmri import autoencoder, cohort, gate, ldm, params, pretrain, progression, prompt, sampling, scores, slices
     from synthmri.baselines import dcgan, ddpm, unet_gan, vae
 
     shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
@@ -362,6 +367,7 @@ def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, m
         "runtime": params.Runtime, "cohort": cohort.Cohort, "data": slices.Data,
         "adapt": autoencoder.Adapt, "encode": autoencoder.Encode,
         "prompt": prompt.Prompt, "finetune": ldm.Finetune, "sample": sampling.Sample, "evaluate": scores.Evaluate,
+        "registry": gate.Registry,
         "pretrain": pretrain.Pretrain, "progression": progression.Progression, "baselines.vae": vae.Params,
         "baselines.dcgan": dcgan.Params, "baselines.ddpm": ddpm.Params, "baselines.unet_gan": unet_gan.Params,
     }  # fmt: skip
