@@ -326,7 +326,7 @@ def _origin(tags: dict[str, str]) -> dict[str, str]:
 
 
 def _root() -> Path:
-    """The repository's root, where the store lies. Of an experiment in a folder of its own, DVC_ROOT names the real one."""
+    """The repository's root, where the store lies. DVC_ROOT names it where an experiment has a folder of its own."""
     return Path(os.environ.get("DVC_ROOT") or ".").resolve()
 
 
