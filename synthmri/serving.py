@@ -49,7 +49,7 @@ class Model(PythonModel):
         self.trained = self.module.load(Path(context.artifacts["model"]), device=config["device"])
         self.lock = threading.Lock()
 
-    def predict(self, context, model_input: list[Request], params=None) -> list[dict[str, Any]]:
+    def predict(self, context, model_input: list[Request], params=None) -> list:
         """A dict an image: seed, prompt, and png (bytes; base64 where served) or array (uint8 (S, S))."""
         if not 1 <= sum(request.n for request in model_input) <= MOST:
             raise _refused(f"a call draws 1 to {MOST} images; these requests ask for {sum(r.n for r in model_input)}")
