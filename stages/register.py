@@ -51,14 +51,14 @@ def main(
         str | None, typer.Option(metavar="MODEL", help="make it champion, whatever the gate says; '' takes that back")
     ] = None,
     reason: Annotated[str, typer.Option(help="why, for --override")] = "",
+    ui: Annotated[bool, typer.Option("--ui", help="browse it: MLflow's own pages, on this machine alone")] = False,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="of --ui")] = 5000,
 ) -> None:  # fmt: skip
     """The MLflow registry of the models: synchronise it, ask it, override its rule, export a model."""
     if context.invoked_subcommand:
         return
-    if not (sync or show or commit or override is not None):
-        raise UserError(
-            "nothing to do: give --sync, --show, --commit or --override, or the command export (see --help)"
-        )
+    if not (sync or show or commit or ui or override is not None):
+        raise UserError("nothing to do: give --sync, --ui, --show, --commit or --override, or the command export")
     if override is not None:
         _override(override, reason)
     if sync:
@@ -67,6 +67,8 @@ def main(
         _show(*show)
     if commit:
         _commit(commit)
+    if ui:
+        _ui(port)
 
 
 @cli.command()
@@ -330,9 +332,25 @@ def _root() -> Path:
     return Path(os.environ.get("DVC_ROOT") or ".").resolve()
 
 
+def _uri(p: gate.Registry) -> str:
+    return os.environ.get("MLFLOW_TRACKING_URI") or p.tracking_uri or f"sqlite:///{_root() / 'mlflow.db'}"
+
+
 def _connect(p: gate.Registry):
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or p.tracking_uri or f"sqlite:///{_root() / 'mlflow.db'}"
-    return tracking.connect(uri, p.prefix, _root() / "mlruns")
+    return tracking.connect(_uri(p), p.prefix, _root() / "mlruns")
+
+
+def _ui(port: int) -> None:
+    """MLflow's server, in place of this process; its own default refuses foreign hosts and posts from other pages."""
+    p = params.read(common.PARAMS, "registry", gate.Registry)
+    if _uri(p).startswith("http"):
+        print(f"the registry is on a server, which has the pages: open {_uri(p)}")
+        return
+    _connect(p)
+    print(f"open http://127.0.0.1:{port}, end with Ctrl-C", flush=True)
+    where = ["--backend-store-uri", _uri(p), "--default-artifact-root", (_root() / "mlruns").as_uri()]
+    command = [sys.executable, "-m", "mlflow", "ui", *where, "--host", "127.0.0.1", "--port", str(port)]
+    os.execv(sys.executable, command)
 
 
 @contextlib.contextmanager
@@ -367,8 +385,7 @@ def _show(model: str, which: str) -> None:
         return
     print("to restore it")
     print(f"  git checkout {commit}")
-    print(f"  dvc pull {MODELS / model} {SAMPLES / model} {SLICES}    # where there is a remote")
-    print("  dvc checkout                                    # from the cache; what it lacks, `dvc repro` makes again")
+    print("  dvc checkout    # from the cache; where there is a remote, `dvc pull`; where there is neither, `dvc repro`")
 
 
 def _commit(revision: str) -> None:
