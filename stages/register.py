@@ -84,26 +84,33 @@ def export(
         raise UserError(f"{MODELS / model} is not there; run `dvc repro`, or `dvc checkout` to restore it")
     with common.replacing(out) as folder:
         shutil.copytree(MODELS / model, folder)
-        _write_cards(folder, model, yaml.safe_load(common.PARAMS.read_text(encoding="utf-8")))
+        tree = yaml.safe_load(common.PARAMS.read_text(encoding="utf-8"))
+        _write_cards(folder, model, params.read(common.PARAMS, "registry", gate.Registry), tree, _prompts())
         shutil.copyfile(METRICS / "samples" / f"{model}.png", folder / "samples.png")
     print(f"{out} holds {comparison.MODELS[model]}; for the hub: `hf upload NAME/{model.replace('_', '-')} {out}`")
 
 
 def _sync() -> None:
     """Register the five models of the workspace, tell the commits of all versions, judge them, and set the aliases."""
+    from synthmri import sampling
+
     p = params.read(common.PARAMS, "registry", gate.Registry)
     runtime = params.read(common.PARAMS, "runtime", params.Runtime)
+    drawing = params.read(common.PARAMS, "sample", sampling.Sample)
     tree = yaml.safe_load(common.PARAMS.read_text(encoding="utf-8"))
     locked = _locked(Path("dvc.lock").read_text(encoding="utf-8") if Path("dvc.lock").exists() else "")
     with _lock(), tempfile.TemporaryDirectory() as scratch:
         client, experiment = _connect(p)
-        here = {}
+        here, texts = {}, []
         for name in comparison.MODELS:
-            entry = _entry(name, p, runtime, tree, locked, Path(scratch))
+            entry = _entry(name, p, runtime, drawing, tree, locked, Path(scratch))
             there = tracking.find(client, entry.name, entry.identity)
             if there is None or there.tags.get("scored_as") != entry.tags["scored_as"]:
                 _check(locked, [MODELS / name, SAMPLES / name, METRICS / f"{name}.json"])
-                _finish(entry, Path(scratch) / name, name, tree)
+                texts = texts or _prompts()
+                (Path(scratch) / name / "cards").mkdir(parents=True)
+                _write_cards(Path(scratch) / name / "cards", name, p, tree, texts)
+                Path(entry.artifacts["prompts"]).write_text(json.dumps(texts), encoding="utf-8")
             package = Path(synthmri.__file__).parent
             here[name] = tracking.register(
                 client, experiment, entry, package / "serving.py", package, lambda text: print(text, file=sys.stderr)
@@ -148,12 +155,9 @@ def _aliases(client, p: gate.Registry, there: list, names: list[str], here: dict
 
 
 def _entry(
-    name: str, p: gate.Registry, runtime: params.Runtime, tree: dict, locked: dict[str, str], scratch: Path
+    name: str, p: gate.Registry, runtime: params.Runtime, drawing, tree: dict, locked: dict[str, str], scratch: Path
 ) -> tracking.Entry:
-    """What is to stand in the registry about a model. Its cards and its prompts are still to be written: `_finish`."""
-    from synthmri import sampling
-
-    drawing = params.read(common.PARAMS, "sample", sampling.Sample)
+    """What is to stand in the registry about a model. Files below `scratch` are written if it is new: `_sync`."""
     scores = common.read_json(METRICS / f"{name}.json")
     effort = common.read_json(METRICS / f"training/{name}.json")
     failed = [why for why in gate.judge(scores, p).values() if why]
@@ -199,22 +203,15 @@ def _entry(
     )  # fmt: skip
 
 
-def _finish(entry: tracking.Entry, folder: Path, name: str, tree: dict) -> None:
-    (folder / "cards").mkdir(parents=True)
-    _write_cards(folder / "cards", name, tree)
-    Path(entry.artifacts["prompts"]).write_text(json.dumps(_prompts()), encoding="utf-8")
-
-
-def _write_cards(folder: Path, name: str, tree: dict) -> None:
+def _write_cards(folder: Path, name: str, p: gate.Registry, tree: dict, texts: list[str]) -> None:
     from synthmri import card  # and with it huggingface_hub
 
-    p = params.read(common.PARAMS, "registry", gate.Registry)
     scores, data = common.read_json(METRICS / f"{name}.json"), common.read_json(METRICS / "data.json")
     failed = [why for why in gate.judge(scores, p).values() if why]
     text = card.model_card(
         comparison.MODELS[name], CODE[name].replace("/", "."), scores,
         common.read_json(METRICS / "references.json")["held_out"], common.read_json(METRICS / f"training/{name}.json"),
-        failed, data, tree, _prompts()[0],
+        failed, data, tree, texts[0],
     )  # fmt: skip
     (folder / "README.md").write_text(text, encoding="utf-8")
     (folder / "DATASET.md").write_text(card.dataset_sheet(data, tree), encoding="utf-8")
@@ -385,7 +382,9 @@ def _show(model: str, which: str) -> None:
         return
     print("to restore it")
     print(f"  git checkout {commit}")
-    print("  dvc checkout    # from the cache; where there is a remote, `dvc pull`; where there is neither, `dvc repro`")
+    print(
+        "  dvc checkout    # from the cache; where there is a remote, `dvc pull`; where there is neither, `dvc repro`"
+    )
 
 
 def _commit(revision: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -51,8 +52,10 @@ def test_an_override_needs_both_model_and_reason():
 
 
 def test_stage_writes_finite_floats_and_words(tmp_path, monkeypatch):
-    text = (params_file := tmp_path / "params.yaml") and open("params.yaml", encoding="utf-8").read()
-    params_file.write_text(text.replace('{model: "", reason: ""}', '{model: dcgan, reason: "seen by eye"}'))
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(
+        text.replace('{model: "", reason: ""}', '{model: dcgan, reason: "seen by eye"}')
+    )
     monkeypatch.chdir(tmp_path)
     for k, name in enumerate(comparison.MODELS):
         (tmp_path / f"{name}.json").write_text(json.dumps(GOOD | {"val_kid_alexnet": 0.1 - 0.01 * k}))

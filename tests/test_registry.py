@@ -204,8 +204,8 @@ def environment(folder):
 
 
 def test_killed_in_the_middle_and_synced_again(project, template):
-    """SIGKILL while the second, the third and the fourth model are being registered."""
-    for name, wait_s in (("dcgan", 0.0), ("ddpm", 0.15), ("unet_gan", 0.3)):
+    """SIGKILL while the second and the fourth model are being registered."""
+    for name, wait_s in (("dcgan", 0.0), ("unet_gan", 0.2)):
         with subprocess.Popen(
             [sys.executable, "-m", "stages.register", "--sync"],
             stderr=subprocess.PIPE,
@@ -413,24 +413,15 @@ def test_requirements_hold_all_that_drawing_imports(tiny_model):
     named = importlib.metadata.packages_distributions()
     found = set()
     files = [
-        "serving",
-        "sampling",
-        "prompt",
-        "imageset",
-        "params",
-        "errors",
-        "training",
-        "diffusion",
-        "autoencoder",
-        "ldm",
-    ]
+        "serving", "sampling", "prompt", "imageset", "params", "errors", "training", "diffusion", "autoencoder", "ldm",
+    ]  # fmt: skip
     for file in [ROOT / f"synthmri/{name}.py" for name in files] + list((ROOT / "synthmri/baselines").glob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
             found |= {name.split(".")[0] for name in names}
-    outside = {named[name][0].lower() for name in found if name in named} - {"synthmri", "accelerate"}  # training alone
-    assert outside - {"mlflow-skinny", "pyyaml"} <= set(serving.REQUIREMENTS)  # both come with mlflow
+    outside = {named[name][0].lower() for name in found if name in named and not name.startswith("mlflow")}
+    assert outside - {"synthmri", "accelerate", "pyyaml"} <= {*serving.REQUIREMENTS}  # of training alone; of mlflow
     assert all(re.fullmatch(r"[\w-]+==[\w.]+", line) for line in register._requirements())
 
 
