@@ -164,9 +164,10 @@ def _entry(
     sections = {section: tree[section] for section in OF_ALL + (OF_LDM if CODE[name] == "ldm" else ())}
     if CODE[name] != "ldm":
         sections[f"baselines.{name}"] = tree["baselines"][name]
-    pictures = [METRICS / kind / f"{name}.png" for kind in ("samples", "held_out", "closest", "progression")]
+    kinds = ("samples", "held_out", "closest", "progression")
     results = [METRICS / file for file in ("comparison.md", "comparison.png", "gate.json", "gate.md")]
-    files = [(file, "pictures") for file in pictures] + [(file, "results") for file in results]
+    files = [(METRICS / kind / f"{name}.png", f"pictures/{kind}") for kind in kinds]
+    files += [(file, "results") for file in results]
     files += [(common.PARAMS, "lineage"), (Path("dvc.lock"), "lineage"), (scratch / name / "cards", "cards")]
     tags = {
         "model": name,

@@ -67,7 +67,9 @@ def connect(uri: str, experiment: str, artifacts: Path):
         if found is None:
             location = None if uri.startswith("http") else artifacts.resolve().as_uri()
             try:
-                return client, client.create_experiment(experiment, artifact_location=location)
+                # The kind decides which of its pages MLflow opens: those of training, not of chat.
+                kind = {"mlflow.experimentKind": "custom_model_development"}
+                return client, client.create_experiment(experiment, artifact_location=location, tags=kind)
             except MlflowException:  # someone else has just made it
                 found = client.get_experiment_by_name(experiment)
         return client, found.experiment_id

@@ -1,14 +1,19 @@
 """The registry on a small repository made up for it: real models and samples at their smallest, invented scores."""
 
+import base64
 import importlib
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +27,7 @@ from stages import register, sample
 from synthmri import comparison, gate, imageset, params, serving, tracking, training
 from synthmri.errors import UserError
 
+CHROMIUM = Path("/usr/bin/chromium")
 ROOT = Path(__file__).parent.parent
 SMALL = {
     "vae": dict(width=4, latent=4), "dcgan": dict(width=4, latent=4), "ddpm": dict(channels=(16, 32), sample_steps=2),
@@ -147,16 +153,17 @@ def state() -> dict:
         for version in tracking.versions(api, model.name):
             run = api.get_run(version.run_id)
             assert version.tags.items() <= run.data.tags.items()
-            files = sorted(
-                file.path
-                for top in api.list_artifacts(version.run_id)
-                for file in api.list_artifacts(version.run_id, top.path)
-            )
+            files = sorted(below(api, version.run_id, None))
             curve = [(m.step, m.value) for m in api.get_metric_history(version.run_id, "training/loss")]
             data = {item.dataset.name: item.dataset.digest for item in run.inputs.dataset_inputs}
             found[version.version] = (version.tags, run.data.params, run.data.metrics, files, curve, data)
         out[model.name] = (found, {alias: str(number) for alias, number in model.aliases.items()})
     return out
+
+
+def below(api, run, folder) -> list[str]:
+    found = api.list_artifacts(run, folder)
+    return [path for item in found for path in (below(api, run, item.path) if item.is_dir else [item.path])]
 
 
 def where(alias: str) -> tuple[str, str] | None:
@@ -183,7 +190,8 @@ def test_a_sync_registers_every_model_with_all_that_is_known_of_it(project):
         table = pd.read_csv(f"metrics/training/{name}.csv")
         assert curve == [(step, pytest.approx(loss)) for step, loss in zip(table["step"], table["loss"], strict=True)]
         assert data["data/slices/train"] == register._dvc_hash(Path("data/slices/train"))
-        assert {"pictures/" + name + ".png", "cards/README.md", "lineage/dvc.lock", "results/gate.json"} <= set(files)
+        pictures = {f"pictures/{kind}/{name}.png" for kind in ("samples", "held_out", "closest", "progression")}
+        assert pictures | {"cards/README.md", "lineage/dvc.lock", "results/gate.json"} <= set(files)
     assert where("champion") == ("synthmri-latent_diffusion", "1") and where("challenger") == ("synthmri-vae", "1")
 
 
@@ -379,8 +387,6 @@ def test_bad_requests_are_answered_with_400_and_the_reason(served, monkeypatch, 
 
 
 def test_bounds_over_requests_and_requests_that_a_model_cannot_follow(served, monkeypatch):
-    import base64
-
     from fastapi.testclient import TestClient
     from mlflow.pyfunc import scoring_server
 
@@ -423,6 +429,115 @@ def test_requirements_hold_all_that_drawing_imports(tiny_model):
     outside = {named[name][0].lower() for name in found if name in named and not name.startswith("mlflow")}
     assert outside - {"synthmri", "accelerate", "pyyaml"} <= {*serving.REQUIREMENTS}  # of training alone; of mlflow
     assert all(re.fullmatch(r"[\w-]+==[\w.]+", line) for line in register._requirements())
+
+
+# Other processes
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def process(command, folder, alive: str, **more):
+    """A server, from its first answer at the address `alive` to the end of the block; then all of its group ends."""
+    with open(folder / "server.log", "w") as log:
+        started = subprocess.Popen(
+            [sys.executable, *command], cwd=folder, env=environment(folder) | more, stdout=log, stderr=log,
+            start_new_session=True,
+        )  # fmt: skip
+    try:
+        for _ in range(600):
+            assert started.poll() is None, (folder / "server.log").read_text()
+            try:
+                urllib.request.urlopen(alive, timeout=1)
+                break
+            except OSError:
+                time.sleep(0.1)
+        else:
+            pytest.fail((folder / "server.log").read_text())
+        yield
+    finally:
+        os.killpg(started.pid, signal.SIGTERM)
+        started.wait(timeout=30)
+
+
+def test_mlflow_serves_the_champion_by_the_documented_command(served):
+    port = free_port()
+    uri = "models:/synthmri-latent_diffusion@champion"
+    command = [
+        "-m",
+        "mlflow",
+        "models",
+        "serve",
+        "-m",
+        uri,
+        "--env-manager",
+        "local",
+        "--host",
+        "127.0.0.1",
+        "-p",
+        str(port),
+    ]
+    with process(command, served, f"http://127.0.0.1:{port}/ping", MLFLOW_TRACKING_URI=f"sqlite:///{served}/mlflow.db"):
+        status, answer = post(port, {"inputs": [{"seed": 1002}]})
+        assert status == 200
+        picture = base64.b64decode(answer["predictions"][0]["png"])
+        assert picture == (served / "data/samples/latent_diffusion/png/001002.png").read_bytes()
+        status, answer = post(port, {"inputs": [{"steps": -1}]})
+        assert status == 400 and "greater than or equal to 1" in answer["message"]
+
+
+def post(port, body):
+    data, kind = json.dumps(body).encode(), {"Content-Type": "application/json"}
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(f"http://127.0.0.1:{port}/invocations", data, kind)
+        ) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+@pytest.mark.skipif(not CHROMIUM.exists(), reason="no /usr/bin/chromium (Debian's package chromium)")
+def test_what_a_person_sees_in_a_browser(served, monkeypatch, tmp_path):
+    """Models, champion, metrics and a picture on MLflow's own pages. Screenshots go to $SHOTS where that is set."""
+    from playwright.sync_api import expect, sync_playwright
+
+    monkeypatch.chdir(served)
+    api, experiment = client()
+    run = tracking.versions(api, "synthmri-latent_diffusion")[0].run_id
+    port, shots = free_port(), Path(os.environ.get("SHOTS", tmp_path))
+    address = f"http://127.0.0.1:{port}"
+    command = ["-m", "stages.register", "--ui", "--port", str(port)]
+    with process(command, served, f"{address}/health"), sync_playwright() as tool:
+        with pytest.raises(urllib.error.HTTPError, match="403"):  # MLflow's default, which stays
+            urllib.request.urlopen(urllib.request.Request(address, headers={"Host": "elsewhere.example"}))
+        browser = tool.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1500, "height": 1000})
+
+        def look(name: str, path: str, *texts: str) -> None:
+            page.goto("about:blank")
+            page.goto(f"{address}/#/{path}")
+            for text in texts:
+                expect(page.get_by_text(text, exact=True).first).to_be_visible(timeout=30_000)
+            page.screenshot(path=shots / f"{name}.png")
+
+        look("models", "models", *(f"synthmri-{name}" for name in comparison.MODELS))
+        page.keyboard.press("Escape")  # MLflow's welcome
+        look("model", "models/synthmri-latent_diffusion", "champion")
+        look("version", "models/synthmri-latent_diffusion/versions/1", "champion", "dvc_model")
+        look("runs", f"experiments/{experiment}/runs", *comparison.MODELS.values())
+        look("run", f"experiments/{experiment}/runs/{run}", "val_kid_alexnet", "0.2")
+        look("curves", f"experiments/{experiment}/runs/{run}/model-metrics", "loss")
+        look("picture", f"experiments/{experiment}/runs/{run}/artifacts/pictures/samples/latent_diffusion.png")
+        image = page.locator("img[src^='blob:'], img[src*='get-artifact'], img[src^='data:image/png']").first
+        expect(image).to_be_visible(timeout=30_000)
+        page.wait_for_function("[...document.images].some(image => image.naturalWidth > 200)")
+        page.screenshot(path=shots / "picture.png")
+        browser.close()
 
 
 # Cards
