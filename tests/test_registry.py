@@ -527,8 +527,8 @@ def test_what_a_person_sees_in_a_browser(served, monkeypatch, tmp_path):
 
         look("models", "models", *(f"synthmri-{name}" for name in comparison.MODELS))
         page.keyboard.press("Escape")  # MLflow's welcome
-        look("model", "models/synthmri-latent_diffusion", "champion")
-        look("version", "models/synthmri-latent_diffusion/versions/1", "champion", "dvc_model")
+        look("model", "models/synthmri-latent_diffusion", "@ champion")
+        look("version", "models/synthmri-latent_diffusion/versions/1", "@ champion", "dvc_model")
         look("runs", f"experiments/{experiment}/runs", *comparison.MODELS.values())
         look("run", f"experiments/{experiment}/runs/{run}", "val_kid_alexnet", "0.2")
         look("curves", f"experiments/{experiment}/runs/{run}/model-metrics", "loss")
