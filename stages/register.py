@@ -97,6 +97,7 @@ def _sync() -> None:
     p = params.read(common.PARAMS, "registry", gate.Registry)
     runtime = params.read(common.PARAMS, "runtime", params.Runtime)
     drawing = params.read(common.PARAMS, "sample", sampling.Sample)
+    drawing = sampling.settled(drawing, common.read_json(MODELS / "sampling.json"))
     tree = yaml.safe_load(common.PARAMS.read_text(encoding="utf-8"))
     locked = _locked(Path("dvc.lock").read_text(encoding="utf-8") if Path("dvc.lock").exists() else "")
     with _lock(), tempfile.TemporaryDirectory() as scratch:

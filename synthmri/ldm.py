@@ -316,7 +316,9 @@ def new_scheduler(pipe, name: str):
     }[name]
     extra = {"algorithm_type": name, "solver_order": 2} if name.endswith("dpmsolver++") else {}
     if name in ("ddim", "ddpm"):
-        extra["clip_sample"] = False  # latents are not confined to [-1, 1]
+        # Latents are not confined to [-1, 1]. Trailing steps begin at the noisiest one (Lin 2024, arXiv 2305.08891);
+        # the leading ones of Stable Diffusion's configuration run past the end when all 1000 are asked for.
+        extra |= {"clip_sample": False, "timestep_spacing": "trailing"}
     return cls.from_config(pipe.scheduler.config, **extra)
 
 

@@ -31,7 +31,7 @@ class Request(BaseModel):
     n: int = Field(default=1, ge=1, le=MOST)
     prompt: str | None = Field(default=None, max_length=300)
     steps: int | None = Field(default=None, ge=1, le=1000)
-    guidance: float | None = Field(default=None, ge=0, le=50)
+    guidance: float | None = Field(default=None, ge=1, le=50)
     format: str = Field(default="png", pattern="^(png|array)$")
 
 
