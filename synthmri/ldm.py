@@ -314,11 +314,13 @@ def new_scheduler(pipe, name: str):
         "ddpm": diffusers.DDPMScheduler,
         "euler": diffusers.EulerDiscreteScheduler,
     }[name]
-    extra = {"algorithm_type": name, "solver_order": 2} if name.endswith("dpmsolver++") else {}
+    # Trailing steps begin where training's noise ends (Lin 2024, arXiv 2305.08891); the leading ones of Stable
+    # Diffusion's configuration stop short of it, and run past it when all 1000 are asked for.
+    extra = {"timestep_spacing": "trailing"}
+    if name.endswith("dpmsolver++"):
+        extra |= {"algorithm_type": name, "solver_order": 2}
     if name in ("ddim", "ddpm"):
-        # Latents are not confined to [-1, 1]. Trailing steps begin at the noisiest one (Lin 2024, arXiv 2305.08891);
-        # the leading ones of Stable Diffusion's configuration run past the end when all 1000 are asked for.
-        extra |= {"clip_sample": False, "timestep_spacing": "trailing"}
+        extra["clip_sample"] = False  # latents are not confined to [-1, 1]
     return cls.from_config(pipe.scheduler.config, **extra)
 
 

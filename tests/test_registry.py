@@ -74,6 +74,8 @@ def template(tiny_model, tmp_path_factory):
         for name in comparison.MODELS:
             if name == "latent_diffusion":
                 shutil.copytree(tiny_model, "models/latent_diffusion")
+                chosen = {"guidance": 1.0, "steps": 3, "scheduler": "dpmsolver++"}  # not what section `sample` says
+                Path("models/sampling.json").write_text(json.dumps(chosen))
             else:
                 baseline(name, seed=0)
             draw(name)
@@ -99,6 +101,7 @@ def draw(name):
     sample.main(
         code=register.CODE[name], model=Path("models") / name, images=Path("data/slices/train"),
         out=Path("data/samples") / name, sheet=Path("metrics/samples") / f"{name}.png",
+        settings=Path("models/sampling.json") if name == "latent_diffusion" else None,
     )  # fmt: skip
     for kind in ("held_out", "closest", "progression"):
         Path("metrics", kind).mkdir(exist_ok=True)
@@ -427,7 +430,7 @@ def test_requirements_hold_all_that_drawing_imports(tiny_model):
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
             found |= {name.split(".")[0] for name in names}
     outside = {named[name][0].lower() for name in found if name in named and not name.startswith("mlflow")}
-    assert outside - {"synthmri", "accelerate", "pyyaml"} <= {*serving.REQUIREMENTS}  # of training alone; of mlflow
+    assert outside - {"synthmri", "accelerate", "peft", "pyyaml"} <= {*serving.REQUIREMENTS}  # of training alone; of mlflow
     assert all(re.fullmatch(r"[\w-]+==[\w.]+", line) for line in register._requirements())
 
 
