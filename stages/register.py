@@ -165,6 +165,7 @@ def _entry(
     sections = {section: tree[section] for section in OF_ALL + (OF_LDM if CODE[name] == "ldm" else ())}
     if CODE[name] != "ldm":
         sections[f"baselines.{name}"] = tree["baselines"][name]
+    adapters = MODELS / name / "lora"  # of finetune.method: lora
     kinds = ("samples", "held_out", "closest", "progression")
     results = [METRICS / file for file in ("comparison.md", "comparison.png", "gate.json", "gate.md")]
     files = [(METRICS / kind / f"{name}.png", f"pictures/{kind}") for kind in kinds]
@@ -202,6 +203,7 @@ def _entry(
         },
         example=[{"seed": drawing.seed, "n": 1}],
         requirements=_requirements(),
+        adapters=(str(adapters), tree["finetune"]["base_model"]) if adapters.is_dir() else None,
     )  # fmt: skip
 
 

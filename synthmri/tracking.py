@@ -27,7 +27,8 @@ class Entry:
 
     identity: tags that make it this version and no other; tags: others; scores: metrics that stand for it; curves:
     metric -> (step, value) pairs; datasets: (name, digest, use); files: (file or folder, artifact folder); artifacts,
-    config: what the served model opens; example: a request.
+    config: what the served model opens; example: a request. adapters: folder of low-rank adapters, and the base model
+    that they belong to, where there are any.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Entry:
     config: dict
     example: list[dict]
     requirements: list[str] = field(default_factory=list)
+    adapters: tuple[str, str] | None = None
 
 
 def connect(uri: str, experiment: str, artifacts: Path):
@@ -142,6 +144,11 @@ def register(client, experiment: str, entry: Entry, code: Path, package: Path, t
         for file, folder in entry.files:
             (mlflow.log_artifacts if file.is_dir() else mlflow.log_artifact)(str(file), folder)
         info = _log_model(entry, code, package)
+        if entry.adapters is not None:  # what is served has them in its weights; these can be shared alone
+            import mlflow.diffusers
+
+            folder, base = entry.adapters
+            mlflow.diffusers.log_model(folder, base, name="adapters", pip_requirements=entry.requirements)
     with _nothing_if_there():
         client.create_registered_model(entry.name, description=f"{entry.title}. Synthetic images, research only.")
     return client.create_model_version(
