@@ -358,11 +358,13 @@ def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, m
         ldm,
         params,
         pretrain,
+        privacy,
         progression,
         prompt,
         sampling,
         scores,
         slices,
+        utility,
     )
     from synthmri.baselines import dcgan, ddpm, unet_gan, vae
 
@@ -374,6 +376,7 @@ def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, m
         "runtime": params.Runtime, "cohort": cohort.Cohort, "data": slices.Data,
         "adapt": adaptation.Adapt, "encode": autoencoder.Encode,
         "prompt": prompt.Prompt, "finetune": ldm.Finetune, "sample": sampling.Sample, "evaluate": scores.Evaluate,
+        "utility": utility.Utility, "privacy": privacy.Privacy,
         "pretrain": pretrain.Pretrain, "progression": progression.Progression, "baselines.vae": vae.Params,
         "baselines.dcgan": dcgan.Params, "baselines.ddpm": ddpm.Params, "baselines.unet_gan": unet_gan.Params,
     }  # fmt: skip
