@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import torch
 import typer
 
 from stages import common
@@ -29,6 +30,7 @@ def main(
 ) -> None:
     """A small classifier of the manifest's label by section `utility`: real, synthetic and both, on held-out people."""
     common.start()
+    torch.set_num_threads(1)  # on pictures this small threads wait for each other more than they work
     p = params.read(common.PARAMS, "utility", utility.Utility)
     sets = {"train": imageset.read(train), "test": imageset.read(test), "samples": imageset.read(samples)}
     names = sorted(set(sets["train"].manifest["label"]) - {"", "unknown"})

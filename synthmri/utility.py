@@ -310,7 +310,7 @@ def sentence(result: dict[str, dict[str, dict[str, float]]], names: list[str]) -
     verb = "did not measurably help" if not sure else "helped" if ours["auroc_gain"] > 0 else "did harm"
     return (
         f"**Synthetic slices {verb}** {task}: added to all real training data with classical augmentation, they "
-        f"changed the AUROC by {_range(ours, 'auroc_gain', '+.3f')} (p = {ours['auroc_p']:.3f}) from {rival['auroc']:.3f}."
+        f"changed the AUROC by {_range(ours, 'auroc_gain', '+.3f')} from {rival['auroc']:.3f} (p = {ours['auroc_p']:.3f})."
     )
 
 
