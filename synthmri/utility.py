@@ -307,10 +307,11 @@ def sentence(result: dict[str, dict[str, dict[str, float]]], names: list[str]) -
             f"chance, and {_range(ours, 'auroc')} with synthetic slices added)."
         )
     sure = ours["auroc_p"] < 0.05 and (ours["auroc_gain_low"] > 0 or ours["auroc_gain_high"] < 0)
+    before = f"{rival['auroc']:.3f}"
     verb = "did not measurably help" if not sure else "helped" if ours["auroc_gain"] > 0 else "did harm"
     return (
         f"**Synthetic slices {verb}** {task}: added to all real training data with classical augmentation, they "
-        f"changed the AUROC by {_range(ours, 'auroc_gain', '+.3f')} from {rival['auroc']:.3f} (p = {ours['auroc_p']:.3f})."
+        f"changed the AUROC by {_range(ours, 'auroc_gain', '+.3f')} from {before} (p = {ours['auroc_p']:.3f})."
     )
 
 
