@@ -12,11 +12,13 @@ from synthmri import auroc, comparison, imageset, ldm, params, privacy, prompt, 
 from synthmri.baselines import ddpm
 from synthmri.errors import UserError
 
-DIFFUSION = {"latent_diffusion": ldm, "ddpm": ddpm}
+# Model -> the module that knows its errors, and the model before it saw anybody, where there is one.
+DIFFUSION = {"latent_diffusion": (ldm, "base"), "ddpm": (ddpm, None)}
 CAVEATS = """\
 {pairs} training slices against as many of held-out people, alike in contrast and level; 0.5 is chance; intervals are
 95 %, over {people}. By distance: to the nearest of the synthetic slices (AlexNet features). By loss: {loss_pairs} of
-each, the denoising error of the diffusion models, whose weights this attacker has. Stronger attacks exist.
+each, the denoising error of the diffusion models, whose weights this attacker has; of latent diffusion relative to the
+error of the base, which saw none of them. Stronger attacks exist.
 """
 
 
@@ -64,11 +66,15 @@ def main(
             distances = [-scores.nearest_distances(side, made) for side in (near, far)]
             attacks = {"distance": privacy.attack(*distances, *people, p)}
             if name in DIFFUSION:
-                model = DIFFUSION[name].load(models / name, device=runtime.device)
-                errors = DIFFUSION[name].denoising_errors(
-                    model, pictures, texts, p.timesteps, seed=p.seed, batch=p.batch_size
-                )
-                found = np.split(privacy.by_loss(errors), 2)
+                module, before = DIFFUSION[name]
+                errors = [
+                    module.denoising_errors(
+                        module.load(models / each, device=runtime.device), pictures, texts, p.timesteps,
+                        seed=p.seed, batch=p.batch_size,
+                    )
+                    for each in (name, before) if each
+                ]  # fmt: skip
+                found = np.split(privacy.by_loss(*errors), 2)
                 attacks["loss"] = privacy.attack(*found, *(side[some] for side in people), p)
             result[name] = privacy.worst(attacks) | {"mia_pairs": len(ours)}
         about = CAVEATS.format(pairs=len(ours), loss_pairs=len(some), people=kind)

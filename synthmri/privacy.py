@@ -46,8 +46,14 @@ def matched(members: pd.DataFrame, others: pd.DataFrame, seed: int) -> tuple[np.
     return np.concatenate(first), np.concatenate(second)
 
 
-def by_loss(errors: np.ndarray) -> np.ndarray:
-    """Denoising errors (N, T) -> scores (N,), high for what looks trained on; every timestep has the same weight."""
+def by_loss(errors: np.ndarray, reference: np.ndarray | None = None) -> np.ndarray:
+    """Denoising errors (N, T) -> scores (N,), high for what looks trained on; every timestep has the same weight.
+
+    reference: the errors of a model that saw none of them. Some people are easier to denoise than others, by whatever
+    model; relative to these, what is left is training (Watson 2022, arXiv 2111.08440).
+    """
+    if reference is not None:
+        errors = np.log(np.maximum(errors, 1e-12) / np.maximum(reference, 1e-12))
     return -((errors - errors.mean(axis=0)) / np.maximum(errors.std(axis=0), 1e-12)).mean(axis=1)
 
 

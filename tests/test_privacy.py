@@ -117,6 +117,22 @@ def test_every_timestep_has_the_same_weight():
     assert np.allclose(privacy.by_loss(errors), privacy.by_loss(errors * [1, 1000, 0.01]))
 
 
+def test_easy_people_are_not_taken_for_members_where_a_reference_tells():
+    """Members are easier to any model: the bare error betrays that alone. What training took off is found."""
+    rng = np.random.default_rng(0)
+    hard = np.exp(rng.normal(np.repeat([0.0, 1.0], 20)[:, None], 0.3, (40, 3)))
+    noise = np.exp(rng.normal(0, 0.05, (40, 3)))
+    seen, who = np.where(np.arange(40) < 20, 0.8, 1.0)[:, None], np.arange(20)
+
+    def found(*errors):
+        return privacy.attack(*np.split(privacy.by_loss(*errors), 2), who, who, P)
+
+    assert found(hard * noise)["auroc_low"] > 0.8  # no training at all
+    honest = found(hard * noise, hard)
+    assert honest["auroc_low"] < 0.5 < honest["auroc_high"]
+    assert found(hard * noise * seen, hard)["auroc_low"] > 0.9
+
+
 def test_pairs_are_alike_in_contrast_and_level():
     def manifest(levels, contrast):
         return pd.DataFrame({"contrast": contrast, "plane": "axial", "depth_mm": [f"{10 * mm:.2f}" for mm in levels]})
@@ -175,7 +191,8 @@ def folder(tmp_path, monkeypatch, tiny_model):
         save_features(tmp_path, name, rng.random((len(who), 8)))
     for name in comparison.MODELS:
         save_features(tmp_path, name, rng.random((5, 8)))
-    shutil.copytree(tiny_model, tmp_path / "models/latent_diffusion")
+    for name in ("base", "latent_diffusion"):
+        shutil.copytree(tiny_model, tmp_path / "models" / name)
     config = {"params": TINY.model_dump(), "size": 64, "seed": 0}
     training.save_model(tmp_path / "models/ddpm", ddpm.build(config), config)
     return tmp_path
@@ -199,6 +216,7 @@ def test_stage_attacks_every_model_and_gives_the_same_again(folder):
         assert ("mia_loss_auroc" in row) == (name in ("latent_diffusion", "ddpm"))
         assert all(isinstance(value, float) and np.isfinite(value) for value in row.values())
     assert tree["vae"]["mia_pairs"] == 9 and "9 training slices against as many" in text
+    assert tree["latent_diffusion"]["mia_loss_auroc"] == 0.5  # it is its own base here: nothing to find
     assert run(folder) == (tree, text)
 
 
