@@ -14,6 +14,7 @@ from synthmri import auroc
 from synthmri.params import Section
 
 FALSE_POSITIVES = 0.01
+LEAST_PEOPLE = 5  # on each side; a bootstrap of fewer would be sure of what it cannot know
 
 
 class Privacy(Section):
@@ -62,7 +63,8 @@ def attack(
 ) -> dict[str, float]:
     """How well scores (N,) and (M,) tell members from others, with whole numbers that say whose slice each is.
 
-    `auroc`: 0.5 is chance; `_low`, `_high`: 95 % bootstrap interval over people, of each side by itself.
+    `auroc`: 0.5 is chance; `_low`, `_high`: 95 % bootstrap interval over people, of each side by itself; 0 and 1
+    where a side has fewer than LEAST_PEOPLE.
     `tpr_at_1pct_fpr`: share of members found by the bound that takes at most 1 % of the others for members.
     """
     scores = np.concatenate([members, others])
@@ -73,7 +75,8 @@ def attack(
     sides = (np.arange(who.max() + 1) > ours.max()).astype(int)
     wins, pairs = auroc.tables(scores, positive, who, len(sides))
     weights = auroc.resampled(sides, p.rounds, np.random.default_rng(p.seed))
-    low, high = auroc.interval(auroc.area(wins, pairs, weights))
+    few = np.bincount(sides).min() < LEAST_PEOPLE
+    low, high = (0.0, 1.0) if few else auroc.interval(auroc.area(wins, pairs, weights))
     bound = np.sort(others)[::-1][int(FALSE_POSITIVES * len(others))]
     return {
         "auroc": float(auroc.area(wins, pairs, np.ones((1, len(sides))))[0]),
