@@ -156,15 +156,15 @@ def test_errors_are_those_of_training():
     """The mean over timesteps and noises of the errors is the loss without weights."""
     images = blobs(16, seed=0)
     model = ddpm.build({"params": TINY.model_dump(), "size": 32, "seed": 0})
-    steps = list(range(5, 1000, 10))
+    steps = list(range(12, 1000, 25))
     errors = ddpm.denoising_errors(model, images, [""] * 16, steps, seed=0, batch=5)
     x = torch.nn.functional.pixel_unshuffle(torch.from_numpy(images)[:, None].float() / 127.5 - 1, 4)
     with torch.no_grad():
         losses = [
             diffusion.loss(model, x, ddpm.new_scheduler(), training.step_generator(0, k), min_snr=0.0).item()
-            for k in range(20)
+            for k in range(10)
         ]
-    assert errors.shape == (16, 100) and errors.mean() == pytest.approx(np.mean(losses), rel=0.02)
+    assert errors.shape == (16, 40) and errors.mean() == pytest.approx(np.mean(losses), rel=0.03)
 
 
 def test_timestep_beyond_the_schedule_is_named():
