@@ -11,7 +11,7 @@ from synthmri.errors import UserError
 
 
 def main(
-    scores: Annotated[Path, typer.Option(help="folder of <model>.json")],
+    scores: Annotated[Path, typer.Option(help="folder of <model>.json and privacy.json")],
     verdicts: Annotated[
         Path, typer.Option(help="JSON to write: 1 or 0 for each rule, and the rank of those that pass")
     ],
@@ -19,7 +19,8 @@ def main(
 ) -> None:
     """By section `registry`. Files only: what MLflow shows follows from these."""
     p = params.read(common.PARAMS, "registry", gate.Registry)
-    found = {name: common.read_json(scores / f"{name}.json") for name in comparison.MODELS}
+    privacy = common.read_json(scores / "privacy.json")
+    found = {name: common.read_json(scores / f"{name}.json") | privacy[name] for name in comparison.MODELS}
     if p.override.model and p.override.model not in found:
         raise UserError(
             f"params.yaml: registry.override.model = {p.override.model!r} is no model; use {', '.join(found)}, or ''"

@@ -1,6 +1,6 @@
 """Make more images from a trained model, outside DVC.
 
-python -m stages.generate --n 20 --prompt "T1w axial brain MRI, level 6" --format png --out generated
+python -m stages.generate --n 20 --prompt "T1w axial brain MRI, level 6, none" --format png --out generated
 """
 
 import datetime
@@ -23,7 +23,7 @@ def main(
     n: Annotated[int, typer.Option(min=1, max=100_000, help="number of images")] = 16,
     prompt: Annotated[
         str, typer.Option(help="what to draw, in the words of training")
-    ] = "T1w axial brain MRI, level 6",
+    ] = "T1w axial brain MRI, level 6, none",
     seed: Annotated[int, typer.Option(min=0, help="seed of the first image; image i has seed + i")] = 1_000_000,
     format: Annotated[Literal["png", "npy", "nifti", "dicom"], typer.Option(help="format of the files")] = "png",
     out: Annotated[Path, typer.Option(help="folder to make; it must not exist yet")] = Path("generated"),

@@ -32,6 +32,7 @@ from synthmri import comparison, gate, imageset, params, prompt, tracking
 from synthmri.errors import UserError
 
 METRICS, MODELS, SLICES, SAMPLES = Path("metrics"), Path("models"), Path("data/slices"), Path("data/samples")
+PRIVACY = METRICS / "privacy.json"
 CODE = {name: "ldm" if name == "latent_diffusion" else f"baselines/{name}" for name in comparison.MODELS}
 # Sections of params.yaml that a model of either kind comes from, besides its own.
 OF_ALL, OF_LDM = ("runtime", "data", "cohort", "sample", "evaluate"), ("prompt", "adapt", "encode", "finetune")
@@ -107,7 +108,7 @@ def _sync() -> None:
             entry = _entry(name, p, runtime, drawing, tree, locked, Path(scratch))
             there = tracking.find(client, entry.name, entry.identity)
             if there is None or there.tags.get("scored_as") != entry.tags["scored_as"]:
-                _check(locked, [MODELS / name, SAMPLES / name, METRICS / f"{name}.json"])
+                _check(locked, [MODELS / name, SAMPLES / name, METRICS / f"{name}.json", PRIVACY])
                 texts = texts or _prompts()
                 (Path(scratch) / name / "cards").mkdir(parents=True)
                 _write_cards(Path(scratch) / name / "cards", name, p, tree, texts)
@@ -159,7 +160,7 @@ def _entry(
     name: str, p: gate.Registry, runtime: params.Runtime, drawing, tree: dict, locked: dict[str, str], scratch: Path
 ) -> tracking.Entry:
     """What is to stand in the registry about a model. Files below `scratch` are written if it is new: `_sync`."""
-    scores = common.read_json(METRICS / f"{name}.json")
+    scores = _scores(name)
     effort = common.read_json(METRICS / f"training/{name}.json")
     failed = [why for why in gate.judge(scores, p).values() if why]
     sections = {section: tree[section] for section in OF_ALL + (OF_LDM if CODE[name] == "ldm" else ())}
@@ -176,7 +177,7 @@ def _entry(
         "gate": "refused" if failed else "passed",
         "gate_reasons": "; ".join(failed) or "every rule holds",
         "dvc_val": _hash(locked, SLICES / "val"),
-        "scored_as": _hash(locked, METRICS / f"{name}.json"),
+        "scored_as": f"{_hash(locked, METRICS / f'{name}.json')} {_hash(locked, PRIVACY)}",
         "git_head": _git("rev-parse", "HEAD") or "none",
         "machine": f"{platform.node()}, {platform.machine()}, {os.cpu_count()} processors, {runtime.device}",
         "data": "simulated, not patients" if tree["data"]["source"] == "simulated" else "private",
@@ -210,7 +211,7 @@ def _entry(
 def _write_cards(folder: Path, name: str, p: gate.Registry, tree: dict, texts: list[str]) -> None:
     from synthmri import card  # and with it huggingface_hub
 
-    scores, data = common.read_json(METRICS / f"{name}.json"), common.read_json(METRICS / "data.json")
+    scores, data = _scores(name), common.read_json(METRICS / "data.json")
     failed = [why for why in gate.judge(scores, p).values() if why]
     text = card.model_card(
         comparison.MODELS[name], CODE[name].replace("/", "."), scores,
@@ -219,6 +220,10 @@ def _write_cards(folder: Path, name: str, p: gate.Registry, tree: dict, texts: l
     )  # fmt: skip
     (folder / "README.md").write_text(text, encoding="utf-8")
     (folder / "DATASET.md").write_text(card.dataset_sheet(data, tree), encoding="utf-8")
+
+
+def _scores(name: str) -> dict[str, float]:
+    return common.read_json(METRICS / f"{name}.json") | common.read_json(PRIVACY)[name]
 
 
 def _prompts() -> list[str]:

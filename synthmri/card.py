@@ -10,6 +10,8 @@ NAMED = {
     "val_kid_alexnet": "KID of AlexNet features, validation people",
     "precision": "precision", "recall": "recall", "density": "density", "coverage": "coverage",
     "memorised": "share of images that look memorised (0.05 is what honest data gives)",
+    "mia_auroc": "best attack on membership, AUROC (0.5 is chance)",
+    "mia_auroc_low": "its lower 95 % bound",
     "largest_correlation": "largest correlation of pixels with a training slice",
 }  # fmt: skip
 CLINICAL = (
@@ -105,9 +107,7 @@ Of {scores["n"]:.0f} images; ± is the standard error over held-out subjects, an
 
 {chr(10).join(rows)}
 
-{
-        gate
-    } The share of memorised images is one test of privacy and no proof: look at the nearest training slices before images
+{gate} Memorisation and membership are tests of privacy and no proof: look at the nearest training slices before images
 are passed on.
 
 ## Training

@@ -30,6 +30,7 @@ class Registry(Section):
     tracking_uri: str
     largest_memorised: float = Field(ge=0, le=1)
     smallest_coverage: float = Field(ge=0, le=1)
+    largest_mia_auroc_low: float = Field(ge=0.5, le=1)
     override: Override
 
 
@@ -38,6 +39,7 @@ RULES: dict[str, tuple[Callable[[float, Registry], bool], str]] = {
     CHAMPION: (lambda value, p: True, "a number, to choose the champion by"),
     "memorised": (lambda value, p: value <= p.largest_memorised, "at most {p.largest_memorised:g}"),
     "coverage": (lambda value, p: value >= p.smallest_coverage, "at least {p.smallest_coverage:g}"),
+    "mia_auroc_low": (lambda value, p: value <= p.largest_mia_auroc_low, "at most {p.largest_mia_auroc_low:g}"),
 }
 
 

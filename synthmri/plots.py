@@ -141,6 +141,31 @@ def heat_map(table: pd.DataFrame, value: str) -> Figure:
     return figure
 
 
+def intervals(
+    lines: dict[str, tuple[Sequence[float], Sequence[float], Sequence[float], Sequence[float]]],
+    *,
+    x_label: str,
+    y_label: str,
+    title: str,
+    chance: float,
+) -> Figure:
+    """Points with intervals, a line a text: text -> (places, values, lower ends, upper ends); `chance` is dashed."""
+    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    for k, (label, (x, y, low, high)) in enumerate(lines.items()):
+        aside = [place + (k - (len(lines) - 1) / 2) * 0.8 for place in x]  # so that intervals do not hide each other
+        reach = [[b - a for a, b in zip(low, y, strict=True)], [b - a for a, b in zip(y, high, strict=True)]]
+        axes.errorbar(
+            aside, y, yerr=[[max(0.0, v) for v in side] for side in reach], label=label, marker="o", capsize=3
+        )
+    axes.axhline(chance, color="#777777", linestyle="--", linewidth=1)
+    axes.set(xlabel=x_label, ylabel=y_label, title=title)
+    axes.grid(alpha=0.3)
+    if lines:
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
 def save(picture: Figure | Image.Image, path: Path) -> None:
     """Write a PNG, whatever the suffix of `path`; its folder must exist. The same picture gives the same bytes."""
     if isinstance(picture, Figure):

@@ -10,11 +10,17 @@ from stages import gate as stage
 from synthmri import comparison, gate, params
 from synthmri.errors import UserError
 
-GOOD = {"val_kid_alexnet": 0.02, "kid_alexnet": 0.03, "memorised": 0.05, "coverage": 0.3}
+GOOD = {"val_kid_alexnet": 0.02, "kid_alexnet": 0.03, "memorised": 0.05, "coverage": 0.3, "mia_auroc_low": 0.5}
 
 
 def section(**change) -> gate.Registry:
-    tree = {"prefix": "a", "tracking_uri": "", "largest_memorised": 0.1, "smallest_coverage": 0.2}
+    tree = {
+        "prefix": "a",
+        "tracking_uri": "",
+        "largest_memorised": 0.1,
+        "smallest_coverage": 0.2,
+        "largest_mia_auroc_low": 0.55,
+    }
     return params.parse(tree | {"override": {"model": "", "reason": ""}} | change, "registry", gate.Registry)
 
 
@@ -26,6 +32,7 @@ def section(**change) -> gate.Registry:
         ({"coverage": None}, "coverage", "coverage is not known; the rule asks for at least 0.2"),
         ({"val_kid_alexnet": None}, "val_kid_alexnet", "val_kid_alexnet is not known"),
         ({"fd_alexnet": math.inf}, "finite", "fd_alexnet: not finite"),
+        ({"mia_auroc_low": 0.6}, "mia_auroc_low", "mia_auroc_low = 0.6; the rule asks for at most 0.55"),
         ({"memorised": math.nan}, "memorised", "memorised = nan"),
     ],
 )
@@ -59,10 +66,13 @@ def test_stage_writes_finite_floats_and_words(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for k, name in enumerate(comparison.MODELS):
         (tmp_path / f"{name}.json").write_text(json.dumps(GOOD | {"val_kid_alexnet": 0.1 - 0.01 * k}))
+    attacks = {name: {"mia_auroc_low": 0.8 if name == "vae" else 0.4} for name in comparison.MODELS}
+    (tmp_path / "privacy.json").write_text(json.dumps(attacks))
     (tmp_path / "ddpm.json").write_text(json.dumps(GOOD | {"memorised": 0.5}))
     stage.main(scores=tmp_path, verdicts=tmp_path / "gate.json", reasons=tmp_path / "gate.md")
     tree, words = json.loads((tmp_path / "gate.json").read_text()), (tmp_path / "gate.md").read_text()
     assert tree["latent_diffusion"]["rank"] == 1.0 and tree["unet_gan"]["rank"] == 2.0 and "rank" not in tree["ddpm"]
     assert tree["ddpm"]["passed"] == 0.0 and tree["ddpm"]["rules"]["memorised"] == 0.0
+    assert tree["vae"]["passed"] == 0.0 and tree["vae"]["rules"]["mia_auroc_low"] == 0.0
     assert tree["dcgan"]["override"] == 1.0 and "made champion by a person: seen by eye" in words
     assert "memorised = 0.5; the rule asks for at most 0.1" in words

@@ -428,6 +428,7 @@ def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, m
         ldm,
         params,
         pretrain,
+        privacy,
         progression,
         prompt,
         ratings,
@@ -436,6 +437,7 @@ def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, m
         slices,
         study,
         sweep,
+        utility,
     )
     from synthmri.baselines import dcgan, ddpm, unet_gan, vae
 
@@ -447,6 +449,7 @@ def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, m
         "runtime": params.Runtime, "cohort": cohort.Cohort, "data": slices.Data,
         "adapt": adaptation.Adapt, "encode": autoencoder.Encode,
         "prompt": prompt.Prompt, "finetune": ldm.Finetune, "sample": sampling.Sample, "evaluate": scores.Evaluate,
+        "utility": utility.Utility, "privacy": privacy.Privacy,
         "registry": gate.Registry, "readers": ratings.Readers, "study": study.Study,
         "pretrain": pretrain.Pretrain, "sweep": sweep.Sweep, "progression": progression.Progression,
         "baselines.vae": vae.Params,
