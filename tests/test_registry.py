@@ -67,6 +67,7 @@ def template(tiny_model, tmp_path_factory):
             "subject": list("aabbccdd"),
             "contrast": "T1w",
             "plane": "axial",
+            "label": "none",
             "depth_mm": [str(20 * k) for k in range(8)],
         }
         for split in ("train", "val", "test"):
