@@ -4,12 +4,14 @@ import base64
 import importlib
 import json
 import os
+import pwd
 import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -538,6 +540,50 @@ def test_what_a_person_sees_in_a_browser(served, monkeypatch, tmp_path):
         page.wait_for_function("[...document.images].some(image => image.naturalWidth > 200)")
         page.screenshot(path=shots / "picture.png")
         browser.close()
+
+
+POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+
+
+@contextmanager
+def postgres():
+    """The URI of a database of its own on loopback."""
+    name = "postgres" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name  # it refuses to run as root
+    folder, port = Path(tempfile.mkdtemp()), free_port()
+    user = {"user": name, "group": pwd.getpwnam(name).pw_gid, "extra_groups": []} if os.getuid() == 0 else {}
+    if user:
+        shutil.chown(folder, name)
+    data = str(folder / "data")
+    quiet = {"check": True, "stdout": subprocess.DEVNULL, "cwd": folder}
+    subprocess.run([POSTGRES[-1] / "initdb", "-D", data, "-U", "mlflow", "-A", "trust"], **quiet, **user)
+    options = f"-p {port} -h 127.0.0.1 -k {folder}"
+    control = [POSTGRES[-1] / "pg_ctl", "-D", data, "-w"]
+    subprocess.run([*control, "-l", str(folder / "log"), "-o", options, "start"], **quiet, **user)
+    try:
+        yield f"postgresql://mlflow@127.0.0.1:{port}/postgres"
+    finally:
+        subprocess.run([*control, "-m", "immediate", "stop"], **quiet, **user)
+        shutil.rmtree(folder)
+
+
+@pytest.mark.skipif(not POSTGRES, reason="no PostgreSQL below /usr/lib/postgresql (Debian's package postgresql)")
+def test_the_same_on_a_server_with_postgresql_and_an_artifact_folder(project, monkeypatch):
+    import mlflow
+
+    pytest.importorskip("psycopg2", reason="no psycopg2 (pip install -e '.[postgres]')")
+    register._sync()
+    before = state()
+    port = free_port()
+    with postgres() as uri:
+        command = ["-m", "mlflow", "server", "--backend-store-uri", uri, "--artifacts-destination", "./artifacts"]
+        command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+        with process(command, project, f"http://127.0.0.1:{port}/health"):
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+            register._sync()
+            register._sync()
+            assert state() == before
+            made = mlflow.pyfunc.load_model("models:/synthmri-vae@challenger").predict([{"seed": 1001}])
+            assert made[0]["png"] == Path("data/samples/vae/png/001001.png").read_bytes()
 
 
 # Cards
