@@ -529,11 +529,18 @@ def test_what_a_person_sees_in_a_browser(served, monkeypatch, tmp_path):
 
         look("models", "models", *(f"synthmri-{name}" for name in comparison.MODELS))
         page.keyboard.press("Escape")  # MLflow's welcome
+        expect(page.get_by_text("@ champion").first).to_be_visible()
+        page.screenshot(path=shots / "models.png")
         look("model", "models/synthmri-latent_diffusion", "@ champion")
         look("version", "models/synthmri-latent_diffusion/versions/1", "@ champion", "dvc_model")
         look("runs", f"experiments/{experiment}/runs", *comparison.MODELS.values())
         look("run", f"experiments/{experiment}/runs/{run}", "val_kid_alexnet", "0.2")
         look("curves", f"experiments/{experiment}/runs/{run}/model-metrics", "loss")
+        expect(page.locator(".js-plotly-plot .main-svg").first).to_be_visible(timeout=30_000)
+        page.screenshot(path=shots / "curves.png")
+        look("compare", f"experiments/{experiment}/runs?compareRunsMode=CHART", "val_kid_alexnet")
+        expect(page.locator(".js-plotly-plot .main-svg").first).to_be_visible(timeout=30_000)
+        page.screenshot(path=shots / "compare.png")
         look("picture", f"experiments/{experiment}/runs/{run}/artifacts/pictures/samples/latent_diffusion.png")
         image = page.locator("img[src^='blob:'], img[src*='get-artifact'], img[src^='data:image/png']").first
         expect(image).to_be_visible(timeout=30_000)
@@ -560,7 +567,7 @@ def postgres():
     control = [POSTGRES[-1] / "pg_ctl", "-D", data, "-w"]
     subprocess.run([*control, "-l", str(folder / "log"), "-o", options, "start"], **quiet, **user)
     try:
-        yield f"postgresql://mlflow@127.0.0.1:{port}/postgres"
+        yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
     finally:
         subprocess.run([*control, "-m", "immediate", "stop"], **quiet, **user)
         shutil.rmtree(folder)
