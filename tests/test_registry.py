@@ -158,7 +158,7 @@ def state() -> dict:
             files = sorted(below(api, version.run_id, None))
             curve = [(m.step, m.value) for m in api.get_metric_history(version.run_id, "training/loss")]
             data = {item.dataset.name: item.dataset.digest for item in run.inputs.dataset_inputs}
-            found[version.version] = (version.tags, run.data.params, run.data.metrics, files, curve, data)
+            found[int(version.version)] = (version.tags, run.data.params, run.data.metrics, files, curve, data)
         out[model.name] = (found, {alias: str(number) for alias, number in model.aliases.items()})
     return out
 
