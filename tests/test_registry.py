@@ -4,12 +4,14 @@ import base64
 import importlib
 import json
 import os
+import pwd
 import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -162,7 +164,7 @@ def state() -> dict:
             files = sorted(below(api, version.run_id, None))
             curve = [(m.step, m.value) for m in api.get_metric_history(version.run_id, "training/loss")]
             data = {item.dataset.name: item.dataset.digest for item in run.inputs.dataset_inputs}
-            found[version.version] = (version.tags, run.data.params, run.data.metrics, files, curve, data)
+            found[int(version.version)] = (version.tags, run.data.params, run.data.metrics, files, curve, data)
         out[model.name] = (found, {alias: str(number) for alias, number in model.aliases.items()})
     return out
 
@@ -557,17 +559,68 @@ def test_what_a_person_sees_in_a_browser(served, monkeypatch, tmp_path):
 
         look("models", "models", *(f"synthmri-{name}" for name in comparison.MODELS))
         page.keyboard.press("Escape")  # MLflow's welcome
+        expect(page.get_by_text("@ champion").first).to_be_visible()
+        page.screenshot(path=shots / "models.png")
         look("model", "models/synthmri-latent_diffusion", "@ champion")
         look("version", "models/synthmri-latent_diffusion/versions/1", "@ champion", "dvc_model")
         look("runs", f"experiments/{experiment}/runs", *comparison.MODELS.values())
         look("run", f"experiments/{experiment}/runs/{run}", "val_kid_alexnet", "0.2")
         look("curves", f"experiments/{experiment}/runs/{run}/model-metrics", "loss")
+        expect(page.locator(".js-plotly-plot .main-svg").first).to_be_visible(timeout=30_000)
+        page.screenshot(path=shots / "curves.png")
+        look("compare", f"experiments/{experiment}/runs?compareRunsMode=CHART")
+        expect(page.locator(".js-plotly-plot .main-svg").first).to_be_visible(timeout=30_000)
+        page.screenshot(path=shots / "compare.png")
         look("picture", f"experiments/{experiment}/runs/{run}/artifacts/pictures/samples/latent_diffusion.png")
         image = page.locator("img[src^='blob:'], img[src*='get-artifact'], img[src^='data:image/png']").first
         expect(image).to_be_visible(timeout=30_000)
         page.wait_for_function("[...document.images].some(image => image.naturalWidth > 200)")
         page.screenshot(path=shots / "picture.png")
         browser.close()
+
+
+POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+
+
+@contextmanager
+def postgres():
+    """The URI of a database of its own on loopback."""
+    name = "postgres" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name  # it refuses to run as root
+    folder, port = Path(tempfile.mkdtemp()), free_port()
+    user = {"user": name, "group": pwd.getpwnam(name).pw_gid, "extra_groups": []} if os.getuid() == 0 else {}
+    if user:
+        shutil.chown(folder, name)
+    data = str(folder / "data")
+    quiet = {"check": True, "stdout": subprocess.DEVNULL, "cwd": folder}
+    subprocess.run([POSTGRES[-1] / "initdb", "-D", data, "-U", "mlflow", "-A", "trust"], **quiet, **user)
+    options = f"-p {port} -h 127.0.0.1 -k {folder}"
+    control = [POSTGRES[-1] / "pg_ctl", "-D", data, "-w"]
+    subprocess.run([*control, "-l", str(folder / "log"), "-o", options, "start"], **quiet, **user)
+    try:
+        yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
+    finally:
+        subprocess.run([*control, "-m", "immediate", "stop"], **quiet, **user)
+        shutil.rmtree(folder)
+
+
+@pytest.mark.skipif(not POSTGRES, reason="no PostgreSQL below /usr/lib/postgresql (Debian's package postgresql)")
+def test_the_same_on_a_server_with_postgresql_and_an_artifact_folder(project, monkeypatch):
+    import mlflow
+
+    pytest.importorskip("psycopg2", reason="no psycopg2 (pip install -e '.[postgres]')")
+    register._sync()
+    before = state()
+    port = free_port()
+    with postgres() as uri:
+        command = ["-m", "mlflow", "server", "--backend-store-uri", uri, "--artifacts-destination", "./artifacts"]
+        command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+        with process(command, project, f"http://127.0.0.1:{port}/health"):
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+            register._sync()
+            register._sync()
+            assert state() == before
+            made = mlflow.pyfunc.load_model("models:/synthmri-vae@challenger").predict([{"seed": 1001}])
+            assert made[0]["png"] == Path("data/samples/vae/png/001001.png").read_bytes()
 
 
 # Cards
