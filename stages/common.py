@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -101,8 +102,11 @@ def replacing(path: Path) -> Iterator[Path]:
 def _refusal(error: Exception, part: Path) -> OSError | None:
     """Why the file system refused to write to `part`; None where it did not.
 
-    numpy, safetensors and torch lose the reason when a disk is full, so it is asked once more.
+    numpy loses the reason when a disk is full, so it is asked once more; safetensors has it in its text alone.
     """
+    if number := re.search(r"\(os error (\d+)\)", str(error)):
+        error = OSError(int(number[1]), os.strerror(int(number[1])))
+        return error if error.errno in REMEDIES else None
     if isinstance(error, OSError) and isinstance(error.filename, str):
         return error if Path(error.filename).is_relative_to(part) and error.errno in REMEDIES else None
     files = [file for file in [part, *part.rglob("*")] if file.is_file()]

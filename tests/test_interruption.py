@@ -1,6 +1,6 @@
 """Every long stage, killed at random moments and run again, on a full disk and in a read-only folder.
 
-SYNTHMRI_KILLS is the number of kills of each stage (2 unless set); `SYNTHMRI_KILLS=30 pytest tests/test_interruption.py`
+SYNTHMRI_KILLS is the number of kills of each stage, 2 unless set. `SYNTHMRI_KILLS=30 pytest tests/test_interruption.py`
 takes its time and finds more.
 """
 
@@ -15,7 +15,7 @@ from forks import ROOT, Forks
 from ruamel.yaml import YAML
 
 from stages import common
-from synthmri import progression, training
+from synthmri import training
 from synthmri.errors import UserError
 
 KILLS = int(os.environ.get("SYNTHMRI_KILLS", "2"))
@@ -56,10 +56,13 @@ STAGES = {
 }  # fmt: skip
 
 
-def contents(folder: Path, outs: list[str]) -> dict[str, str]:
-    """Path -> hash, of every file of these outputs."""
+def contents(folder: Path, outs: list[str]) -> dict[str, tuple[int, str]]:
+    """Path -> size and hash, of every file of these outputs."""
     files = [file for out in outs for file in [folder / out, *(folder / out).rglob("*")] if file.is_file()]
-    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    return {
+        str(file.relative_to(folder)): (file.stat().st_size, hashlib.sha256(file.read_bytes()).hexdigest())
+        for file in files
+    }
 
 
 def remove(folder: Path, outs: list[str]) -> None:
@@ -77,7 +80,7 @@ class Project:
 
     def __init__(self, folder: Path, forks: Forks):
         self.folder, self.forks = folder, forks
-        self.made: dict[str, dict[str, str]] = {}
+        self.made: dict[str, dict[str, tuple[int, str]]] = {}
         self.seconds: dict[str, float] = {}
 
     def run(self, name: str, **how) -> tuple[int, str, float]:
@@ -129,3 +132,79 @@ def test_killed_at_random_and_run_again_it_ends_with_the_same_bytes(project, nam
     assert status == 0, told
     assert contents(project.folder, outs) == project.made[name]
     assert not litter(project.folder)
+
+
+# A disk that takes no more, and a folder that may not be written to ---------------------------------------------------
+
+
+def fails(project, name: str, **limits) -> str:
+    """Run a stage under limits: it fails with a text, and leaves its outputs as they were and nothing beside them."""
+    project.until(name)
+    shutil.rmtree(project.folder / ".ckpt", ignore_errors=True)
+    remove(project.folder, ["generated"])  # `generate` refuses to overwrite
+    before = contents(project.folder, STAGES[name][1])
+    status, told, _ = project.run(name, **limits)
+    assert status == 1 and "Traceback" not in told and "error: " in told and "again" in told, told
+    assert contents(project.folder, STAGES[name][1]) == before
+    assert not litter(project.folder)
+    return told
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_disk_that_takes_no_more_is_told_and_costs_nothing(project, name):
+    """By a limit at half of the largest file that the stage writes, which any user can set anywhere."""
+    project.until(name)
+    largest = max(size for size, _ in project.made[name].values())
+    told = fails(project, name, file_bytes=largest // 2)
+    assert "ulimit -f" in told or "checkpoint" in told, told
+
+
+@pytest.mark.parametrize("name", ["simulate", "train", "generate"])
+def test_a_folder_that_may_not_be_written_to_is_told(project, name):
+    project.until(name)
+    folder = (project.folder / STAGES[name][1][0]).parent
+    remove(project.folder, ["generated"])
+    folder.chmod(0o500)
+    try:
+        told = fails(project, name, plain=True)
+    finally:
+        folder.chmod(0o700)
+    assert "permission denied" in told and STAGES[name][1][0] in told, told
+
+
+def test_a_disk_that_fills_up_during_training_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    training.save_checkpoint(tmp_path / "a.pt", {"step": 1})
+
+    def full(file: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left on device.*make room"):
+        training.save_checkpoint(tmp_path / "a.pt", {"step": 2})
+    assert training.load_checkpoint(tmp_path / "a.pt") == {"step": 1} and not litter(tmp_path)
+
+
+def test_a_damaged_checkpoint_is_told(tmp_path):
+    training.save_checkpoint(tmp_path / "a.pt", {"step": 1})
+    (tmp_path / "a.pt").write_bytes((tmp_path / "a.pt").read_bytes()[:200])
+    with pytest.raises(UserError, match="a.pt cannot be read.*remove it"):
+        training.load_checkpoint(tmp_path / "a.pt")
+
+
+def test_a_checkpoint_belongs_to_its_code(tmp_path, monkeypatch):
+    (tmp_path / "stages").mkdir()
+    monkeypatch.setattr(common, "__file__", str(tmp_path / "stages/common.py"))
+    (tmp_path / "stages/x.py").write_text("a = 1\n")
+    before = common.code()
+    (tmp_path / "stages/x.pyc").write_text("compiled")
+    assert common.code() == before
+    (tmp_path / "stages/x.py").write_text("a = 2\n")
+    assert common.code() != before
+
+
+def test_an_error_of_the_program_stays_one(tmp_path):
+    """Only what the file system refuses becomes a text: anything else is to be reported with its traceback."""
+    with pytest.raises(KeyError), common.replacing(tmp_path / "a") as part:
+        part.write_text("half")
+        raise KeyError("bug")
+    assert list(tmp_path.iterdir()) == []

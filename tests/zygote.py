@@ -1,8 +1,9 @@
 """Runs modules as `python -m` does, each in a fork of this process, which has imported what is slow to import.
 
 So a stage can be run, and killed, dozens of times in the time of one start. No tensor is computed here: torch's threads
-do not survive a fork. One JSON line in: {"argv": [module, ...], "cwd": folder, "log": file, "file_bytes": limit or null,
-"plain": true to give up root's right to write anywhere}. Two lines out: the process id, and its status when it ends.
+do not survive a fork. One JSON line in: {"argv": [module, ...], "cwd": folder, "log": file}, where wanted with
+"file_bytes", the limit of a file's size, and "plain", true to give up root's right to write anywhere. Two lines out:
+the process id, and its status when it ends.
 """
 
 import ctypes
@@ -13,6 +14,7 @@ import resource
 import runpy
 import sys
 import traceback
+import warnings
 
 PRELOAD = {
     "stages": ["torchmetrics.image.lpip", "diffusers.pipelines.stable_diffusion", "diffusers.training_utils",
@@ -55,6 +57,7 @@ def child(job: dict) -> int:
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
+    warnings.filterwarnings("ignore", module="runpy")  # that a module was imported before it is run
     for name in PRELOAD[sys.argv[1]]:
         importlib.import_module(name)
     print("ready", file=answers)
