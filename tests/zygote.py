@@ -18,7 +18,8 @@ import warnings
 
 PRELOAD = {
     "stages": ["torchmetrics.image.lpip", "diffusers.pipelines.stable_diffusion", "diffusers.training_utils",
-               "transformers", "accelerate", "nibabel", "pandas", "matplotlib.pyplot", "torch.utils.flop_counter",
+               "transformers", "accelerate", "nibabel", "nilearn.datasets", "pandas", "matplotlib.pyplot",
+               "torch.utils.flop_counter",
                "stages.adapt", "stages.finetune", "stages.generate", "stages.preprocess", "stages.train"],
     "dvc": ["dvc.cli", "dvc.repo", "dvc.api", "dvc.stage.run", "dvc.commands.repro", "dvc_s3", "dvc_ssh", "s3fs"],
 }  # fmt: skip
