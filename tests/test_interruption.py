@@ -8,8 +8,12 @@ import hashlib
 import os
 import random
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from forks import ROOT, Forks
 from ruamel.yaml import YAML
@@ -132,6 +136,27 @@ def test_killed_at_random_and_run_again_it_ends_with_the_same_bytes(project, nam
     assert status == 0, told
     assert contents(project.folder, outs) == project.made[name]
     assert not litter(project.folder)
+
+
+def test_the_workers_of_a_killed_stage_end_too(project, tmp_path):
+    project.until("simulate")
+    (tmp_path / "params.yaml").write_text(
+        (project.folder / "params.yaml").read_text().replace("workers: 1", "workers: 2")
+    )
+    line = STAGES["preprocess"][0].replace("data/simulated", str(project.folder / "data/simulated")).split()
+    stage = subprocess.Popen(
+        [sys.executable, "-m", *line], cwd=tmp_path, env=project.forks.environment, stderr=subprocess.DEVNULL
+    )
+    try:
+        workers, end = [], time.monotonic() + 60
+        while len(workers) < 2 and stage.poll() is None and time.monotonic() < end:
+            workers = [child for child in psutil.Process(stage.pid).children(recursive=True) if child.cpu_times().user]
+            time.sleep(0.01)
+        assert len(workers) >= 2
+    finally:
+        stage.kill()
+        stage.wait()
+    assert psutil.wait_procs(workers, timeout=20)[1] == []
 
 
 # A disk that takes no more, and a folder that may not be written to ---------------------------------------------------
