@@ -41,7 +41,7 @@ def main(
     vae = ldm.load(base, device=runtime.device).vae
     before = after = measure(vae)
     if part != "none":
-        key = common.digest(part, p.model_dump(), runtime.model_dump(), images, base)
+        key = common.digest(common.code(), part, p.model_dump(), runtime.model_dump(), images, base)
         with common.counter(f"adapting: {part}", p.steps) as tick:
             adaptation.adapt(
                 vae, imageset.read(images).images, part, p, lpips, checkpoint=checkpoints / f"{key}.pt", tick=tick

@@ -1,8 +1,10 @@
 """What every stage shares: how it starts, how it fails, and how its output appears."""
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -17,11 +19,24 @@ from synthmri import params
 from synthmri.errors import UserError
 
 PARAMS = Path("params.yaml")
+# Where the file system refuses, what its owner can do about it.
+REMEDIES = {
+    errno.ENOSPC: "make room on its disk",
+    errno.EDQUOT: "make room: the quota of its disk is used up",
+    errno.EFBIG: "raise the limit on the size of files (`ulimit -f`), or use a file system that holds larger ones",
+    errno.EROFS: "its file system is mounted read-only; mount it for writing",
+    errno.EACCES: "give yourself the right to read and write there (`ls -ld` shows whose it is)",
+    errno.EPERM: "give yourself the right to read and write there (`ls -ld` shows whose it is)",
+    errno.ENOENT: "it is not there; `dvc repro` makes what it depends on",
+}
 BAR = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
 
 def run(*commands: Callable) -> None:
-    """Run a function as a command line, or several as its subcommands. A UserError ends with its text and status 1."""
+    """Run a function as a command line, or several as its subcommands.
+
+    A UserError ends with its text and status 1, and so does what the file system refuses.
+    """
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     for command in commands:
         app.command()(command)
@@ -29,6 +44,11 @@ def run(*commands: Callable) -> None:
         app(standalone_mode=True)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in REMEDIES:
+            raise
+        print(f"error: {_refused(error.filename or 'a file', error)}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -57,7 +77,10 @@ def counter(title: str, total: int) -> Iterator[Callable[[int, float], None]]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary neighbour of `path` to write to (file or folder); it takes the place of `path` only on success."""
+    """A temporary neighbour of `path` to write to (file or folder); it takes the place of `path` only on success.
+
+    Raises UserError naming `path` and the remedy where the file system refuses to hold it.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
@@ -66,15 +89,46 @@ def replacing(path: Path) -> Iterator[Path]:
         yield part
         _remove(path)
         os.replace(part, path)
+    except UserError:
+        raise
+    except Exception as error:
+        if reason := _refusal(error, part):
+            raise UserError(_refused(path, reason)) from error
+        raise
     finally:
         _remove(part)
+
+
+def _refusal(error: Exception, part: Path) -> OSError | None:
+    """Why the file system refused to write to `part`; None where it did not.
+
+    numpy loses the reason when a disk is full, so it is asked once more; safetensors has it in its text alone.
+    """
+    if number := re.search(r"\(os error (\d+)\)", str(error)):
+        error = OSError(int(number[1]), os.strerror(int(number[1])))
+        return error if error.errno in REMEDIES else None
+    if isinstance(error, OSError) and isinstance(error.filename, str):
+        return error if Path(error.filename).is_relative_to(part) and error.errno in REMEDIES else None
+    files = [file for file in [part, *part.rglob("*")] if file.is_file()]
+    if not files:
+        return None
+    try:
+        with open(max(files, key=lambda file: file.stat().st_size), "ab") as file:
+            file.write(bytes(2**20))
+    except OSError as again:
+        return again if again.errno in REMEDIES else None
+    return None
+
+
+def _refused(path: Path | str, error: OSError) -> str:
+    return f"{path}: {error.strerror[0].lower()}{error.strerror[1:]}; {REMEDIES[error.errno]}, then run it again"
 
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    elif os.path.lexists(path):  # on a read-only disk even the removal of nothing fails
+        path.unlink()
 
 
 def save_pipeline(pipe, folder: Path, *, half: bool = False) -> None:
@@ -85,6 +139,10 @@ def save_pipeline(pipe, folder: Path, *, half: bool = False) -> None:
         # Not the text encoder: transformers opens it in the precision of its file, diffusers the rest in float32.
         pipe.unet.to(torch.float16)
         pipe.vae.to(torch.float16)
+    # The tokenizer's file tells how it was called last, which in a resumed training is another call.
+    if pipe.tokenizer.is_fast:
+        pipe.tokenizer.backend_tokenizer.no_padding()
+        pipe.tokenizer.backend_tokenizer.no_truncation()
     pipe.save_pretrained(folder, safe_serialization=True)
     forget_origin(folder)
 
@@ -120,6 +178,12 @@ def save_array(path: Path, array) -> None:
 
     with open(path, "wb") as file:
         np.save(file, array)
+
+
+def code() -> str:
+    """A short hash of the project's code: what one version has half trained, another must not go on with."""
+    root = Path(__file__).parent.parent
+    return digest(*sorted([*root.glob("stages/*.py"), *root.glob("synthmri/**/*.py")]))
 
 
 def digest(*parts: object) -> str:

@@ -33,7 +33,7 @@ def main(
     train = imageset.read(images)
     texts = prompt.prompts(train.manifest, words)
     key = common.digest(
-        p.model_dump(), words.model_dump(), progress.model_dump(), runtime.model_dump(),
+        common.code(), p.model_dump(), words.model_dump(), progress.model_dump(), runtime.model_dump(),
         latents, base, vae, images / "manifest.csv",
     )  # fmt: skip
     pipe = ldm.load(base, device=runtime.device)

@@ -31,7 +31,9 @@ def main(
     code = importlib.import_module(f"synthmri.baselines.{model}")
     p = params.read(common.PARAMS, f"baselines.{model}", code.Params)
     progress = params.read(common.PARAMS, "progression", progression.Progression)
-    key = common.digest(model, p.model_dump(), progress.model_dump(), runtime.model_dump(), images)
+    key = common.digest(
+        common.code(), model, p.model_dump(), progress.model_dump(), runtime.model_dump(), images
+    )  # fmt: skip
     store = progression.Store(checkpoints / key)
 
     def snapshot(point: int, network) -> None:

@@ -65,10 +65,15 @@ def read(folder: Path) -> ImageSet:
         images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
         manifest = pd.read_csv(folder / "manifest.csv", dtype=str, keep_default_na=False)
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        json.dumps(meta, allow_nan=False)  # JSON has no NaN, but Python's reader takes it
     except FileNotFoundError as error:
         raise UserError(f"{folder} is no ImageSet: {Path(error.filename).name} is missing; run `dvc repro`") from None
-    except (OSError, ValueError, pd.errors.ParserError) as error:
+    except Exception as error:  # on damaged files the parsers raise nearly anything
         raise UserError(f"{folder} is a damaged ImageSet ({error}); remove it and run `dvc repro`") from None
+    # pandas takes a row that is too long for one with an index, and fills up one that is too short.
+    ragged = not isinstance(manifest.index, pd.RangeIndex) or manifest.isna().any(axis=None)
+    if ragged or not isinstance(images, np.ndarray) or not isinstance(meta, dict) or not images.size:
+        raise UserError(f"{folder} is a damaged ImageSet; remove it and run `dvc repro`")
     return ImageSet(images, manifest, meta)
 
 

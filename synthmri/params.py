@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from synthmri.errors import UserError
 
+MAX_VALUES = 100_000  # far above any section; YAML's aliases can make billions of a few lines
+
 
 class Section(BaseModel):
     """Base of every section: unknown keys, wrong types and changes after reading are errors."""
@@ -40,7 +42,7 @@ def read(path: Path, section: str, cls: type[S]) -> S:
     """
     try:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: a 13th month, 5000 digits
         raise UserError(f"{path} cannot be read as YAML: {error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds no sections; restore it with `git checkout {Path(path).name}`")
@@ -55,16 +57,27 @@ def read(path: Path, section: str, cls: type[S]) -> S:
 
 def parse(values: object, section: str, cls: type[S], where: str = "params.yaml") -> S:
     """The same for a section that is already a mapping (JSON types only)."""
+    if not _bounded(values):
+        raise UserError(f"{where}: section `{section}` holds over {MAX_VALUES} values, or itself; mend its aliases")
     try:
         # The JSON route is the strict one that still takes a list for a tuple, which is what YAML has.
         return cls.model_validate_json(json.dumps(values))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         if not isinstance(error, ValidationError):
             raise UserError(
                 f"{where}: section `{section}` holds a value that is no number, text, list or map: {error}"
             ) from None
         lines = [_explain(item, section, cls) for item in error.errors()]
         raise UserError("\n".join([f"{where}: {len(lines)} value(s) cannot be used", *lines])) from None
+
+
+def _bounded(values: object) -> bool:
+    todo, seen = [values], 0
+    while todo and seen <= MAX_VALUES:
+        value = todo.pop()
+        todo += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        seen += 1
+    return not todo
 
 
 def _explain(item: dict, section: str, cls: type[Section]) -> str:

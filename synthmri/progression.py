@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
+from synthmri.errors import UserError
 from synthmri.params import Section
 
 
@@ -26,8 +27,14 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
 
     def put(self, point: int, images: np.ndarray) -> None:
-        """Keep uint8 (N, H, W)."""
-        np.save(self.folder / f"{point}.npy", images)
+        """Keep uint8 (N, H, W). Raises UserError where the disk takes no more."""
+        try:
+            np.save(self.folder / f"{point}.npy", images)
+        except OSError as error:
+            raise UserError(
+                f"{self.folder} cannot be written ({error.strerror or error}); make room on its disk, or give yourself "
+                "the right to write there, then run it again: it goes on from the last checkpoint"
+            ) from None
 
     def stack(self, count: int) -> np.ndarray:
         """Those of 0 .. count - 1: uint8 (count, N, H, W)."""

@@ -45,6 +45,8 @@ def read(path: Path) -> pd.DataFrame:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as ratings ({error}); `git checkout` it or export again") from None
+    if not isinstance(frame.index, pd.RangeIndex) or frame.isna().any(axis=None):  # pandas mends what it can
+        raise UserError(f"{path} has rows that are too long or too short; `git checkout` it or export again")
     if list(frame.columns) != list(COLUMNS):
         raise UserError(f"{path} has the columns {', '.join(frame.columns)}; ratings have {', '.join(COLUMNS)}")
     for name in COUNTS:

@@ -11,10 +11,12 @@ Names of files and people stay in `Source` and in messages, both of which stay o
 """
 
 import csv
+import gzip
 import os
 import pickle
 import re
 import warnings
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
@@ -270,12 +272,24 @@ def _nifti(path: Path) -> Scan:
         raise BadFile("shape", f"is {len(shape)}-dimensional {shape}, three dimensions are read; split or remove it")
     _check_size(shape)
     _check_numbers(image.get_data_dtype())
+    if path.name.lower().endswith(".gz"):
+        _check_gzip(path)
     zooms = np.asarray(image.header.get_zooms()[:3], dtype=float)
     if not (np.isfinite(zooms) & (zooms > 0)).all():
         raise BadFile("geometry", f"has pixdim {zooms.tolist()} mm, which must be above 0; mend its header")
     if not image.header["sform_code"] and not image.header["qform_code"]:
         raise BadFile("geometry", "has neither sform nor qform, so left and up are unknown; convert it anew from DICOM")
     return _volume(np.asarray(image.dataobj, dtype=np.float32).reshape(shape), image.affine)
+
+
+def _check_gzip(path: Path) -> None:
+    """Read it to its end, where the check sum is: nibabel stops at the last voxel, and takes damaged ones."""
+    left = 8 * MAX_VOXELS + 2**20
+    with gzip.open(path) as file:
+        while left > 0 and (piece := file.read(2**20)):
+            left -= len(piece)
+    if left <= 0:
+        raise BadFile("size", f"unpacks to more than {8 * MAX_VOXELS} bytes; export it again")
 
 
 def _dicom_head(path: Path) -> dict:
@@ -393,6 +407,9 @@ def _picture(path: Path) -> np.ndarray:
     except Image.DecompressionBombError as error:
         raise BadFile("size", str(error)) from None
     with image:
+        if image.format == "PNG":
+            with Image.open(path, formats=("PNG",)) as copy:  # which is of no use afterwards
+                copy.verify()  # the check sums, which Pillow does not look at when it reads the pixels
         if getattr(image, "n_frames", 1) > 1:
             raise BadFile("shape", f"has {image.n_frames} pages, one is read; save each as a file of its own")
         image = ImageOps.exif_transpose(image)
@@ -415,6 +432,10 @@ def _tensor(path: Path) -> np.ndarray:
 
     if path.stat().st_size > 8 * MAX_VOXELS:
         raise BadFile("size", f"has {path.stat().st_size} bytes; at most {8 * MAX_VOXELS} are read; save it in parts")
+    if zipfile.is_zipfile(path):  # torch leaves the check sums alone
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise BadFile("unreadable", f"is damaged ({damaged}); copy it again or remove it")
     try:
         tensor = torch.load(path, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError:  # its text advises to load the file unsafely

@@ -27,20 +27,46 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 
 
 def save_checkpoint(path: Path, state: dict) -> None:
-    """Write tensors and numbers so that a kill at any moment leaves the old checkpoint or the new one."""
+    """Write tensors and numbers so that a kill at any moment leaves the old checkpoint or the new one.
+
+    Raises UserError where the disk takes no more; the old checkpoint is then still there.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    with open(part, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:  # torch raises the latter, and the former is its context
+        part.unlink(missing_ok=True)
+        reason = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(reason, OSError):
+            raise
+        raise UserError(
+            f"the checkpoint {path} cannot be written ({reason.strerror}); make room on its disk, or give yourself the "
+            "right to write there, then run it again: it goes on from the last checkpoint"
+        ) from None
 
 
 def load_checkpoint(path: Path) -> dict | None:
-    """The state that was saved last, or None. Only tensors and plain values are admitted."""
-    return torch.load(path, map_location="cpu", weights_only=True) if Path(path).exists() else None
+    """The state that was saved last, or None. Only tensors and plain values are admitted.
+
+    Raises UserError where the file is no such thing.
+    """
+    if not Path(path).exists():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # on damaged files torch raises nearly anything; its text advises to load them unsafely
+        reason = f"({type(error).__name__})"
+    else:
+        if isinstance(state, dict):
+            return state
+        reason = f"(it holds a {type(state).__name__})"
+    raise UserError(f"the checkpoint {path} cannot be read {reason}; remove it, and the training starts anew")
 
 
 def batch(images: np.ndarray, count: int, shift_px: int, generator: torch.Generator) -> torch.Tensor:

@@ -1,0 +1,64 @@
+"""The test's side of zygote.py."""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+class Forks:
+    """Runs modules in `cwd`, each in a fork of one process that has imported them already."""
+
+    def __init__(self, preload: str, cwd: Path, log: Path):
+        self.cwd, self.log = cwd, log
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        self.environment = os.environ | {
+            "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
+            "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1",
+        }  # fmt: skip
+        self.process = None
+        self.preload = preload
+
+    def __enter__(self):
+        self.process = subprocess.Popen(
+            [sys.executable, ROOT / "tests/zygote.py", self.preload],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=self.environment, cwd=self.cwd,
+        )  # fmt: skip
+        assert self.process.stdout.readline() == b"ready\n"
+        return self
+
+    def __exit__(self, *_):
+        self.process.stdin.close()
+        self.process.wait()
+
+    def run(self, *argv: object, cwd: Path | None = None, kill=None, **limits) -> tuple[int, str, float]:
+        """Status (-9: killed), what it wrote, and seconds.
+
+        kill: seconds after which the process and all it started get SIGKILL, or a function that returns True when it
+        is time.
+        """
+        self.log.unlink(missing_ok=True)
+        job = {"argv": [str(a) for a in argv], "cwd": str(cwd or self.cwd), "log": str(self.log)} | limits
+        start = time.perf_counter()
+        self.process.stdin.write(json.dumps(job).encode() + b"\n")
+        pid = int(self.process.stdout.readline())
+        if kill is not None:
+            self._kill(pid, kill if callable(kill) else lambda: time.perf_counter() - start >= kill)
+        status = os.waitstatus_to_exitcode(int(self.process.stdout.readline()))
+        told = self.log.read_text(errors="replace") if self.log.exists() else ""
+        return status, told, time.perf_counter() - start
+
+    def _kill(self, pid: int, now) -> None:
+        while not now():
+            if select.select([self.process.stdout], [], [], 0.002)[0]:
+                return  # it has ended
+        for target in (os.killpg, os.kill):  # the group is there once setsid has run
+            with suppress(ProcessLookupError):
+                target(pid, signal.SIGKILL)

@@ -1,0 +1,314 @@
+"""Mutated files of every format that is read: a clear error or what was promised, never a traceback, a hang, or a
+success that is none. SYNTHMRI_FUZZ multiplies the number of cases (1 unless set)."""
+
+import json
+import os
+import signal
+import warnings
+import zlib
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from test_imageset import example
+from test_readers import AXIAL, dicom_slices, save_dicom, save_nifti, volume
+from test_slices import DATA
+
+from stages import evaluate
+from synthmri import imageset, params, ratings, readers, slices, training
+from synthmri.baselines import vae
+from synthmri.errors import UserError
+
+FACTOR = int(os.environ.get("SYNTHMRI_FUZZ", "1"))
+SECONDS = 10  # far above what any case takes: beyond it hangs
+ODD = [
+    b"\0",
+    b"\xff",
+    b"\x7f\xff\xff\xff",
+    b"\xff\xff\xff\x7f",
+    b"\x80\0\0\0",
+    b"nan",
+    b"-1",
+    b"1e999",
+    b"9" * 40,
+    b'"',
+    b",",
+]
+
+
+class Hangs(BaseException):
+    """No Exception: what catches those of parsers must not catch it."""
+
+
+@contextmanager
+def in_time():
+    def stop(number, frame):
+        raise Hangs
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def mutate(content: bytes, rng: np.random.Generator) -> bytes:
+    """One to three of: bits flipped, bytes overwritten by odd ones, cut off, taken out, doubled, put in."""
+    out = bytearray(content)
+    for _ in range(rng.integers(1, 4)):
+        # Half of them near the start: headers are there.
+        end = min(len(out), 400) if rng.random() < 0.5 else len(out)
+        at, length = int(rng.integers(0, max(end, 1))), int(rng.integers(1, 33))
+        match rng.integers(6):
+            case 0:
+                if out:
+                    out[at] ^= 1 << rng.integers(8)
+            case 1:
+                odd = ODD[rng.integers(len(ODD))]
+                out[at : at + len(odd)] = odd
+            case 2:
+                del out[at:]
+            case 3:
+                del out[at : at + length]
+            case 4:
+                out[at:at] = out[at : at + length]
+            case 5:
+                out[at:at] = rng.bytes(length)
+    return bytes(out)
+
+
+def cases(name: str, content: bytes, count: int):
+    """(seed, mutated bytes), none of them the bytes that were there."""
+    for seed in range(count * FACTOR):
+        changed = mutate(content, np.random.default_rng([zlib.crc32(name.encode()), seed]))
+        if changed != content:
+            yield seed, changed
+
+
+def attempt(function, *args):
+    """What the function returns, or None where it raised a UserError with a text that can be printed."""
+    with in_time(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return function(*args)
+        except UserError as error:
+            assert str(error).strip().encode() and len(str(error)) < 20_000
+            return None
+
+
+# Scans ----------------------------------------------------------------------------------------------------------------
+
+
+def write_scan(folder: Path, name: str) -> Path:
+    """One good scan or picture; returns the file to mutate."""
+    rng, path = np.random.default_rng(0), folder / name
+    grey = rng.integers(0, 256, (32, 40), np.uint8)
+    if ".nii" in name:
+        return save_nifti(path, volume().astype(np.int16))
+    if name.endswith(".dcm"):
+        for number, (pixels, position) in enumerate(dicom_slices(volume().round())[:4]):
+            save_dicom(folder / f"{number}.dcm", pixels, **AXIAL | {"ImagePositionPatient": position})
+        return folder / "2.dcm"
+    if name.endswith(".npy"):
+        np.save(path, np.stack([grey] * 3))
+    elif name.endswith(".pt"):
+        torch.save(torch.from_numpy(np.stack([grey] * 3)), path, _use_new_zipfile_serialization=name != "legacy.pt")
+    else:
+        Image.fromarray(grey).save(path)
+    return path
+
+
+def read_folder(folder: Path) -> list[readers.Scan]:
+    sources, bad = readers.find(folder)
+    assert all(isinstance(error, readers.BadFile) and str(error).encode() for error in bad)
+    return [scan for source in sources if (scan := attempt(readers.read, source)) is not None]
+
+
+SCANS = ["a.nii", "a.nii.gz", "2.dcm", "a.png", "a.tif", "a.jpg", "a.npy", "a.pt", "legacy.pt"]
+CHECKED = {"a.nii.gz", "a.png", "a.pt"}  # their formats have check sums, so damage to the values cannot go unseen
+
+
+@pytest.mark.parametrize("name", SCANS)
+def test_a_mutated_scan_is_refused_or_read_as_promised(tmp_path, name):
+    path = write_scan(tmp_path, name)
+    (right,) = read_folder(tmp_path)
+    content = path.read_bytes()
+    for seed, changed in cases(name, content, 100):
+        path.write_bytes(changed)
+        told = f"{name}, seed {seed}"
+        for scan in read_folder(tmp_path):
+            assert scan.data.dtype == np.float32 and scan.data.ndim == 3, told
+            assert np.isfinite(scan.data).all() and np.ptp(scan.data) > 0, told
+            if name not in ("a.jpg", "a.tif"):  # the others do not compress: no more values than the files have bytes
+                assert scan.data.size <= 4 * max(len(changed), right.data.size), told
+            if scan.spacing_mm is None:
+                assert min(scan.data.shape[1:]) >= readers.MIN_SIDE, told
+            else:
+                lo, hi = readers.SPACING_MM
+                assert min(scan.data.shape) >= readers.MIN_SLICES and lo <= min(scan.spacing_mm), told
+                assert max(scan.spacing_mm) <= hi, told
+            if name in CHECKED:
+                np.testing.assert_array_equal(scan.data, right.data, err_msg=told)
+
+
+def test_a_mutated_list_of_participants_is_refused_or_read(tmp_path):
+    write_scan(tmp_path, "sub-01_T1w.nii")
+    content = b"participant_id\tage\tlabel\nsub-01\t30\tglioma\nsub-02\t40\tnone\n"
+    for seed, changed in cases("participants", content, 60):
+        (tmp_path / "participants.tsv").write_bytes(changed)
+        found = attempt(readers.find, tmp_path)
+        assert found is None or isinstance(found[0][0].label, str), seed
+
+
+# What stages hand on --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["images.npy", "manifest.csv", "meta.json"])
+def test_a_mutated_imageset_is_refused_or_whole(tmp_path, name):
+    imageset.write(tmp_path, example())
+    content = (tmp_path / name).read_bytes()
+    for seed, changed in cases(name, content, 80):
+        (tmp_path / name).write_bytes(changed)
+        found = attempt(imageset.read, tmp_path)
+        if found is None:
+            continue
+        told = f"{name}, seed {seed}"
+        assert found.images.dtype == np.uint8 and found.images.ndim == 3 and len(found) == len(found.manifest), told
+        assert found.images.size and isinstance(np.array(found.images).sum(), np.integer), told
+        assert isinstance(found.manifest.index, pd.RangeIndex) and isinstance(found.meta, dict), told
+        assert all(isinstance(cell, str) for cell in found.manifest.to_numpy().ravel()), told
+        json.dumps(found.meta, allow_nan=False)
+
+
+def test_mutated_features_are_refused_or_finite(tmp_path):
+    path = tmp_path / "alexnet.npy"
+    np.save(path, np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32))
+    for seed, changed in cases("features", path.read_bytes(), 60):
+        path.write_bytes(changed)
+        found = attempt(evaluate.read_features, tmp_path, 5)
+        if found is not None:
+            assert found["alexnet"].dtype == np.float32 and np.isfinite(found["alexnet"]).all(), seed
+            assert found["alexnet"].shape[0] == 5 and found["alexnet"].shape[1] > 0, seed
+
+
+def test_a_mutated_checkpoint_is_refused_or_a_state(tmp_path):
+    path = tmp_path / "a.pt"
+    training.save_checkpoint(path, {"step": 3, "weight": torch.zeros(40), "history": [[0, 1.5]]})
+    for seed, changed in cases("checkpoint", path.read_bytes(), 60):
+        path.write_bytes(changed)
+        assert isinstance(attempt(training.load_checkpoint, path), dict | None), seed
+
+
+# What people write ----------------------------------------------------------------------------------------------------
+
+SECTIONS = {"runtime": params.Runtime, "data": slices.Data, "baselines.vae": vae.Params}
+VAE = {
+    "width": 4, "latent": 4, "steps": 4, "batch_size": 2, "learning_rate": 0.002, "ema_decay": 0.9, "shift_px": 6,
+    "bf16": True,
+}  # fmt: skip
+
+
+def numbers(value) -> list[float]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return [number for item in value for number in numbers(item)]
+    return [value] if isinstance(value, int | float) else []
+
+
+def sections(path: Path) -> None:
+    """Read all three: whatever is taken is of the class, finite and within its bounds."""
+    for name, cls in SECTIONS.items():
+        found = attempt(params.read, path, name, cls)
+        if found is not None:
+            assert type(found) is cls and np.isfinite(np.array(numbers(found.model_dump()), dtype=float)).all()
+            cls.model_validate(found.model_dump())
+
+
+def test_mutated_params_are_refused_or_within_their_bounds(tmp_path):
+    path = tmp_path / "params.yaml"
+    tree = {"runtime": {"seed": 0, "threads": 1, "device": "cpu"}, "data": DATA, "baselines": {"vae": VAE}}
+    path.write_text(yaml.safe_dump(tree))
+    sections(path)
+    for _, changed in cases("params", path.read_bytes(), 100):
+        path.write_bytes(changed)
+        sections(path)
+
+
+BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "runtime: " + "[" * 5000,
+        "runtime: " + "{a: " * 3000 + "1" + "}" * 3000,
+        BOMB + "runtime: {seed: 0, threads: *a39, device: cpu}",
+        "runtime: &a {seed: *a}",
+        "runtime: {seed: " + "9" * 5000 + "}",
+        "runtime: {seed: 0x" + "f" * 5000 + "}",
+        "runtime: {seed: 2020-13-45}",
+        'runtime: {seed: 0, threads: 1, device: "\\ud800"}',
+        "runtime: {seed: !!python/object/apply:os.system ['true']}",
+        "runtime: {? [a, b] : 1}",
+        "runtime: {seed: !!binary aGk=, .nan: 1}",
+        "runtime: {seed: 0:0:0.}",
+        "--- a\n--- b\n",
+        "\ufeffruntime: \x00",
+    ],
+)  # fmt: skip
+def test_params_made_to_do_harm_are_refused(tmp_path, text):
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+    assert attempt(params.read, tmp_path / "params.yaml", "runtime", params.Runtime) is None
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dates() | st.binary(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5) | st.integers(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=100 * FACTOR, deadline=None, derandomize=True)
+@given(key=st.sampled_from(sorted(VAE)), value=anything, extra=st.booleans())
+def test_any_value_of_a_parameter_is_refused_or_of_its_type(key, value, extra):
+    section = VAE | {key: value} | ({f"{key}_": value} if extra else {})
+    found = attempt(params.parse, section, "baselines.vae", vae.Params)
+    if found is not None:
+        assert not extra and getattr(found, key) == value
+        assert isinstance(value, bool) == (key == "bf16") and np.isfinite(float(value))
+
+
+def test_mutated_ratings_are_refused_or_valid(tmp_path):
+    path = tmp_path / "ratings.csv"
+    rows = [
+        {
+            "packet": "p", "reader": reader, "position": str(k), "revision": "0", "repeat": "0", "image": f"i{k}",
+            "sha256": "a" * 64, "source": "real", "case": str(k), "realism": "4", "verdict": "real",
+            "plausibility": "3", "seconds": "2.5", "tags": "", "comment": 'fine, "so"',
+        }
+        for reader in ("amber", "birch")
+        for k in range(3)
+    ]  # fmt: skip
+    pd.DataFrame(rows, columns=ratings.COLUMNS).to_csv(path, index=False)
+    assert len(ratings.read(path)) == 6
+    for seed, changed in cases("ratings", path.read_bytes(), 100):
+        path.write_bytes(changed)
+        found = attempt(ratings.read, path)
+        if found is None:
+            continue
+        assert list(found.columns) == list(ratings.COLUMNS) and isinstance(found.index, pd.RangeIndex), seed
+        assert len(found) <= len(changed.splitlines()), seed
+        assert found["realism"].between(1, 5).all() and found["verdict"].isin(ratings.VERDICTS).all(), seed
+        text = found[["packet", "reader", "image", "source", "tags", "comment", "seconds"]].to_numpy().ravel()
+        assert all(isinstance(cell, str) for cell in text), seed
+        assert len(ratings.merge([found])) == len(found), seed

@@ -1,0 +1,235 @@
+"""Every long stage, killed at random moments and run again, on a full disk and in a read-only folder.
+
+SYNTHMRI_KILLS is the number of kills of each stage, 2 unless set. `SYNTHMRI_KILLS=30 pytest tests/test_interruption.py`
+takes its time and finds more.
+"""
+
+import hashlib
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from forks import ROOT, Forks
+from ruamel.yaml import YAML
+
+from stages import common
+from synthmri import training
+from synthmri.errors import UserError
+
+KILLS = int(os.environ.get("SYNTHMRI_KILLS", "2"))
+LDM = "models/latent_diffusion"
+# A stage, its command line, and what it makes; each reads what those above it made.
+STAGES = {
+    "simulate": ("stages.simulate --out data/simulated", ["data/simulated"]),
+    "preprocess": (
+        "stages.preprocess --raw data/simulated --out data/slices --metrics metrics/data.json --sheet metrics/s.png",
+        ["data/slices", "metrics/data.json", "metrics/s.png"],
+    ),
+    "base": ("stages.base --out models/base", ["models/base"]),
+    "adapt": (
+        "stages.adapt --images data/slices/train --validation data/slices/val --base models/base "
+        "--out models/autoencoder --metrics metrics/autoencoder.json",
+        ["models/autoencoder", "metrics/autoencoder.json"],
+    ),
+    "encode": (
+        "stages.encode --images data/slices/train --model models/autoencoder --out data/latents",
+        ["data/latents"],
+    ),
+    "finetune": (
+        "stages.finetune --images data/slices/train --latents data/latents --base models/base --vae models/autoencoder "
+        f"--out {LDM} --snapshots data/ldm.npy --log metrics/ldm.csv --effort metrics/ldm.json",
+        [LDM, "data/ldm.npy", "metrics/ldm.csv", "metrics/ldm.json"],
+    ),
+    "train": (
+        "stages.train --model vae --images data/slices/train --out models/vae --snapshots data/vae.npy "
+        "--log metrics/vae.csv --effort metrics/vae.json",
+        ["models/vae", "data/vae.npy", "metrics/vae.csv", "metrics/vae.json"],
+    ),
+    "sample": (
+        f"stages.sample --code ldm --model {LDM} --images data/slices/train --out data/samples --sheet metrics/x.png",
+        ["data/samples", "metrics/x.png"],
+    ),
+    "extract": ("stages.extract --images data/samples --out data/features", ["data/features"]),
+    "generate": ("stages.generate --n 6 --out generated", ["generated"]),
+}  # fmt: skip
+
+
+def contents(folder: Path, outs: list[str]) -> dict[str, tuple[int, str]]:
+    """Path -> size and hash, of every file of these outputs."""
+    files = [file for out in outs for file in [folder / out, *(folder / out).rglob("*")] if file.is_file()]
+    return {
+        str(file.relative_to(folder)): (file.stat().st_size, hashlib.sha256(file.read_bytes()).hexdigest())
+        for file in files
+    }
+
+
+def remove(folder: Path, outs: list[str]) -> None:
+    """As DVC does before it runs a stage."""
+    for out in outs:
+        shutil.rmtree(folder / out) if (folder / out).is_dir() else (folder / out).unlink(missing_ok=True)
+
+
+def litter(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.name.endswith(".part")]
+
+
+class Project:
+    """A folder with the smallest parameters, and what the undisturbed stages made of them."""
+
+    def __init__(self, folder: Path, forks: Forks):
+        self.folder, self.forks = folder, forks
+        self.made: dict[str, dict[str, tuple[int, str]]] = {}
+        self.seconds: dict[str, float] = {}
+
+    def run(self, name: str, **how) -> tuple[int, str, float]:
+        return self.forks.run(*STAGES[name][0].split(), cwd=self.folder, **how)
+
+    def until(self, name: str) -> None:
+        """Run the stages up to and with this one, where that has not been done."""
+        for stage, (_, outs) in STAGES.items():
+            if stage not in self.made:
+                status, told, self.seconds[stage] = self.run(stage)
+                assert status == 0, told
+                self.made[stage] = contents(self.folder, outs)
+            if stage == name:
+                return
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("project")
+    shutil.copy(ROOT / "params.yaml", folder)
+    shutil.copytree(ROOT / "profiles", folder / "profiles")
+    (folder / "pretrained").symlink_to(ROOT / "pretrained")
+    with Forks("stages", folder, folder / "log") as forks:
+        assert forks.run("stages.profile", "smoke")[0] == 0
+        yaml = YAML()
+        tree = yaml.load(folder / "params.yaml")
+        tree["cohort"]["subjects"] = 3
+        tree["finetune"]["epochs"] = tree["progression"]["points"] = tree["progression"]["baseline_points"] = 3
+        tree["baselines"]["vae"]["steps"] = 6
+        yaml.dump(tree, folder / "params.yaml")
+        yield Project(folder, forks)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_killed_at_random_and_run_again_it_ends_with_the_same_bytes(project, name):
+    project.until(name)
+    outs = STAGES[name][1]
+    remove(project.folder, outs)
+    shutil.rmtree(project.folder / ".ckpt", ignore_errors=True)
+    moments = random.Random(name)
+    killed = 0
+    for _ in range(KILLS):
+        status, told, _ = project.run(name, kill=moments.uniform(0.05, 1) * project.seconds[name])
+        assert status in (0, -9), told
+        killed += status == -9
+        remove(project.folder, outs)
+    assert killed or KILLS == 0
+    status, told, _ = project.run(name)
+    assert status == 0, told
+    assert contents(project.folder, outs) == project.made[name]
+    assert not litter(project.folder)
+
+
+def test_the_workers_of_a_killed_stage_end_too(project, tmp_path):
+    project.until("simulate")
+    (tmp_path / "params.yaml").write_text(
+        (project.folder / "params.yaml").read_text().replace("workers: 1", "workers: 2")
+    )
+    line = STAGES["preprocess"][0].replace("data/simulated", str(project.folder / "data/simulated")).split()
+    stage = subprocess.Popen(
+        [sys.executable, "-m", *line], cwd=tmp_path, env=project.forks.environment, stderr=subprocess.DEVNULL
+    )
+    try:
+        workers, end = [], time.monotonic() + 60
+        while len(workers) < 2 and stage.poll() is None and time.monotonic() < end:
+            workers = [child for child in psutil.Process(stage.pid).children(recursive=True) if child.cpu_times().user]
+            time.sleep(0.01)
+        assert len(workers) >= 2
+    finally:
+        stage.kill()
+        stage.wait()
+    assert psutil.wait_procs(workers, timeout=20)[1] == []
+
+
+# A disk that takes no more, and a folder that may not be written to ---------------------------------------------------
+
+
+def fails(project, name: str, **limits) -> str:
+    """Run a stage under limits: it fails with a text, and leaves its outputs as they were and nothing beside them."""
+    project.until(name)
+    shutil.rmtree(project.folder / ".ckpt", ignore_errors=True)
+    remove(project.folder, ["generated"])  # `generate` refuses to overwrite
+    before = contents(project.folder, STAGES[name][1])
+    status, told, _ = project.run(name, **limits)
+    assert status == 1 and "Traceback" not in told and "error: " in told and "again" in told, told
+    assert contents(project.folder, STAGES[name][1]) == before
+    assert not litter(project.folder)
+    return told
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_disk_that_takes_no_more_is_told_and_costs_nothing(project, name):
+    """By a limit at half of the largest file that the stage writes, which any user can set anywhere."""
+    project.until(name)
+    largest = max(size for size, _ in project.made[name].values())
+    told = fails(project, name, file_bytes=largest // 2)
+    assert "ulimit -f" in told or "checkpoint" in told, told
+
+
+@pytest.mark.parametrize("name", ["simulate", "train", "generate"])
+def test_a_folder_that_may_not_be_written_to_is_told(project, name):
+    project.until(name)
+    folder = (project.folder / STAGES[name][1][0]).parent
+    remove(project.folder, ["generated"])
+    folder.chmod(0o500)
+    try:
+        told = fails(project, name, plain=True)
+    finally:
+        folder.chmod(0o700)
+    assert "permission denied" in told and STAGES[name][1][0] in told, told
+
+
+def test_a_disk_that_fills_up_during_training_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    training.save_checkpoint(tmp_path / "a.pt", {"step": 1})
+
+    def full(file: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left on device.*make room"):
+        training.save_checkpoint(tmp_path / "a.pt", {"step": 2})
+    assert training.load_checkpoint(tmp_path / "a.pt") == {"step": 1} and not litter(tmp_path)
+
+
+def test_a_damaged_checkpoint_is_told(tmp_path):
+    training.save_checkpoint(tmp_path / "a.pt", {"step": 1})
+    (tmp_path / "a.pt").write_bytes((tmp_path / "a.pt").read_bytes()[:200])
+    with pytest.raises(UserError, match="a.pt cannot be read.*remove it"):
+        training.load_checkpoint(tmp_path / "a.pt")
+
+
+def test_a_checkpoint_belongs_to_its_code(tmp_path, monkeypatch):
+    (tmp_path / "stages").mkdir()
+    monkeypatch.setattr(common, "__file__", str(tmp_path / "stages/common.py"))
+    (tmp_path / "stages/x.py").write_text("a = 1\n")
+    before = common.code()
+    (tmp_path / "stages/x.pyc").write_text("compiled")
+    assert common.code() == before
+    (tmp_path / "stages/x.py").write_text("a = 2\n")
+    assert common.code() != before
+
+
+def test_an_error_of_the_program_stays_one(tmp_path):
+    """Only what the file system refuses becomes a text: anything else is to be reported with its traceback."""
+    with pytest.raises(KeyError), common.replacing(tmp_path / "a") as part:
+        part.write_text("half")
+        raise KeyError("bug")
+    assert list(tmp_path.iterdir()) == []
