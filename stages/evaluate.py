@@ -123,8 +123,8 @@ def read_features(folder: Path, count: int) -> dict[str, np.ndarray]:
             values = np.load(file, allow_pickle=False)
         except Exception as error:  # on damaged files numpy raises nearly anything
             raise UserError(f"{file} cannot be read as features ({error}); run `dvc repro`") from None
-        if not isinstance(values, np.ndarray) or values.dtype != np.float32 or not np.isfinite(values).all():
-            raise UserError(f"{file} holds values that are no finite features; remove it and run `dvc repro`")
+        if not isinstance(values, np.ndarray) or values.dtype != np.float32:
+            raise UserError(f"{file} holds no features, which are float32; remove it and run `dvc repro`")
         if values.ndim != 2 or len(values) != count:
             raise UserError(f"{file} holds {values.shape} features for {count} images; run `dvc repro`")
         found[file.stem] = values
