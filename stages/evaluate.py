@@ -25,6 +25,8 @@ def main(
     train_features: Features,
     test: Set,
     test_features: Features,
+    validation: Set,
+    validation_features: Features,
     samples: Set,
     samples_features: Features,
     before_features: Annotated[Path, typer.Option(help="features before training, for fd_alexnet_reduction")],
@@ -50,6 +52,16 @@ def main(
     result, correlation, which = scorecard.score(
         images, {name: array[rows] for name, array in values.items()}, reference_set, p, lpips
     )
+    held_back = imageset.read(validation)  # what a champion is chosen on: the test split must not be
+    if len(held_back) >= p.min_images:
+        seen = read_features(validation_features, len(held_back))["alexnet"]
+        result |= scorecard.validation(values["alexnet"][rows], seen, held_back.manifest.get("subject"), p)
+    else:
+        print(
+            f"{validation} holds {len(held_back)} images, below evaluate.min_images = {p.min_images}: no "
+            "val_kid_alexnet, so no model can become champion of the registry",
+            file=sys.stderr,
+        )
     if samples_features != before_features:
         before = read_features(before_features, len(made))["alexnet"][rows]
         distance = scores.frechet_distance(before, reference_set.test_features["alexnet"])

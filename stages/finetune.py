@@ -58,6 +58,12 @@ def main(
             pipe, mean, std, texts, p, checkpoint=checkpoints / f"{key}.pt", token=words.token,
             device=runtime.device, tick=tick, snapshot=snapshot,
         )  # fmt: skip
+    if p.method == "lora":
+        adapters = ldm.fuse(pipe)
+        trained = [weight for part in adapters.values() for weight in part.values()]
+    else:
+        parts = [pipe.unet, pipe.text_encoder] if p.train_text_encoder else [pipe.unet]
+        adapters, trained = None, [weight for part in parts for weight in part.parameters()]
     with (
         common.replacing(out) as folder,
         common.replacing(snapshots) as strip,
@@ -65,6 +71,10 @@ def main(
         common.replacing(effort) as numbers,
     ):
         common.save_pipeline(pipe, folder)
+        if adapters:  # beside the weights that hold them already: small enough to share alone
+            pipe.save_lora_weights(
+                folder / "lora", adapters["unet"], adapters.get("text_encoder"), safe_serialization=True
+            )
         common.save_array(strip, store.stack(len(shown)))
         lines = [f"{step},{loss:.6g},{rate:.6g}" for step, loss, rate in history]
         table.write_text("\n".join(["step,loss,learning_rate", *lines]) + "\n", encoding="utf-8")
@@ -75,6 +85,7 @@ def main(
             numbers,
             {
                 "parameters": weights,
+                "trained_parameters": sum(weight.numel() for weight in trained),
                 "images_seen": p.epochs * len(texts),
                 "teraflop": operations / 1e12,
                 "epochs": p.epochs,

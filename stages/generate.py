@@ -1,9 +1,10 @@
 """Make more images from a trained model, outside DVC.
 
-python -m stages.generate --n 20 --prompt "T1w axial brain MRI, level 6" --format png --out generated
+python -m stages.generate --n 20 --prompt "T1w axial brain MRI, level 6, none" --format png --out generated
 """
 
 import datetime
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,15 +23,20 @@ def main(
     n: Annotated[int, typer.Option(min=1, max=100_000, help="number of images")] = 16,
     prompt: Annotated[
         str, typer.Option(help="what to draw, in the words of training")
-    ] = "T1w axial brain MRI, level 6",
+    ] = "T1w axial brain MRI, level 6, none",
     seed: Annotated[int, typer.Option(min=0, help="seed of the first image; image i has seed + i")] = 1_000_000,
     format: Annotated[Literal["png", "npy", "nifti", "dicom"], typer.Option(help="format of the files")] = "png",
     out: Annotated[Path, typer.Option(help="folder to make; it must not exist yet")] = Path("generated"),
     model: Annotated[Path, typer.Option(help="pipeline in Stable Diffusion format")] = Path("models/latent_diffusion"),
+    settings: Annotated[Path, typer.Option(help="what stage `sweep` chose")] = Path("models/sampling.json"),
 ):
-    """Draw N images with the steps, guidance and scheduler of section `sample`."""
+    """Draw N images by section `sample`, with the guidance, steps and scheduler that stage `sweep` chose if it ran."""
     runtime = common.start()
     p = params.read(common.PARAMS, "sample", sampling.Sample)
+    if settings.is_file():
+        p = sampling.settled(p, common.read_json(settings))
+    if p.guidance > ldm.guidance([prompt], p.guidance):
+        print(f"the prompt is empty, so guidance {p.guidance:g} changes nothing and is left out", file=sys.stderr)
     if out.exists():
         raise UserError(f"{out} exists already; name another folder with --out, or remove it")
     if not (model / "model_index.json").is_file():

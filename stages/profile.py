@@ -17,7 +17,7 @@ def main(name: Annotated[str, typer.Argument(help="a file of profiles/, without 
         there = ", ".join(sorted(p.stem for p in Path("profiles").glob("*.yaml")))
         raise UserError(f"there is no profile {name!r}; choose one of {there}")
     yaml = YAML()
-    yaml.width = 200
+    yaml.width, yaml.preserve_quotes = 200, True  # unquoted, a "no" would be read as false
     tree, overlay = yaml.load(common.PARAMS), yaml.load(source)
     _merge(tree, overlay, "")
     with common.replacing(common.PARAMS) as part:

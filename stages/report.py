@@ -33,9 +33,12 @@ def main(
     template = Environment(autoescape=True).from_string(
         Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     )
-    text = MarkdownIt().enable("table").render((metrics / "comparison.md").read_text(encoding="utf-8"))
+
+    def rendered(name: str) -> str:
+        return MarkdownIt().enable("table").render((metrics / name).read_text(encoding="utf-8"))
+
     page = template.render(
-        table=text,
+        rendered=rendered,
         data=data,
         model=model,
         autoencoder=common.read_json(metrics / "autoencoder.json"),

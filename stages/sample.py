@@ -1,6 +1,7 @@
 """Draw an ImageSet from a trained model, with PNGs and one .npy beside it."""
 
 import importlib
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -19,10 +20,13 @@ def main(
     images: Annotated[Path, typer.Option(help="ImageSet of the training slices, whose prompts are drawn from")],
     out: Annotated[Path, typer.Option(help="folder of the ImageSet, png/ and samples.npy")],
     sheet: Annotated[Path, typer.Option(help="PNG contact sheet")],
+    settings: Annotated[Path | None, typer.Option(help="of ldm: guidance, steps and scheduler, from `sweep`")] = None,
 ):
     """Sample by section `sample`: image i depends on its seed (sample.seed + i) alone."""
     runtime = common.start()
     p = params.read(common.PARAMS, "sample", sampling.Sample)
+    if settings is not None:
+        p = sampling.settled(p, common.read_json(settings))
     train = imageset.read(images)
     seeds = list(range(p.seed, p.seed + p.n))
     module = importlib.import_module(f"synthmri.{code.replace('/', '.')}")
@@ -30,14 +34,18 @@ def main(
     if code == "ldm":
         words = params.read(common.PARAMS, "prompt", prompt.Prompt)
         texts = prompt.drawn(prompt.prompts(train.manifest, words), seeds)
+        labels = prompt.drawn(prompt.labels(train.manifest, words), seeds)
+        if p.guidance > module.guidance(texts, p.guidance):
+            print(f"every prompt is empty, so guidance {p.guidance:g} changes nothing and is left out", file=sys.stderr)
         size = train.images.shape[1]
         drawn = module.sample(trained, texts, seeds, p, size=size, progress=_progress)
     else:
-        texts = [""] * p.n
+        texts = labels = [""] * p.n
         drawn = module.sample(trained, seeds, batch_size=p.batch_size)
     of_ldm = {"steps", "guidance", "scheduler", "bf16"}
     knobs = p.model_dump(exclude=set() if code == "ldm" else of_ldm)
-    manifest = pd.DataFrame({"model": model.name, "seed": [str(seed) for seed in seeds], "prompt": texts})
+    columns = {"model": model.name, "seed": [str(seed) for seed in seeds], "prompt": texts, "label": labels}
+    manifest = pd.DataFrame(columns)
     keep = {key: train.meta[key] for key in ("pixel_mm", "orientation") if key in train.meta}
     made = imageset.ImageSet(drawn, manifest, {"model": model.name, "sample": knobs, **keep})
     with common.replacing(out) as folder, common.replacing(sheet) as picture:

@@ -1,13 +1,19 @@
 """Write the simulated cohort as a BIDS-like tree of NIfTI volumes."""
 
 import json
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import cache
+from itertools import repeat
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from stages import common
-from synthmri import cohort, params
+from synthmri import anatomy, cohort, params
+from synthmri.errors import UserError
 
 DESCRIPTION = {
     "Name": "Simulated brain MRI. Every subject is imaginary: deformed ICBM152 anatomy and signal equations",
@@ -19,26 +25,43 @@ COLUMNS = ("participant_id", "age_like", "lesion_ml", "label")
 
 
 def main(out: Annotated[Path, typer.Option(help="folder of the BIDS tree")]):
-    """Simulate section `cohort`."""
-    common.start()
-    import nibabel
-
+    """Simulate section `cohort`, with as many processes as runtime.threads."""
+    runtime = common.start()
     p = params.read(common.PARAMS, "cohort", cohort.Cohort)
-    rows = []
     with common.replacing(out) as folder:
         folder.mkdir()
-        for subject in common.progress(cohort.simulate(p), "simulated subjects", p.subjects):
-            place = folder / subject.name / "anat"
-            place.mkdir(parents=True)
-            for contrast, volume in subject.volumes.items():
-                image = nibabel.Nifti1Image(volume, subject.affine)
-                image.header.set_xyzt_units("mm")
-                nibabel.save(image, place / f"{subject.name}_{contrast}.nii.gz")
-            label = "lesions" if subject.lesion_ml > 0 else "none"
-            rows.append((subject.name, str(subject.age_like), f"{subject.lesion_ml:.2f}", label))
+        context = multiprocessing.get_context("forkserver")
+        with ProcessPoolExecutor(min(runtime.threads, p.subjects), mp_context=context) as pool:
+            try:
+                pending = pool.map(_one, range(p.subjects), repeat(p), repeat(folder))
+                rows = list(common.progress(pending, "simulated subjects", p.subjects))
+            except BrokenProcessPool:
+                raise UserError(
+                    "a process was killed, likely for want of memory; lower runtime.threads or raise cohort.pixel_mm"
+                ) from None
         text = "\n".join("\t".join(row) for row in [COLUMNS, *rows])
         (folder / "participants.tsv").write_text(text + "\n", encoding="utf-8")
         (folder / "dataset_description.json").write_text(json.dumps(DESCRIPTION, indent=1) + "\n", encoding="utf-8")
+
+
+def _one(i: int, p: cohort.Cohort, folder: Path) -> tuple[str, ...]:
+    """Write the volumes of subject i; returns its row of participants.tsv."""
+    import nibabel
+    import torch
+
+    torch.set_num_threads(1)  # so that the bytes are the same, however many processes there are
+    subject = cohort.simulate_one(_atlas(), p, i)
+    place = folder / subject.name / "anat"
+    place.mkdir(parents=True)
+    for contrast, volume in subject.volumes.items():
+        image = nibabel.Nifti1Image(volume, subject.affine)
+        image.header.set_xyzt_units("mm")
+        nibabel.save(image, place / f"{subject.name}_{contrast}.nii.gz")
+    label = "lesions" if subject.lesion_ml > 0 else "none"
+    return subject.name, str(subject.age_like), f"{subject.lesion_ml:.2f}", label
+
+
+_atlas = cache(anatomy.load_atlas)  # once a process
 
 
 if __name__ == "__main__":

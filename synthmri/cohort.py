@@ -1,6 +1,5 @@
 """The simulated cohort: volumes of imaginary subjects from one imaginary scanner, like a hospital's research set."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,15 +39,8 @@ SUBPLANES = 2  # planes averaged across a slice's thickness: its partial volume
 UNITS = 400.0  # signal of white matter in the written volumes
 
 
-def simulate(p: Cohort) -> Iterator[Subject]:
-    """Subjects one by one; subject i depends on (p.seed, i) alone, never on how many there are."""
-    atlas = anatomy.load_atlas()
-    for i in range(p.subjects):
-        yield simulate_one(atlas, p, i)
-
-
 def simulate_one(atlas: anatomy.Atlas, p: Cohort, i: int) -> Subject:
-    """Subject i: one head, seen once in every contrast of p.scanner.sequences."""
+    """Subject i: one head, seen once in every contrast of p.scanner.sequences; it depends on (p.seed, i) alone."""
     generator = torch.Generator().manual_seed(p.seed * 1_000_003 + i)
     subject = anatomy.draw_subjects(atlas, p.anatomy, 1, generator)
     contrasts = list(p.scanner.sequences)

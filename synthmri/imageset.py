@@ -4,7 +4,8 @@ A folder of three files:
 
 - `images.npy`    uint8, N x H x W, opened memory-mapped; 0 = black, 255 = white.
 - `manifest.csv`  N rows; row i describes image i. Real slices: subject, source, contrast, plane, label, slice_mm,
-                  depth_mm, split. Generated slices: model, seed, prompt. Empty cells mean "not known".
+                  depth_mm, split. Generated slices: model, seed, prompt, label (the prompt's). Empty
+                  cells mean "not known".
 - `meta.json`     what made the set: parameters, pixel spacing in mm, orientation.
 """
 

@@ -3,6 +3,7 @@
 Scheduler, prediction type, betas and latent scaling are read from the checkpoint, never assumed.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,11 +19,21 @@ from synthmri.imageset import to_uint8
 from synthmri.params import Section
 
 
+class Lora(Section):
+    """Section `finetune.lora`."""
+
+    rank: int = Field(ge=1, le=1024)
+    alpha: float = Field(gt=0, le=1024)
+    targets: tuple[str, ...] = Field(min_length=1)
+
+
 class Finetune(Section):
     """Section `finetune`."""
 
     base_model: str = Field(min_length=1)
     base_revision: str
+    method: Literal["full", "lora"]
+    lora: Lora
     autoencoder: Literal["none", "decoder", "full"]
     seed: int = Field(ge=0)
     epochs: int = Field(ge=0, le=10_000)
@@ -40,34 +51,47 @@ class Finetune(Section):
 def load(model: str | Path, *, revision: str = "", device: str = "cpu"):
     """Open a StableDiffusionPipeline in float32 from a directory or a hub id; safetensors only, never a pickle.
 
-    Raises UserError with the remedies when it is missing, gated, or not in that format.
+    Its safety checker and what belongs to it stay out: they judge photographs. Where half-precision files are all there
+    is (`*.fp16.safetensors`), these are opened. Raises UserError with the remedies when it is missing, gated, or not in
+    that format.
     """
     from diffusers import StableDiffusionPipeline
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
     for logging in (diffusers_logging, transformers_logging):  # what goes wrong is raised below
-        logging.set_verbosity_error()
+        logging.set_verbosity(logging.CRITICAL)
         logging.disable_progress_bar()
     name = str(model)
     if Path(name).is_dir() and not (Path(name) / "model_index.json").is_file():
         raise UserError(f"{name} is no Stable Diffusion directory: model_index.json is missing")
-    try:
-        pipe = StableDiffusionPipeline.from_pretrained(
-            name, revision=revision or None, safety_checker=None, requires_safety_checker=False,
-            dtype=torch.float32, use_safetensors=True,
-        )  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    failures = []
+    for variant in (None, "fp16"):
+        try:
+            pipe = StableDiffusionPipeline.from_pretrained(
+                name, revision=revision or None, variant=variant, safety_checker=None, requires_safety_checker=False,
+                feature_extractor=None, image_encoder=None, dtype=torch.float32, use_safetensors=True,
+            )  # fmt: skip
+            break
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            failures.append(str(error).strip().partition("\n")[0] or type(error).__name__)
+    else:
         raise UserError(
-            f"the model {name!r} cannot be opened: {reason}\n"
-            "  remedies: set finetune.base_model to a local directory in Stable Diffusion format (pretrained/base is "
-            "in the repository),\n  or, for a private or gated model of the hub, log in first with `hf auth login`"
-        ) from None
+            f"the model {name!r} cannot be opened: {failures[0]}\n"
+            "  remedies: set finetune.base_model to a local directory in Stable Diffusion format with weights in "
+            "*.safetensors\n  (pretrained/base is in the repository), or, for a private or gated model of the hub, log "
+            "in first with `hf auth login`"
+        )
+    unet = pipe.unet.config
+    if unet.in_channels != pipe.vae.config.latent_channels or unet.addition_embed_type is not None:
+        raise UserError(
+            f"the UNet of {name!r} wants more than latents and a prompt, as that of an inpainting model or of Stable "
+            "Diffusion XL does; choose a finetune.base_model in the format of Stable Diffusion 1 or 2"
+        )
     pipe.set_progress_bar_config(disable=True)
     for part in (pipe.vae, pipe.unet, pipe.text_encoder):
         part.requires_grad_(False).eval()
-    return pipe.to(device)
+    return pipe.to(device, torch.float32)  # a text encoder would keep the precision of its file
 
 
 @torch.no_grad()
@@ -109,6 +133,9 @@ def finetune(
 ) -> tuple[list[tuple[int, float, float]], int]:
     """Train the UNet of `pipe` (and by p.train_text_encoder its text encoder) in place; it ends with averaged weights.
 
+    With p.method "lora" only low-rank adapters of them are trained (Hu 2021, arXiv 2106.09685); `fuse` then adds these
+    to the weights.
+
     mean, std: (N, V, 4, h, w) unscaled posterior of V views of each image (itself, mirrored); texts: N prompts;
     token: a token of theirs that the tokenizer is to learn, or "".
     Written to `checkpoint` after every epoch; a run that was killed goes on from there to the same result. Before the
@@ -125,14 +152,29 @@ def finetune(
             f"prompt.token = {token}: a new token learns nothing while finetune.train_text_encoder is false; "
             "set that to true, or prompt.token to ''"
         )
+    if token and p.method == "lora":
+        raise UserError(
+            f"prompt.token = {token}: adapters have no room for a new token; set finetune.method to full, or "
+            "prompt.token to ''"
+        )
+    if (kind := pipe.scheduler.config.prediction_type) not in ("epsilon", "v_prediction"):
+        raise UserError(
+            f"the base model predicts {kind!r}, of which no loss is known here; choose a finetune.base_model that "
+            "predicts epsilon or v_prediction"
+        )
     accelerator = Accelerator(mixed_precision=p.precision, cpu=device == "cpu")
     if token:
         add_token(pipe, token)
     pipe.unet.to(memory_format=torch.channels_last)
     trained = [pipe.unet] + ([pipe.text_encoder] if p.train_text_encoder else [])
     network = torch.nn.ModuleList(trained)
-    network.requires_grad_(True).train()
-    weights = [w for w in network.parameters()]
+    if p.method == "lora":
+        _add_adapters(trained, p)
+    else:
+        network.requires_grad_(True)
+    network.train()
+    named = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
+    weights = list(named.values())
     optimizer = torch.optim.AdamW(weights, lr=p.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     unet, optimizer = accelerator.prepare(pipe.unet, optimizer)
     text_encoder = accelerator.prepare(pipe.text_encoder) if p.train_text_encoder else pipe.text_encoder
@@ -152,7 +194,9 @@ def finetune(
     history: list[tuple[int, float, float]] = []
     operations = 0
     if state := training.load_checkpoint(checkpoint):
-        network.load_state_dict(state["network"])
+        with torch.no_grad():
+            for name, weight in named.items():
+                weight.copy_(state["network"][name])
         optimizer.load_state_dict(state["optimizer"])
         for shadow, saved in zip(ema.shadow_params, state["ema"], strict=True):
             shadow.copy_(saved)
@@ -202,7 +246,8 @@ def finetune(
         training.save_checkpoint(
             checkpoint,
             {
-                "network": network.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.shadow_params,
+                "network": {name: weight.detach() for name, weight in named.items()},
+                "optimizer": optimizer.state_dict(), "ema": ema.shadow_params,
                 "history": [list(entry) for entry in history], "operations": operations,
             },
         )  # fmt: skip
@@ -210,6 +255,52 @@ def finetune(
         ema.copy_to(weights)
     network.requires_grad_(False).eval()
     return history, operations * total
+
+
+TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")  # the attention of a CLIP text encoder
+
+
+def _add_adapters(parts: list, p: Finetune) -> None:
+    """Low-rank adapters that change nothing yet on the UNet and, where it is among `parts`, the text encoder."""
+    from peft import LoraConfig
+
+    for part, targets in zip(parts, (p.lora.targets, TEXT_TARGETS), strict=False):
+        config = LoraConfig(r=p.lora.rank, lora_alpha=p.lora.alpha, target_modules=list(targets))
+        try:
+            with torch.random.fork_rng(devices=[]):  # one half of each adapter starts at random
+                torch.manual_seed(p.seed)
+                part.add_adapter(config)
+        except ValueError as error:
+            layers = [name for name, m in part.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
+            known = sorted({re.search(r"[^.]+(\.\d+)?$", name)[0] for name in layers})
+            raise UserError(
+                f"finetune.lora.targets = {list(targets)} cannot be adapted: {error}\n"
+                f"  the layers of this network are {', '.join(known)}"
+            ) from None
+
+
+def fuse(pipe) -> dict[str, dict[str, torch.Tensor]]:
+    """Add the adapters of `finetune` to the weights: `pipe` then is a plain pipeline that draws the same.
+
+    Returns the adapters of "unet" and, where it has any, "text_encoder", as diffusers' `save_lora_weights` takes them.
+    Their scale alpha / rank is multiplied in: that format's default is 1.
+    """
+    from peft.utils import get_peft_model_state_dict
+
+    adapters = {}
+    for name in ("unet", "text_encoder"):
+        part = getattr(pipe, name)
+        if not getattr(part, "peft_config", None):
+            continue
+        config = part.peft_config["default"]
+        scale = config.lora_alpha / config.r
+        state = get_peft_model_state_dict(part, adapter_name="default")
+        adapters[name] = {
+            key: (value * scale if "lora_B" in key else value).contiguous() for key, value in state.items()
+        }
+    pipe.fuse_lora(components=list(adapters))
+    pipe.unload_lora_weights()
+    return adapters
 
 
 def new_scheduler(pipe, name: str):
@@ -223,10 +314,28 @@ def new_scheduler(pipe, name: str):
         "ddpm": diffusers.DDPMScheduler,
         "euler": diffusers.EulerDiscreteScheduler,
     }[name]
-    extra = {"algorithm_type": name, "solver_order": 2} if name.endswith("dpmsolver++") else {}
+    # Trailing steps begin where training's noise ends (Lin 2024, arXiv 2305.08891); the leading ones of Stable
+    # Diffusion's configuration stop short of it, and run past it when all 1000 are asked for.
+    extra = {"timestep_spacing": "trailing"}
+    if name.endswith("dpmsolver++"):
+        extra |= {"algorithm_type": name, "solver_order": 2}
     if name in ("ddim", "ddpm"):
         extra["clip_sample"] = False  # latents are not confined to [-1, 1]
     return cls.from_config(pipe.scheduler.config, **extra)
+
+
+def guidance(texts: Sequence[str], wanted: float) -> float:
+    """`wanted`, or 1 (off) where every prompt is empty: the predictions with and without prompt are then the same.
+
+    Guidance draws u + wanted (c - u), of the predictions c with the prompt and u with an empty one: Ho 2022, arXiv
+    2207.12598, eq. 6 with w + 1 = wanted.
+    """
+    return wanted if any(texts) else 1.0
+
+
+def evaluations(texts: Sequence[str], p: sampling.Sample) -> int:
+    """How often the UNet is asked for one image."""
+    return p.steps * (2 if guidance(texts, p.guidance) > 1 else 1)
 
 
 @torch.no_grad()
@@ -242,7 +351,8 @@ def sample(
     """uint8 (N, size, size): image i from texts[i] and seeds[i] alone.
 
     Each image has a generator of its own, and every batch the same shape (the last is filled up), so that neither N nor
-    the company in its batch changes an image.
+    the company in its batch changes an image. Guidance above 1 asks the UNet twice, in one batch of double size, unless
+    it changes nothing (see `guidance`).
     """
     own, pipe.scheduler = pipe.scheduler, new_scheduler(pipe, p.scheduler)
     pipe.unet.to(memory_format=torch.channels_last)
@@ -256,7 +366,7 @@ def sample(
                 prompt=[texts[i] for i in rows],
                 generator=[torch.Generator().manual_seed(int(seeds[i])) for i in rows],
                 num_inference_steps=p.steps,
-                guidance_scale=p.guidance,
+                guidance_scale=guidance(texts, p.guidance),
                 height=size,
                 width=size,
                 output_type="pt",
@@ -275,3 +385,26 @@ def reconstruct(pipe, images: np.ndarray, *, batch: int) -> np.ndarray:
     In bfloat16: half the time on a CPU, and 0.003 dB of PSNR from float32 on held-out slices.
     """
     return autoencoder.reconstruct(pipe.vae, images, batch=batch, bf16=True)
+
+
+@torch.no_grad()
+def denoising_errors(
+    pipe, images: np.ndarray, texts: Sequence[str], timesteps: Sequence[int], *, seed: int, batch: int
+) -> np.ndarray:
+    """uint8 (N, H, W) and their prompts -> float64 (N, T): the error of the UNet at each timestep, the noise the same.
+
+    Raises UserError for a timestep that the noise schedule of the checkpoint does not have.
+    """
+    diffusion.check_timesteps(timesteps, pipe.scheduler)
+    device, out = pipe.unet.device, []
+    pipe.unet.to(memory_format=torch.channels_last)
+    shift = getattr(pipe.vae.config, "shift_factor", None) or 0.0
+    for start in range(0, len(images), batch):
+        mean, _ = autoencoder.encode(pipe.vae, images[start : start + batch], batch=batch, bf16=True)
+        x0 = ((torch.from_numpy(mean) - shift) * pipe.vae.config.scaling_factor).to(device)
+        states = embed(pipe, texts[start : start + batch])
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            out.append(
+                diffusion.errors_at(pipe.unet, x0, timesteps, pipe.scheduler, seed, encoder_hidden_states=states)
+            )
+    return np.concatenate(out)

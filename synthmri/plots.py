@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure  # without pyplot: it would ask for a display and keep every figure
+from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw, ImageFont
 
 from synthmri.errors import UserError
@@ -104,6 +106,63 @@ def bars(names: Sequence[str], panels: dict[str, tuple[Sequence[float], Sequence
         axes.set_yticks(range(len(names)), names)
         axes.grid(axis="x", alpha=0.3)
     axes.invert_yaxis()
+    return figure
+
+
+def heat_map(table: pd.DataFrame, value: str) -> Figure:
+    """`value` over steps and guidance, a panel a scheduler; the row whose `chosen` is 1 is framed.
+
+    table: a row a combination, with the columns steps, guidance, scheduler, chosen and `value`; without that column, or
+    where a combination is missing, cells are empty.
+    """
+    table = table.assign(**{value: table.get(value, np.nan)})
+    schedulers = list(dict.fromkeys(table.scheduler))
+    steps, guidance = sorted(set(table.steps)), sorted(set(table.guidance))
+    size = (1.5 + len(schedulers) * (1.2 + 0.9 * len(steps)), 1.6 + 0.6 * len(guidance))
+    figure = Figure(figsize=(max(size[0], 4), size[1]), dpi=150, layout="constrained")
+    low, high = (0.0, 1.0) if table[value].isna().all() else (table[value].min(), table[value].max())
+    for axes, scheduler in zip(np.atleast_1d(figure.subplots(1, len(schedulers))), schedulers, strict=True):
+        part = table[table.scheduler == scheduler]
+        cells = part.pivot(index="guidance", columns="steps", values=value).reindex(index=guidance, columns=steps)
+        shown = axes.imshow(cells.to_numpy(float), cmap="viridis_r", vmin=low, vmax=high, aspect="auto")
+        for row in part.itertuples():
+            x, y, number = steps.index(row.steps), guidance.index(row.guidance), getattr(row, value)
+            dark = number > (low + high) / 2  # the lower, the brighter
+            text = "not drawn" if np.isnan(number) else f"{number:.3g}"
+            axes.text(x, y, text, ha="center", va="center", color="white" if dark else "black", fontsize=9)
+            if row.chosen:
+                frame = Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, fill=False, edgecolor="#cc3311", linewidth=2.5)
+                axes.add_patch(frame)
+        axes.set_xticks(range(len(steps)), steps)
+        axes.set_yticks(range(len(guidance)), [f"{value:g}" for value in guidance])
+        axes.set(xlabel="steps", ylabel="guidance", title=scheduler)
+    figure.suptitle("framed: chosen", fontsize=9)
+    figure.colorbar(shown, ax=figure.axes, label=f"{value} on validation slices")
+    return figure
+
+
+def intervals(
+    lines: dict[str, tuple[Sequence[float], Sequence[float], Sequence[float], Sequence[float]]],
+    *,
+    x_label: str,
+    y_label: str,
+    title: str,
+    chance: float,
+) -> Figure:
+    """Points with intervals, a line a text: text -> (places, values, lower ends, upper ends); `chance` is dashed."""
+    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    for k, (label, (x, y, low, high)) in enumerate(lines.items()):
+        aside = [place + (k - (len(lines) - 1) / 2) * 0.8 for place in x]  # so that intervals do not hide each other
+        reach = [[b - a for a, b in zip(low, y, strict=True)], [b - a for a, b in zip(y, high, strict=True)]]
+        axes.errorbar(
+            aside, y, yerr=[[max(0.0, v) for v in side] for side in reach], label=label, marker="o", capsize=3
+        )
+    axes.axhline(chance, color="#777777", linestyle="--", linewidth=1)
+    axes.set(xlabel=x_label, ylabel=y_label, title=title)
+    axes.grid(alpha=0.3)
+    if lines:
+        axes.legend(frameon=False, fontsize=8)
     return figure
 
 

@@ -57,7 +57,12 @@ def prompts(manifest: pd.DataFrame, p: Prompt) -> list[str]:
     return out
 
 
+def labels(manifest: pd.DataFrame, p: Prompt) -> list[str]:
+    """The label that the prompt of each row names; "" where the template has no {label}."""
+    return list(manifest["label"]) if "{label}" in p.template else [""] * len(manifest)
+
+
 def drawn(known: list[str], seeds: list[int]) -> list[str]:
-    """A prompt for each seed, from those of the training slices in a fixed random order, however many seeds."""
+    """A prompt (or its label) for each seed, of the training slices in a fixed random order, however many seeds."""
     order = np.random.default_rng(0).permutation(len(known))
     return [known[order[seed % len(known)]] for seed in seeds]

@@ -7,9 +7,12 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from synthmri import params
 from synthmri.errors import UserError
 from synthmri.imageset import to_uint8
 from synthmri.params import Section
+
+Scheduler = Literal["sde-dpmsolver++", "dpmsolver++", "ddim", "ddpm", "euler"]
 
 
 class Sample(Section):
@@ -18,11 +21,16 @@ class Sample(Section):
     n: int = Field(ge=1, le=100_000)
     seed: int = Field(ge=0)
     steps: int = Field(ge=1, le=1000)
-    guidance: float = Field(ge=0, le=50)
-    scheduler: Literal["sde-dpmsolver++", "dpmsolver++", "ddim", "ddpm", "euler"]
+    guidance: float = Field(ge=1, le=50)
+    scheduler: Scheduler
     batch_size: int = Field(ge=1, le=1024)
     bf16: bool
     channels: Literal[1, 3]
+
+
+def settled(p: Sample, choice: dict) -> Sample:
+    """`p` with the guidance, steps and scheduler that were chosen for it. Raises UserError for other values."""
+    return params.parse(p.model_dump() | choice, "sample", Sample, "what stage `sweep` chose")
 
 
 def in_batches(draw: Callable[[list[torch.Generator]], torch.Tensor], seeds, batch_size: int) -> np.ndarray:

@@ -53,6 +53,23 @@ def distribution(features: dict[str, np.ndarray], reference: Reference, p: score
     return result
 
 
+def validation(
+    features: np.ndarray, held_back: np.ndarray, subjects: pd.Series | None, p: scores.Evaluate
+) -> dict[str, float]:
+    """`val_kid_alexnet` of features (N, D) against those of the validation slices (M, D): what models are chosen by.
+
+    And `val_kid_alexnet_std`, its standard error over validation subjects, where two or more are known.
+    """
+    result = {"val_kid_alexnet": scores.kernel_distance(features, held_back)}
+    if subjects is not None and subjects.nunique() > 1:
+        spread = scores.by_subject(
+            lambda part: scores.kernel_distance(features, part), held_back, subjects,
+            rounds=p.subsample_rounds, fraction=p.subsample_fraction, seed=p.seed,
+        )  # fmt: skip
+        result["val_kid_alexnet_std"] = float(spread)
+    return result
+
+
 def against_train(
     images: np.ndarray, features: dict[str, np.ndarray], reference: Reference, p: scores.Evaluate, lpips
 ) -> tuple[dict[str, float], np.ndarray, np.ndarray]:

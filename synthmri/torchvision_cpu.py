@@ -6,7 +6,8 @@ diffusers and `torchmetrics.image`, none of which uses these operators. Declarin
 torchvision is imported lets it through. Nothing is imported and nothing is changed until then, and nothing at all where
 torch has CUDA.
 
-`make` also has every interpreter of `.venv` import this module at its start, so that `import lpips` works there too.
+`make` also has every interpreter of `.venv` import a copy of this file at its start, so that `import lpips` works there
+too. A copy, since a package that is imported at the start would hide the one in an experiment's own folder.
 """
 
 import importlib.abc

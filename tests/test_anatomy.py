@@ -123,8 +123,13 @@ def small_cohort(**change):
     return section.model_copy(update={"pixel_mm": 3.0, "slice_mm": 10.0, "subjects": 2, **change})
 
 
+def simulated(count, **change):
+    atlas, p = anatomy.load_atlas(), small_cohort(**change)
+    return [cohort.simulate_one(atlas, p, i) for i in range(count)]
+
+
 def test_subject_depends_on_its_number_alone():
-    two, three = list(cohort.simulate(small_cohort())), list(cohort.simulate(small_cohort(subjects=3)))
+    two, three = simulated(2), simulated(3, subjects=3)
     for a, b in zip(two, three[:2], strict=True):
         assert (a.age_like, a.lesion_ml) == (b.age_like, b.lesion_ml)
         for contrast in a.volumes:
@@ -133,8 +138,8 @@ def test_subject_depends_on_its_number_alone():
 
 
 def test_lesion_share_decides_who_has_lesions():
-    assert next(cohort.simulate(small_cohort(lesion_share=0.0))).lesion_ml == 0
-    assert next(cohort.simulate(small_cohort(lesion_share=1.0))).lesion_ml > 0
+    assert simulated(1, lesion_share=0.0)[0].lesion_ml == 0
+    assert simulated(1, lesion_share=1.0)[0].lesion_ml > 0
 
 
 def test_cohort_lies_outside_what_the_base_was_pretrained_on():

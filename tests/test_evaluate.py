@@ -65,7 +65,7 @@ def _extract(name):
 
 def _evaluate(code="ldm", before="base"):
     options = ["--code", code, "--model", "models/m", "--before-features", f"features/{before}"]
-    for name in ("train", "test", "samples"):
+    for name in ("train", "validation", "test", "samples"):
         options += [f"--{name}", f"data/{name}", f"--{name}-features", f"features/{name}"]
     for name, file in (("metrics", "m.json"), ("picture", "m.png"), ("closest", "closest.png")):
         options += [f"--{name}", f"metrics/{file}"]
@@ -74,17 +74,18 @@ def _evaluate(code="ldm", before="base"):
 
 @pytest.fixture(scope="module")
 def extracted(tmp_path_factory):
-    """Four sets of crops and their features; the samples are blurred a little and the base model's a lot."""
+    """Five sets of crops and their features; the samples are blurred a little and the base model's a lot."""
     folder = tmp_path_factory.mktemp("extracted")
     (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS))
     _write(folder / "data/train", _crops(16, 0), [f"t{i // 4}" for i in range(16)])
     _write(folder / "data/test", _crops(12, 1), [f"h{i // 3}" for i in range(12)])
+    _write(folder / "data/validation", _crops(10, 4), [f"v{i // 5}" for i in range(10)])
     for name, blur, seed in (("samples", 0.7, 2), ("base", 4, 3)):
         _write(folder / f"data/{name}", np.stack([gaussian_filter(image, blur) for image in _crops(14, seed)]))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "argv", sys.argv)
-        assert [_extract(name) for name in ("train", "test", "samples", "base")] == [0] * 4
+        assert [_extract(name) for name in ("train", "validation", "test", "samples", "base")] == [0] * 5
     return folder
 
 
@@ -130,7 +131,8 @@ def test_extract_writes_features_under_the_exact_name(workspace):
     for name, size in (("alexnet", 256), ("effnet", 1280)):
         values = np.load(workspace / f"features/train/{name}.npy")
         assert values.dtype == np.float32 and values.shape == (16, size) and np.isfinite(values).all()
-    assert sorted(path.name for path in (workspace / "features").iterdir()) == ["base", "samples", "test", "train"]
+    there = sorted(path.name for path in (workspace / "features").iterdir())
+    assert there == ["base", "samples", "test", "train", "validation"]
 
 
 def test_metrics_are_finite_floats(evaluated):
@@ -138,10 +140,23 @@ def test_metrics_are_finite_floats(evaluated):
     compared = {"fd_alexnet", "fd_effnet", "kid_alexnet", "precision", "recall", "density", "coverage"}
     assert set(tree) == compared | {f"{name}_std" for name in compared} | {
         "ssim", "psnr", "lpips", "memorised", "largest_correlation", "n", "fd_alexnet_before", "fd_alexnet_reduction",
-        "recon_ssim", "recon_psnr", "recon_lpips", "recon_fd_alexnet",
+        "recon_ssim", "recon_psnr", "recon_lpips", "recon_fd_alexnet", "val_kid_alexnet", "val_kid_alexnet_std",
     }  # fmt: skip
     assert all(type(value) is float and np.isfinite(value) for value in tree.values())
     assert all(value == float(f"{value:.6g}") for value in tree.values())
+
+
+def test_the_validation_kid_is_of_the_validation_set(evaluated):
+    tree = json.loads((evaluated / "metrics/m.json").read_text())
+    values = {name: np.load(evaluated / f"features/{name}/alexnet.npy") for name in ("validation", "samples")}
+    assert tree["val_kid_alexnet"] == pytest.approx(scores.kernel_distance(values["samples"], values["validation"]))
+
+
+def test_too_few_validation_images_give_no_number_and_say_what_follows(workspace, said):
+    _write(workspace / "data/validation", _crops(9, 4), ["v"] * 9)
+    assert _extract("validation") == 0 and _evaluate() == 0
+    assert "below evaluate.min_images = 10" in (text := said()) and "champion" in text
+    assert "val_kid_alexnet" not in json.loads((workspace / "metrics/m.json").read_text())
 
 
 def test_metrics_are_what_their_names_say(evaluated):
@@ -197,7 +212,7 @@ def test_one_held_out_subject_has_no_uncertainty(workspace, said):
     _write(workspace / "data/test", _crops(12, 1), ["only"] * 12)
     assert _evaluate() == 0
     tree = json.loads((workspace / "metrics/m.json").read_text())
-    assert "fd_alexnet" in tree and not [name for name in tree if name.endswith("_std")]
+    assert "fd_alexnet" in tree and [name for name in tree if name.endswith("_std")] == ["val_kid_alexnet_std"]
     assert "fewer than 2 held-out subjects" in said()
 
 

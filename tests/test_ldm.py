@@ -1,9 +1,15 @@
 """The latent diffusion model, on tiny random pipelines of the same layout as Stable Diffusion's."""
 
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from ruamel.yaml import YAML
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString as Quoted
 
 from synthmri import diffusion, ldm, params, prompt, sampling
 from synthmri.errors import UserError
@@ -69,13 +75,104 @@ def test_directory_of_another_format_is_told(tmp_path):
 
 
 def test_damaged_weights_are_told(tiny_model, tmp_path):
-    import shutil
-
     shutil.copytree(tiny_model, tmp_path / "m")
     file = tmp_path / "m" / "unet" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(UserError, match="cannot be opened"):
         ldm.load(tmp_path / "m")
+
+
+def layout(source, folder, index=None, scheduler=None):
+    """A copy of a checkpoint with keys of its two configs set, or taken out by None."""
+    shutil.copytree(source, folder)
+    for name, change in (("model_index.json", index), ("scheduler/scheduler_config.json", scheduler)):
+        config = json.loads((folder / name).read_text()) | (change or {})
+        (folder / name).write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    return folder
+
+
+def test_opens_without_the_parts_that_judge_photographs(tiny_model, tmp_path):
+    """Named in model_index.json, as Stable Diffusion's own is, or not; their folders are not there."""
+    parts = {
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+        "requires_safety_checker": True,
+    }
+    named = layout(tiny_model, tmp_path / "named", index=parts)
+    unnamed = layout(tiny_model, tmp_path / "unnamed", index=dict.fromkeys([*parts, "image_encoder"]))
+    assert torch.equal(weights(ldm.load(named)), weights(ldm.load(unnamed)))
+
+
+def test_no_prediction_type_means_epsilon(tiny_model, tmp_path):
+    folder = layout(tiny_model, tmp_path / "m", scheduler={"prediction_type": None})
+    pipe = ldm.load(folder)
+    for name in ("dpmsolver++", "ddpm"):
+        assert ldm.new_scheduler(pipe, name).config.prediction_type == "epsilon"
+
+
+@pytest.mark.parametrize("name", ["sde-dpmsolver++", "dpmsolver++", "ddim", "ddpm", "euler"])
+@pytest.mark.parametrize("steps", [3, 1000])
+def test_every_scheduler_walks_any_number_of_steps(tiny_model, name, steps):
+    scheduler = ldm.new_scheduler(ldm.load(tiny_model), name)
+    scheduler.set_timesteps(steps)
+    assert scheduler.timesteps.min() >= 0 and scheduler.timesteps.max() == scheduler.config.num_train_timesteps - 1
+
+
+def test_opens_half_precision_variants_in_float32(tiny_model, tmp_path):
+    import diffusers
+
+    folder = tmp_path / "m"
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(tiny_model, dtype=torch.float16)
+    pipe.save_pretrained(folder, variant="fp16")
+    assert all(".fp16." in file.name for file in folder.rglob("*.safetensors"))
+    opened = ldm.load(folder)
+    assert {part.dtype for part in (opened.unet, opened.vae, opened.text_encoder)} == {torch.float32}
+    assert torch.equal(weights(opened), weights(pipe).float())
+
+
+def test_pickled_weights_are_refused(tiny_model, tmp_path):
+    from safetensors.torch import load_file
+
+    folder = layout(tiny_model, tmp_path / "m")
+    file = folder / "unet/diffusion_pytorch_model.safetensors"
+    torch.save(load_file(file), file.with_suffix(".bin"))
+    file.unlink()
+    with pytest.raises(UserError, match=r"(?s)safetensors.*remedies.*\*\.safetensors"):
+        ldm.load(folder)
+
+
+def test_unet_for_inpainting_is_told(tiny_model, tmp_path):
+    from diffusers import UNet2DConditionModel
+
+    folder = layout(tiny_model, tmp_path / "m")
+    config = UNet2DConditionModel.load_config(folder / "unet") | {"in_channels": 9}
+    UNet2DConditionModel.from_config(config).save_pretrained(folder / "unet")
+    with pytest.raises(UserError, match="inpainting"):
+        ldm.load(folder)
+
+
+def test_gated_model_names_both_remedies(monkeypatch):
+    """What the hub's client raises for a model whose terms nobody has accepted."""
+    import httpx2
+    from diffusers import StableDiffusionPipeline
+    from huggingface_hub.errors import GatedRepoError
+
+    reply = httpx2.Response(401, request=httpx2.Request("GET", "https://huggingface.co/x/y"))
+
+    def gated(*args, **kwargs):
+        raise GatedRepoError("401 Client Error. Access to model x/y is restricted", response=reply)
+
+    monkeypatch.setattr(StableDiffusionPipeline, "from_pretrained", gated)
+    with pytest.raises(UserError, match="(?s)x/y.*restricted.*local directory.*hf auth login"):
+        ldm.load("x/y")
+
+
+def test_another_prediction_type_is_refused(tiny_model, tmp_path):
+    folder = layout(tiny_model, tmp_path / "m", scheduler={"prediction_type": "sample"})
+    mean, std, texts = data()
+    p = section("finetune", ldm.Finetune, **FINETUNE)
+    with pytest.raises(UserError, match="'sample'"):
+        ldm.finetune(ldm.load(folder), mean, std, texts, p, checkpoint=tmp_path / "c.pt")
 
 
 # the loss ------------------------------------------------------------------------------------------------------------
@@ -197,6 +294,144 @@ def test_divergence_is_told_and_writes_no_checkpoint(tiny_model, tmp_path):
     with pytest.raises(UserError, match="finetune.learning_rate"):
         ldm.finetune(ldm.load(tiny_model), mean * np.nan, std, texts, p, checkpoint=tmp_path / "c.pt")
     assert not (tmp_path / "c.pt").exists()
+
+
+# adapters ------------------------------------------------------------------------------------------------------------
+
+
+LORA = FINETUNE | dict(method="lora", lora=ldm.Lora(rank=2, alpha=6.0, targets=("to_q", "to_v", "conv1")), epochs=4)
+
+
+def adapted(model, tmp_path, **change):
+    """A pipeline fine-tuned by adapters that are not yet added to its weights."""
+    mean, std, texts = data()
+    pipe = ldm.load(model)
+    p = section("finetune", ldm.Finetune, **LORA | change)
+    history, _ = ldm.finetune(pipe, mean, std, texts, p, checkpoint=tmp_path / "c.pt")
+    return pipe, history
+
+
+def pictures(pipe):
+    p = section("sample", sampling.Sample, **SAMPLE)
+    return ldm.sample(pipe, ["T1w axial brain MRI"] * 2, [1, 2], p, size=64).astype(int)
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_adapters_are_the_difference_between_base_and_fused_model(tiny_model, tmp_path, text):
+    """Loaded on the base by plain diffusers, the saved adapters draw what the fused pipeline draws."""
+    from diffusers import StableDiffusionPipeline
+
+    base = ldm.load(tiny_model)
+    fused, _ = adapted(tiny_model, tmp_path, train_text_encoder=text, learning_rate=0.01)
+    learned = pictures(fused)
+    adapters = ldm.fuse(fused)
+    assert set(adapters) == ({"unet", "text_encoder"} if text else {"unet"})
+    assert fused.unet.state_dict().keys() == base.unet.state_dict().keys()  # a plain pipeline again
+    fused.save_lora_weights(tmp_path / "lora", adapters["unet"], adapters.get("text_encoder"))
+    assert [file.name for file in (tmp_path / "lora").iterdir()] == ["pytorch_lora_weights.safetensors"]
+
+    plain = StableDiffusionPipeline.from_pretrained(tiny_model, safety_checker=None)
+    plain.set_progress_bar_config(disable=True)
+    plain.load_lora_weights(tmp_path / "lora")
+    assert np.abs(pictures(fused) - learned).max() <= 1
+    assert np.abs(pictures(plain) - learned).max() <= 1
+    assert np.abs(pictures(base) - learned).max() > 1
+
+
+def test_adapters_alone_are_trained(tiny_model, tmp_path):
+    base, (pipe, _) = ldm.load(tiny_model), adapted(tiny_model, tmp_path)
+    before = base.unet.state_dict()
+    for name, weight in pipe.unet.state_dict().items():
+        if "lora" not in name:
+            assert torch.equal(weight, before[name.replace("base_layer.", "")]), name
+    state = torch.load(tmp_path / "c.pt", weights_only=True)
+    assert state["network"] and all("lora" in name for name in state["network"])
+
+
+def test_adapters_learn(tiny_model, tmp_path):
+    pipe = ldm.load(tiny_model)
+    mean = np.zeros((8, 1, 4, 8, 8), np.float32)
+    lora = ldm.Lora(rank=8, alpha=16.0, targets=("conv_in", "conv_out", "conv1", "conv2"))
+    p = section("finetune", ldm.Finetune, **LORA | dict(lora=lora, epochs=60, batch_size=8, learning_rate=0.01))
+    history, _ = ldm.finetune(pipe, mean, mean, [""] * 8, p, checkpoint=tmp_path / "c.pt")
+    losses = [loss for _, loss, _ in history]
+    assert np.mean(losses[-8:]) < 0.7 * np.mean(losses[:4])
+
+
+def test_a_killed_run_of_adapters_ends_like_an_undisturbed_one(tiny_model, tmp_path):
+    mean, std, texts = data()
+    p = section("finetune", ldm.Finetune, **LORA)
+    whole, half = ldm.load(tiny_model), ldm.load(tiny_model)
+    shown = []
+    full, _ = ldm.finetune(whole, mean, std, texts, p, checkpoint=tmp_path / "a.pt", snapshot=shown.append)
+    assert shown == [0, 1, 2, 3, 4]
+
+    def kill(step, loss):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ldm.finetune(ldm.load(tiny_model), mean, std, texts, p, checkpoint=tmp_path / "b.pt", tick=kill)
+    torch.manual_seed(5)  # the state of torch's own generator must not matter
+    again, _ = ldm.finetune(half, mean, std, texts, p, checkpoint=tmp_path / "b.pt")
+    ldm.fuse(whole), ldm.fuse(half)
+    assert again == full and torch.equal(weights(whole), weights(half))
+
+
+def test_layers_that_are_not_there_are_told(tiny_model, tmp_path):
+    with pytest.raises(UserError, match=r"(?s)finetune.lora.targets = \['to_w'\].*conv1.*to_out\.0.*to_q"):
+        adapted(tiny_model, tmp_path, lora=ldm.Lora(rank=2, alpha=2.0, targets=("to_w",)))
+
+
+def test_adapters_take_no_new_token(tiny_model, tmp_path):
+    mean, std, texts = data()
+    p = section("finetune", ldm.Finetune, **LORA | dict(train_text_encoder=True))
+    with pytest.raises(UserError, match="finetune.method"):
+        ldm.finetune(ldm.load(tiny_model), mean, std, texts, p, checkpoint=tmp_path / "c.pt", token="<site-a>")
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_stage_writes_a_pipeline_of_the_size_of_the_data(tiny_model, tmp_path, monkeypatch, method):
+    """Of a checkpoint made for 512 px, with the adapters beside the weights; the second time the same bytes."""
+    from diffusers import StableDiffusionPipeline
+
+    from stages import base, common, finetune
+    from synthmri import imageset
+
+    source = layout(tiny_model, tmp_path / "source")
+    config = json.loads((source / "unet/config.json").read_text()) | {"sample_size": 64}
+    (source / "unet/config.json").write_text(json.dumps(config))
+    tree = YAML().load(Path("params.yaml"))
+    lora = {"rank": 2, "alpha": 2.0, "targets": ["to_q"]}
+    change = {"base_model": str(source), "precision": Quoted("no"), "method": method, "lora": lora}
+    tree["finetune"].update(FINETUNE | change)
+    tree["progression"].update({"n": 2, "points": 1, "steps": 2})
+    YAML().dump(tree, tmp_path / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    mean, std, _ = data()
+    rows = pd.DataFrame({"subject": list("abcdef"), "contrast": "T1w", "plane": "axial"})
+    imageset.write(Path("train"), imageset.ImageSet(np.zeros((6, 64, 64), np.uint8), rows))
+    Path("latents").mkdir()
+    np.save("latents/mean.npy", mean)
+    np.save("latents/std.npy", std)
+    base.main(Path("base"))
+
+    def train(out):
+        finetune.main(
+            images=Path("train"), latents=Path("latents"), base=Path("base"), vae=Path("base/vae"), out=out,
+            log=out.with_suffix(".csv"), snapshots=out.with_suffix(".npy"), effort=out.with_suffix(".json"),
+            checkpoints=Path(f"ckpt_{out}"),
+        )  # fmt: skip
+
+    train(Path("first"))
+    pipe = StableDiffusionPipeline.from_pretrained("first", safety_checker=None)
+    assert pipe("T1w axial brain MRI", num_inference_steps=2).images[0].size == (64, 64)
+    adapters = [str(file) for file in Path("first/lora").glob("*")]
+    assert adapters == (["first/lora/pytorch_lora_weights.safetensors"] if method == "lora" else [])
+    effort = json.loads(Path("first.json").read_text())
+    assert (effort["trained_parameters"] < 0.05 * effort["parameters"]) == (method == "lora")
+    train(Path("second"))
+    assert common.digest(Path("first")) == common.digest(Path("second"))
 
 
 # sampling ------------------------------------------------------------------------------------------------------------

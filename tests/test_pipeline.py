@@ -241,6 +241,27 @@ def test_repro_again_does_nothing(repro):
 
 
 @pytest.mark.slow
+def test_notebook_runs(repro, tmp_path, monkeypatch):
+    """As in Colab, with the smoke profile, in a clone where `dvc repro` has nothing left to do."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    for name, value in (environment(repro) | {"SYNTHMRI_PROFILE": "smoke"}).items():
+        monkeypatch.setenv(name, value)
+    for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    before = (repro / "dvc.lock").read_bytes()
+    notebook = nbformat.read(repro / "notebooks/synthetic_brain_mri.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": repro / "notebooks"}}).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    text = "".join(output.get("text", "") for output in outputs)
+    assert "up to date" in text and "fell by" in text and (repro / "dvc.lock").read_bytes() == before
+    shown = [output["data"] for output in outputs if output.output_type == "display_data"]
+    assert sum("image/png" in data for data in shown) == 4
+    assert "latent diffusion" in shown[-1]["text/markdown"]
+
+
+@pytest.mark.slow
 def test_a_changed_parameter_reruns_what_depends_on_it_alone(repro):
     text = (repro / "params.yaml").read_text()
     try:
@@ -248,7 +269,7 @@ def test_a_changed_parameter_reruns_what_depends_on_it_alone(repro):
         stale = read(repro, "dvc", "status")
     finally:
         (repro / "params.yaml").write_text(text)
-    assert set(stale) == {"sample@base", "sample@latent_diffusion", "report"}
+    assert set(stale) == {"sweep", "report", "register"}  # and what is sampled, should the sweep then choose otherwise
 
 
 @pytest.mark.slow
@@ -259,13 +280,18 @@ def test_a_baselines_parameter_reruns_that_model_alone(repro):
         stale = read(repro, "dvc", "status")
     finally:
         (repro / "params.yaml").write_text(text)
-    assert set(stale) == {"train@vae", "sample@vae", "report"}  # and all that comes after them, once these have run
+    assert set(stale) == {
+        "train@vae",
+        "sample@vae",
+        "report",
+        "register",
+    }  # and all that comes after them, once these have run
 
 
 @pytest.mark.slow
 def test_second_clone_gives_the_same_bytes(clones):
     first, second = (yaml.safe_load((folder / "dvc.lock").read_text())["stages"] for folder in clones)
-    assert set(SAMPLED) < set(second) and len(second) == 15
+    assert set(SAMPLED) < set(second) and len(second) == 17
     for name, entry in second.items():
         assert entry == first[name], name
 
@@ -327,11 +353,27 @@ def test_generate_refuses_to_overwrite(repro, tmp_path):
 
 
 @pytest.mark.slow
+def test_repro_registers_every_model(repro):
+    """And so the hashes that the registry compares are DVC's: it registers nothing where they differ."""
+    for model in ("vae", "dcgan", "ddpm", "unet_gan", "latent_diffusion"):
+        assert f"synthmri-{model} version 1" in run(repro, "python", "-m", "stages.register", "--show", model, "1")
+    verdicts = json.loads((repro / "metrics/gate.json").read_text())
+    leader = next(model for model, verdict in verdicts.items() if verdict["rank"] == 1)
+    assert "version 1 champion" in run(repro, "python", "-m", "stages.register", "--show", leader, "champion")
+
+
+def commit(folder: Path) -> None:
+    """All that git would take, if there is anything new."""
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", "add", "-A"], cwd=folder, check=True)
+    if subprocess.run(["git", "diff", "--cached", "--quiet"], cwd=folder).returncode:
+        subprocess.run(["git", *who, "commit", "-qm", "smoke"], cwd=folder, check=True)
+
+
+@pytest.mark.slow
 def test_experiments_compare(repro):
     """The README's commands. Last of those that use the clone: they change its workspace."""
-    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
-    subprocess.run(["git", "add", "-A"], cwd=repro, check=True)
-    subprocess.run(["git", *who, "commit", "-qm", "smoke"], cwd=repro, check=True)
+    commit(repro)
     run(repro, "dvc", "exp", "run", "--name", "longer", "-S", "finetune.epochs=2")
     changed = read(repro, "dvc", "metrics", "diff")
     assert "fd_alexnet" in changed["metrics/latent_diffusion.json"]
@@ -346,11 +388,34 @@ def test_experiments_compare(repro):
     assert run(repro, "dvc", "queue", "status").count("Queued") == 2
 
 
+@pytest.mark.slow
+def test_an_older_version_is_restored_in_a_fresh_clone(repro, tmp_path):
+    """By the commands that the registry prints; and the restored model draws the same samples again."""
+    commit(repro)
+    run(repro, "python", "-m", "stages.register", "--sync")
+    text = run(repro, "python", "-m", "stages.register", "--show", "latent_diffusion", "1")
+    revision = re.search(r"git checkout ([0-9a-f]{40})", text)[1]
+    fresh = tmp_path / "fresh"
+    subprocess.run(["git", "clone", "-q", repro, fresh], check=True)
+    subprocess.run(["git", "checkout", "-q", revision], cwd=fresh, check=True)
+    run(fresh, "dvc", "cache", "dir", "--local", str(repro / ".dvc/cache"))
+    run(fresh, "dvc", "checkout")
+    hashes = {out["path"]: out["md5"] for stage in yaml.safe_load((fresh / "dvc.lock").read_text())["stages"].values()
+              for out in stage.get("outs", [])}  # fmt: skip
+    for path in ("models/latent_diffusion", "data/samples/latent_diffusion"):
+        assert hashes[path] in text
+    sampled = (fresh / "data/samples/latent_diffusion/images.npy").read_bytes()
+    run(fresh, "python", "-m", "stages.sample", "--code", "ldm", "--model", "models/latent_diffusion", "--images",
+        "data/slices/train", "--out", "again", "--sheet", "again.png")  # fmt: skip
+    assert (fresh / "again/images.npy").read_bytes() == sampled
+    assert "5 versions" in run(fresh, "python", "-m", "stages.register", "--sync")  # a store of its own
+
+
 def test_unknown_profile_names_those_there_are(tmp_path):
     shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
     shutil.copy(ROOT / "params.yaml", tmp_path)
     text = run(tmp_path, "python", "-m", "stages.profile", "huge", ok=False)
-    assert "'huge'" in text and "gpu, smoke" in text and "Traceback" not in text
+    assert "'huge'" in text and "gpu, seed, smoke" in text and "Traceback" not in text
 
 
 @pytest.mark.parametrize("profile", [path.stem for path in (ROOT / "profiles").glob("*.yaml")])
@@ -359,9 +424,11 @@ def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, m
         adaptation,
         autoencoder,
         cohort,
+        gate,
         ldm,
         params,
         pretrain,
+        privacy,
         progression,
         prompt,
         ratings,
@@ -369,6 +436,8 @@ def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, m
         scores,
         slices,
         study,
+        sweep,
+        utility,
     )
     from synthmri.baselines import dcgan, ddpm, unet_gan, vae
 
@@ -380,8 +449,10 @@ def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, m
         "runtime": params.Runtime, "cohort": cohort.Cohort, "data": slices.Data,
         "adapt": adaptation.Adapt, "encode": autoencoder.Encode,
         "prompt": prompt.Prompt, "finetune": ldm.Finetune, "sample": sampling.Sample, "evaluate": scores.Evaluate,
-        "readers": ratings.Readers, "study": study.Study,
-        "pretrain": pretrain.Pretrain, "progression": progression.Progression, "baselines.vae": vae.Params,
+        "utility": utility.Utility, "privacy": privacy.Privacy,
+        "registry": gate.Registry, "readers": ratings.Readers, "study": study.Study,
+        "pretrain": pretrain.Pretrain, "sweep": sweep.Sweep, "progression": progression.Progression,
+        "baselines.vae": vae.Params,
         "baselines.dcgan": dcgan.Params, "baselines.ddpm": ddpm.Params, "baselines.unet_gan": unet_gan.Params,
     }  # fmt: skip
     sections = yaml.safe_load((tmp_path / "params.yaml").read_text())

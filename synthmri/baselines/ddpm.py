@@ -3,6 +3,7 @@
 A space-to-depth stem (pixel unshuffle) makes large pictures affordable: the UNet sees (stem^2, S/stem, S/stem).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -104,6 +105,22 @@ def sample(model, seeds, *, batch_size: int) -> np.ndarray:
         return F.pixel_shuffle(x, p.stem)
 
     return sampling.in_batches(draw, seeds, batch_size)
+
+
+@torch.no_grad()
+def denoising_errors(
+    model, images: np.ndarray, texts: Sequence[str], timesteps: Sequence[int], *, seed: int, batch: int
+) -> np.ndarray:
+    """uint8 (N, S, S) -> float64 (N, T), as `ldm.denoising_errors`; this model knows no prompts."""
+    scheduler, out = new_scheduler(), []
+    diffusion.check_timesteps(timesteps, scheduler)
+    device = next(model.parameters()).device
+    for start in range(0, len(images), batch):
+        x = torch.from_numpy(np.array(images[start : start + batch]))[:, None].float() / 127.5 - 1
+        x = F.pixel_unshuffle(x, model.params.stem).to(device)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=model.params.bf16):
+            out.append(diffusion.errors_at(model, x, timesteps, scheduler, seed))
+    return np.concatenate(out)
 
 
 def load(folder: Path, *, device: str = "cpu"):

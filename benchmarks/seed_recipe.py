@@ -1,0 +1,83 @@
+"""The original recipe of sampling (profiles/seed.yaml) beside the tuned one (params.yaml): one model, one run.
+
+python -m benchmarks.seed_recipe --model models/latent_diffusion --n 50
+
+Only the sampling differs: both draw from the model as section `finetune` trained it. The original draws without words,
+so its guidance of 7 changes nothing and is not computed; a pipeline that computes it all the same takes twice the time.
+"""
+
+import json
+import platform
+import time
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+import yaml
+
+from stages import common
+from synthmri import features, imageset, ldm, params, prompt, sampling, scores
+
+
+def main(
+    model: Annotated[Path, typer.Option(help="fine-tuned pipeline")] = Path("models/latent_diffusion"),
+    train: Annotated[Path, typer.Option(help="ImageSet whose prompts are drawn from")] = Path("data/slices/train"),
+    test: Annotated[Path, typer.Option(help="ImageSet to compare with: held-out slices")] = Path("data/slices/test"),
+    profile: Annotated[Path, typer.Option(help="the original recipe")] = Path("profiles/seed.yaml"),
+    n: Annotated[int, typer.Option(min=8, help="images of each; best a multiple of both batches, or below both")] = 50,
+    out: Annotated[Path, typer.Option(help="JSON to write")] = Path("benchmarks/results/seed_recipe.json"),
+):
+    """Seconds, FD and KID of each; `ratio` is of images a second, tuned to original."""
+    runtime = common.start()
+    tuned = params.read(common.PARAMS, "sample", sampling.Sample)
+    words = params.read(common.PARAMS, "prompt", prompt.Prompt)
+    overlay = yaml.safe_load(profile.read_text(encoding="utf-8"))
+    recipes = {
+        "tuned": (tuned, words),
+        "original": (
+            params.parse(tuned.model_dump() | overlay["sample"], "sample", sampling.Sample, str(profile)),
+            params.parse(words.model_dump() | overlay["prompt"], "prompt", prompt.Prompt, str(profile)),
+        ),
+    }
+    known, held_out = imageset.read(train), imageset.read(test).images
+    reference = features.alexnet(held_out, device=runtime.device)
+    pipe = ldm.load(model, device=runtime.device)
+    seeds = list(range(tuned.seed, tuned.seed + n))
+
+    def distances(images: np.ndarray) -> dict[str, float]:
+        values = features.alexnet(images, device=runtime.device)
+        pair = scores.frechet_distance(values, reference), scores.kernel_distance(values, reference)
+        return {name: round(value, 4) for name, value in zip(("fd_alexnet", "kid_alexnet"), pair, strict=True)}
+
+    rows = {}
+    for name, (p, template) in recipes.items():
+        p = p.model_copy(update={"batch_size": min(p.batch_size, n)})  # a batch is filled up, which would cost time
+        texts = prompt.drawn(prompt.prompts(known.manifest, template), seeds)
+        start = time.perf_counter()
+        drawn = ldm.sample(pipe, texts, seeds, p, size=held_out.shape[1], progress=_progress)
+        seconds = time.perf_counter() - start
+        rows[name] = {
+            "guidance": p.guidance, "steps": p.steps, "scheduler": p.scheduler, "batch_size": p.batch_size,
+            "bf16": p.bf16, "prompts": any(texts), "network_evaluations": ldm.evaluations(texts, p),
+            "seconds": round(seconds, 1), "images_per_second": round(n / seconds, 4), **distances(drawn),
+        }  # fmt: skip
+        print(name, rows[name], flush=True)
+    some = np.sort(np.random.default_rng(0).choice(len(known), n, replace=False))
+    result = {
+        "n": n, "held_out": len(held_out), "threads": torch.get_num_threads(), "device": runtime.device,
+        "machine": platform.machine(), **rows, "real_other_people": distances(known.images[some]),
+        "ratio": round(rows["tuned"]["images_per_second"] / rows["original"]["images_per_second"], 1),
+    }  # fmt: skip
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(f"the tuned recipe draws {result['ratio']} times as many images a second")
+
+
+def _progress(starts, count: int):
+    return common.progress(starts, "sampled batches", count)
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,52 @@
+"""Judge each model by its scores: who may be champion of the registry, who leads, and why the others may not."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stages import common
+from synthmri import comparison, gate, params
+from synthmri.errors import UserError
+
+
+def main(
+    scores: Annotated[Path, typer.Option(help="folder of <model>.json and privacy.json")],
+    verdicts: Annotated[
+        Path, typer.Option(help="JSON to write: 1 or 0 for each rule, and the rank of those that pass")
+    ],
+    reasons: Annotated[Path, typer.Option(help="Markdown to write: the same in words")],
+) -> None:
+    """By section `registry`. Files only: what MLflow shows follows from these."""
+    p = params.read(common.PARAMS, "registry", gate.Registry)
+    privacy = common.read_json(scores / "privacy.json")
+    found = {name: common.read_json(scores / f"{name}.json") | privacy[name] for name in comparison.MODELS}
+    if p.override.model and p.override.model not in found:
+        raise UserError(
+            f"params.yaml: registry.override.model = {p.override.model!r} is no model; use {', '.join(found)}, or ''"
+        )
+    ranked = gate.ranking(found, p)
+    tree = {}
+    lines = ["| model | validation KID | gate | rank | why |", "|---|---|---|---|---|"]
+    for name, title in comparison.MODELS.items():
+        failed = gate.judge(found[name], p)
+        tree[name] = {"passed": name in ranked, "rules": {rule: not why for rule, why in failed.items()}}
+        words = [why for why in failed.values() if why]
+        if gate.CHAMPION in found[name]:
+            tree[name][gate.CHAMPION] = found[name][gate.CHAMPION]
+        if name in ranked:
+            tree[name]["rank"] = ranked.index(name) + 1
+        if name == p.override.model:
+            tree[name]["override"] = True
+            words.append(f"made champion by a person: {p.override.reason}")
+        lines.append(
+            f"| {title} | {found[name].get(gate.CHAMPION, '')} | {'passed' if name in ranked else 'refused'} | "
+            f"{tree[name].get('rank', '')} | {'; '.join(words)} |"
+        )
+    with common.replacing(verdicts) as numbers, common.replacing(reasons) as text:
+        common.write_metrics(numbers, tree)
+        text.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,91 @@
+"""Can an attacker tell whose slices a model trained on? `python -m stages.privacy --help`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+import typer
+
+from stages import common
+from synthmri import auroc, comparison, imageset, ldm, params, privacy, prompt, scores
+from synthmri.baselines import ddpm
+from synthmri.errors import UserError
+
+# Model -> the module that knows its errors, and the model before it saw anybody, where there is one.
+DIFFUSION = {"latent_diffusion": (ldm, "base"), "ddpm": (ddpm, None)}
+CAVEATS = """\
+{pairs} training slices against as many of held-out people, alike in contrast and level; 0.5 is chance; intervals are
+95 %, over {people}. By distance: to the nearest of the synthetic slices (AlexNet features). By loss: {loss_pairs} of
+each, the denoising error of the diffusion models, whose weights this attacker has; of latent diffusion relative to the
+error of the base, which saw none of them. Fewer than {least} people on a side know nothing: 0 to 1. Stronger attacks
+exist.
+"""
+
+
+def main(
+    slices: Annotated[Path, typer.Option(help="folder of the ImageSets train, val and test")],
+    features: Annotated[Path, typer.Option(help="folder of the features of these and of every model's samples")],
+    models: Annotated[Path, typer.Option(help="folder of the trained models")],
+    metrics: Annotated[Path, typer.Option(help="JSON to write")],
+    markdown: Annotated[Path, typer.Option(help="Markdown to write: the answer in a sentence, and the table")],
+) -> None:
+    """Membership inference by section `privacy`, for each model: train against validation and test slices."""
+    runtime = common.start()
+    p = params.read(common.PARAMS, "privacy", privacy.Privacy)
+    words = params.read(common.PARAMS, "prompt", prompt.Prompt)
+    sets = {name: imageset.read(slices / name) for name in ("train", "val", "test")}
+    block = sets["train"].meta.get("data", {}).get("border_gap", 1)
+    members = sets["train"].manifest
+    others = pd.concat([sets["val"].manifest, sets["test"].manifest], ignore_index=True)
+    ours, theirs = privacy.matched(members, others, p.seed)
+    people = auroc.people(members, block)[ours], auroc.people(others, block)[theirs]
+
+    def read(name: str) -> np.ndarray:
+        try:
+            return np.load(features / name / "alexnet.npy", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise UserError(f"the features of {name} cannot be read ({error}); run `dvc repro`") from None
+
+    known = (members["subject"] != "").any()
+    kind = "people" if known else f"runs of {block} files, which stand for people, so optimistic"
+    if len(ours) == 0:
+        result = {name: {"mia_pairs": 0} for name in comparison.MODELS}
+        verdict = "Not measured: no training and held-out slices are alike in contrast, plane and level.\n"
+    else:
+        near, far = read("train")[ours], np.concatenate([read("val"), read("test")])[theirs]
+        some = np.unique(np.linspace(0, len(ours) - 1, min(p.loss_pairs, len(ours))).astype(int))
+        pictures = np.concatenate([sets["train"].images[ours[some]], _rows(sets, theirs[some])])
+        texts = prompt.prompts(members.iloc[ours[some]], words) + prompt.prompts(others.iloc[theirs[some]], words)
+        result = {}
+        for name in common.progress(list(comparison.MODELS), "attacked models"):
+            made = read(name)
+            distances = [-scores.nearest_distances(side, made) for side in (near, far)]
+            attacks = {"distance": privacy.attack(*distances, *people, p)}
+            if name in DIFFUSION:
+                module, before = DIFFUSION[name]
+                errors = [
+                    module.denoising_errors(
+                        module.load(models / each, device=runtime.device), pictures, texts, p.timesteps,
+                        seed=p.seed, batch=p.batch_size,
+                    )
+                    for each in (name, before) if each
+                ]  # fmt: skip
+                found = np.split(privacy.by_loss(*errors), 2)
+                attacks["loss"] = privacy.attack(*found, *(side[some] for side in people), p)
+            result[name] = privacy.worst(attacks) | {"mia_pairs": len(ours)}
+        about = CAVEATS.format(pairs=len(ours), loss_pairs=len(some), people=kind, least=privacy.LEAST_PEOPLE)
+        verdict = f"{privacy.markdown(result, comparison.MODELS)}\n\n{about}"
+    with common.replacing(metrics) as tree, common.replacing(markdown) as text:
+        common.write_metrics(tree, result)
+        text.write_text(verdict, encoding="utf-8")
+
+
+def _rows(sets: dict[str, imageset.ImageSet], rows: np.ndarray) -> np.ndarray:
+    """The images of rows of val and test, one after the other, without reading the rest."""
+    first = len(sets["val"])
+    return np.stack([sets["val"].images[i] if i < first else sets["test"].images[i - first] for i in rows])
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,432 @@
+"""Bring what the pipeline made into MLflow: `python -m stages.register --help`.
+
+The registry is made from files alone (dvc.lock, params.yaml, metrics, models), so it may be deleted and made again, and
+DVC may restore what it likes from its cache. In `dvc repro` this is the last stage. It has no output: nothing that
+MLflow says about a run is the same twice, and a stage without one is never taken for done because a cache knows it.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+import typer
+import yaml
+from ruamel.yaml import YAML
+
+import synthmri
+from stages import common
+from synthmri import comparison, gate, imageset, params, prompt, tracking
+from synthmri.errors import UserError
+
+METRICS, MODELS, SLICES, SAMPLES = Path("metrics"), Path("models"), Path("data/slices"), Path("data/samples")
+PRIVACY = METRICS / "privacy.json"
+CODE = {name: "ldm" if name == "latent_diffusion" else f"baselines/{name}" for name in comparison.MODELS}
+# Sections of params.yaml that a model of either kind comes from, besides its own.
+OF_ALL, OF_LDM = ("runtime", "data", "cohort", "sample", "evaluate"), ("prompt", "adapt", "encode", "finetune")
+cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@cli.callback(invoke_without_command=True)
+def main(
+    context: typer.Context,
+    sync: Annotated[bool, typer.Option("--sync", help="register what is new here, and set the aliases")] = False,
+    show: Annotated[
+        tuple[str, str] | None,
+        typer.Option(metavar="MODEL VERSION", help="what a version (1, 2, champion) is, and how to restore it"),
+    ] = None,
+    commit: Annotated[str | None, typer.Option(metavar="REV", help="the versions that a git commit made")] = None,
+    override: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="make it champion, whatever the gate says; '' takes that back")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="why, for --override")] = "",
+    ui: Annotated[bool, typer.Option("--ui", help="browse it: MLflow's own pages, on this machine alone")] = False,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="of --ui")] = 5000,
+) -> None:  # fmt: skip
+    """The MLflow registry of the models: synchronise it, ask it, override its rule, export a model."""
+    if context.invoked_subcommand:
+        return
+    if not (sync or show or commit or ui or override is not None):
+        raise UserError("nothing to do: give --sync, --ui, --show, --commit or --override, or the command export")
+    if override is not None:
+        _override(override, reason)
+    if sync:
+        _sync()
+    if show:
+        _show(*show)
+    if commit:
+        _commit(commit)
+    if ui:
+        _ui(port)
+
+
+@cli.command()
+def export(
+    model: Annotated[str, typer.Option(help="vae, dcgan, ddpm, unet_gan or latent_diffusion")],
+    out: Annotated[Path, typer.Option(help="folder to make; it must not exist yet")],
+) -> None:
+    """Write a model of this workspace with its card and dataset sheet: a folder to push to the hub as it is."""
+    _known(model)
+    if out.exists():
+        raise UserError(f"{out} exists already; name another folder with --out, or remove it")
+    if not (MODELS / model).is_dir():
+        raise UserError(f"{MODELS / model} is not there; run `dvc repro`, or `dvc checkout` to restore it")
+    with common.replacing(out) as folder:
+        shutil.copytree(MODELS / model, folder)
+        tree = yaml.safe_load(common.PARAMS.read_text(encoding="utf-8"))
+        _write_cards(folder, model, params.read(common.PARAMS, "registry", gate.Registry), tree, _prompts())
+        shutil.copyfile(METRICS / "samples" / f"{model}.png", folder / "samples.png")
+    print(f"{out} holds {comparison.MODELS[model]}; for the hub: `hf upload NAME/{model.replace('_', '-')} {out}`")
+
+
+def _sync() -> None:
+    """Register the five models of the workspace, tell the commits of all versions, judge them, and set the aliases."""
+    from synthmri import sampling
+
+    p = params.read(common.PARAMS, "registry", gate.Registry)
+    runtime = params.read(common.PARAMS, "runtime", params.Runtime)
+    drawing = params.read(common.PARAMS, "sample", sampling.Sample)
+    drawing = sampling.settled(drawing, common.read_json(MODELS / "sampling.json"))
+    tree = yaml.safe_load(common.PARAMS.read_text(encoding="utf-8"))
+    locked = _locked(Path("dvc.lock").read_text(encoding="utf-8") if Path("dvc.lock").exists() else "")
+    with _lock(), tempfile.TemporaryDirectory() as scratch:
+        client, experiment = _connect(p)
+        here, texts = {}, []
+        for name in comparison.MODELS:
+            entry = _entry(name, p, runtime, drawing, tree, locked, Path(scratch))
+            there = tracking.find(client, entry.name, entry.identity)
+            if there is None or there.tags.get("scored_as") != entry.tags["scored_as"]:
+                _check(locked, [MODELS / name, SAMPLES / name, METRICS / f"{name}.json", PRIVACY])
+                texts = texts or _prompts()
+                (Path(scratch) / name / "cards").mkdir(parents=True)
+                _write_cards(Path(scratch) / name / "cards", name, p, tree, texts)
+                Path(entry.artifacts["prompts"]).write_text(json.dumps(texts), encoding="utf-8")
+            package = Path(synthmri.__file__).parent
+            here[name] = tracking.register(
+                client, experiment, entry, package / "serving.py", package, lambda text: print(text, file=sys.stderr)
+            )
+        names = [_registered(p, name) for name in comparison.MODELS]
+        there = [version for name in names for version in tracking.versions(client, name)]
+        for version in there:
+            if "git_commit" not in version.tags:
+                tracking.tag(client, version, _origin(version.tags))
+        _aliases(client, p, there, names, here, _hash(locked, SLICES / "val"))
+
+
+def _aliases(client, p: gate.Registry, there: list, names: list[str], here: dict, validation: str) -> None:
+    """Judge every version; champion and challenger are the best of those that saw the validation slices of now."""
+    scores = [tracking.scores(client, version) for version in there]
+    alike = {k: scores[k] for k, version in enumerate(there) if version.tags.get("dvc_val") == validation}
+    best = [there[k] for k in gate.ranking(alike, p)]
+    champion = best[0] if best else None
+    if p.override.model:
+        _known(p.override.model)
+        same = here[p.override.model]
+        champion = next(v for v in there if (v.name, v.version) == (same.name, same.version))
+    challenger = next((version for version in best if version is not champion), None)
+    for version, values in zip(there, scores, strict=True):
+        failed = [why for why in gate.judge(values, p).values() if why]
+        chosen = version is champion and p.override.model
+        tags = {
+            "gate": "refused" if failed else "passed",
+            "gate_reasons": "; ".join(failed) or "every rule holds",
+            "override": p.override.reason if chosen else None,
+        }
+        tracking.tag(client, version, tags)
+    tracking.point(client, names, "champion", champion)
+    tracking.point(client, names, "challenger", challenger)
+    print(f"{len(there)} versions in the registry")
+    for alias, version in (("champion", champion), ("challenger", challenger)):
+        if version is None:
+            print(f"{alias}: none; {'one model alone' if best else 'no model'} passes the gate, see metrics/gate.md")
+        else:
+            why = f" (chosen by a person: {p.override.reason})" if alias == "champion" and p.override.model else ""
+            print(f"{alias}: models:/{version.name}@{alias}, version {version.version}{why}")
+
+
+def _entry(
+    name: str, p: gate.Registry, runtime: params.Runtime, drawing, tree: dict, locked: dict[str, str], scratch: Path
+) -> tracking.Entry:
+    """What is to stand in the registry about a model. Files below `scratch` are written if it is new: `_sync`."""
+    scores = _scores(name)
+    effort = common.read_json(METRICS / f"training/{name}.json")
+    failed = [why for why in gate.judge(scores, p).values() if why]
+    sections = {section: tree[section] for section in OF_ALL + (OF_LDM if CODE[name] == "ldm" else ())}
+    if CODE[name] != "ldm":
+        sections[f"baselines.{name}"] = tree["baselines"][name]
+    adapters = MODELS / name / "lora"  # of finetune.method: lora
+    kinds = ("samples", "held_out", "closest", "progression")
+    results = [METRICS / file for file in ("comparison.md", "comparison.png", "gate.json", "gate.md")]
+    files = [(METRICS / kind / f"{name}.png", f"pictures/{kind}") for kind in kinds]
+    files += [(file, "results") for file in results]
+    files += [(common.PARAMS, "lineage"), (Path("dvc.lock"), "lineage"), (scratch / name / "cards", "cards")]
+    tags = {
+        "model": name,
+        "gate": "refused" if failed else "passed",
+        "gate_reasons": "; ".join(failed) or "every rule holds",
+        "dvc_val": _hash(locked, SLICES / "val"),
+        "scored_as": f"{_hash(locked, METRICS / f'{name}.json')} {_hash(locked, PRIVACY)}",
+        "git_head": _git("rev-parse", "HEAD") or "none",
+        "machine": f"{platform.node()}, {platform.machine()}, {os.cpu_count()} processors, {runtime.device}",
+        "data": "simulated, not patients" if tree["data"]["source"] == "simulated" else "private",
+    }
+    if os.environ.get("DVC_EXP_NAME"):
+        tags["experiment"] = os.environ["DVC_EXP_NAME"]
+    return tracking.Entry(
+        name=_registered(p, name),
+        title=comparison.MODELS[name],
+        identity={"dvc_model": _hash(locked, MODELS / name), "dvc_samples": _hash(locked, SAMPLES / name)},
+        tags=tags,
+        params=_flat(sections),
+        scores=scores | {key: effort[key] for key in ("parameters", "images_seen", "teraflop")},
+        curves=_curves(name),
+        datasets=[(str(SLICES / split), _hash(locked, SLICES / split), split) for split in ("train", "val", "test")],
+        files=files,
+        artifacts={
+            "model": str(MODELS / name),
+            "prompts": str(scratch / name / "prompts.json"),
+            "cards": str(scratch / name / "cards"),
+        },
+        config={
+            "code": CODE[name], "sample": drawing.model_dump(), "threads": runtime.threads, "device": runtime.device,
+        },
+        example=[{"seed": drawing.seed, "n": 1}],
+        requirements=_requirements(),
+        adapters=(str(adapters), tree["finetune"]["base_model"]) if adapters.is_dir() else None,
+    )  # fmt: skip
+
+
+def _write_cards(folder: Path, name: str, p: gate.Registry, tree: dict, texts: list[str]) -> None:
+    from synthmri import card  # and with it huggingface_hub
+
+    scores, data = _scores(name), common.read_json(METRICS / "data.json")
+    failed = [why for why in gate.judge(scores, p).values() if why]
+    text = card.model_card(
+        comparison.MODELS[name], CODE[name].replace("/", "."), scores,
+        common.read_json(METRICS / "references.json")["held_out"], common.read_json(METRICS / f"training/{name}.json"),
+        failed, data, tree, texts[0],
+    )  # fmt: skip
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    (folder / "DATASET.md").write_text(card.dataset_sheet(data, tree), encoding="utf-8")
+
+
+def _scores(name: str) -> dict[str, float]:
+    return common.read_json(METRICS / f"{name}.json") | common.read_json(PRIVACY)[name]
+
+
+def _prompts() -> list[str]:
+    """Those of the training slices: the sampled prompts are drawn from them."""
+    words = params.read(common.PARAMS, "prompt", prompt.Prompt)
+    return prompt.prompts(imageset.read(SLICES / "train").manifest, words)
+
+
+def _curves(name: str) -> dict[str, list[tuple[int, float]]]:
+    """Loss over steps, and the distances over images seen, from the CSV files."""
+    losses = pd.read_csv(METRICS / f"training/{name}.csv")
+    curves = {f"training/{column}": _pairs(losses, "step", column) for column in losses.columns if column != "step"}
+    table = pd.read_csv(METRICS / "progression.csv")
+    table = table[table["model"] == name]
+    return curves | {
+        f"progression/{column}": _pairs(table, "images_seen", column)
+        for column in table.columns
+        if column not in ("model", "images_seen")
+    }
+
+
+def _pairs(table: pd.DataFrame, x: str, y: str) -> list[tuple[int, float]]:
+    return [(int(a), float(b)) for a, b in zip(table[x], table[y], strict=True) if np.isfinite(b)]
+
+
+def _flat(tree: dict, head: str = "") -> dict[str, str]:
+    out = {}
+    for key, value in tree.items():
+        out |= _flat(value, f"{head}{key}.") if isinstance(value, dict) else {f"{head}{key}": str(value)}
+    return out
+
+
+def _requirements() -> list[str]:
+    from synthmri import serving
+
+    return [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in serving.REQUIREMENTS]
+
+
+def _registered(p: gate.Registry, name: str) -> str:
+    return f"{p.prefix}-{name}"
+
+
+def _known(name: str) -> None:
+    if name not in comparison.MODELS:
+        raise UserError(f"{name!r} is no model; use one of {', '.join(comparison.MODELS)}")
+
+
+# What DVC and git know
+
+
+def _locked(text: str) -> dict[str, str]:
+    """Path -> hash of all outputs in the text of a dvc.lock."""
+    tree = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
+    return {out["path"]: out["md5"] for stage in tree.get("stages", {}).values() for out in stage.get("outs", [])}
+
+
+def _hash(locked: dict[str, str], path: Path) -> str:
+    if str(path) not in locked:
+        raise UserError(f"dvc.lock does not know {path}; run `dvc repro`")
+    return locked[str(path)]
+
+
+def _check(locked: dict[str, str], paths: list[Path]) -> None:
+    """Raise UserError unless these are what dvc.lock says: nothing is registered under another's hash."""
+    for path in paths:
+        if not path.exists() or _dvc_hash(path) != _hash(locked, path):
+            raise UserError(f"{path} is not what dvc.lock says; run `dvc checkout` to restore it, or `dvc repro`")
+
+
+def _dvc_hash(path: Path) -> str:
+    """The hash that DVC gives a file or a folder."""
+    if path.is_file():
+        with open(path, "rb") as stream:
+            return hashlib.file_digest(stream, "md5").hexdigest()
+    inside = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+    listed = [{"md5": _dvc_hash(path / name), "relpath": name} for name in inside]
+    return hashlib.md5(json.dumps(listed, sort_keys=True).encode()).hexdigest() + ".dir"
+
+
+def _git(*command: str) -> str:
+    """What git says; "" where it fails, or there is no git."""
+    try:
+        return subprocess.run(["git", *command], cwd=_root(), capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _origin(tags: dict[str, str]) -> dict[str, str]:
+    """`git_commit`, the first commit whose dvc.lock holds this model and these samples, and its experiment, if any.
+
+    Stages run before there is such a commit, so it is looked for at each sync until found; experiments are commits too.
+    """
+    wanted = (tags["dvc_model"], tags["dvc_samples"])
+    candidates = ["HEAD"]
+    for value in wanted:
+        candidates += reversed(_git("log", "--all", "--format=%H", f"-S{value}", "--", "dvc.lock").splitlines())
+    for commit in candidates:
+        text = _git("show", f"{commit}:dvc.lock")
+        if all(value in text for value in wanted):
+            found = {"git_commit": _git("rev-parse", commit)}
+            refs = _git("for-each-ref", "--points-at", found["git_commit"], "--format=%(refname)", "refs/exps").split()
+            named = [ref.rsplit("/", 1)[1] for ref in refs if "/exec/" not in ref]
+            return found | ({"experiment": named[0]} if named and "experiment" not in tags else {})
+    return {}
+
+
+# The store
+
+
+def _root() -> Path:
+    """The repository's root, where the store lies. DVC_ROOT names it where an experiment has a folder of its own."""
+    return Path(os.environ.get("DVC_ROOT") or ".").resolve()
+
+
+def _uri(p: gate.Registry) -> str:
+    return os.environ.get("MLFLOW_TRACKING_URI") or p.tracking_uri or f"sqlite:///{_root() / 'mlflow.db'}"
+
+
+def _connect(p: gate.Registry):
+    return tracking.connect(_uri(p), p.prefix, _root() / "mlruns")
+
+
+def _ui(port: int) -> None:
+    """MLflow's server, in place of this process; its own default refuses foreign hosts and posts from other pages."""
+    p = params.read(common.PARAMS, "registry", gate.Registry)
+    if _uri(p).startswith("http"):
+        print(f"the registry is on a server, which has the pages: open {_uri(p)}")
+        return
+    _connect(p)
+    print(f"open http://127.0.0.1:{port}, end with Ctrl-C", flush=True)
+    where = ["--backend-store-uri", _uri(p), "--default-artifact-root", (_root() / "mlruns").as_uri()]
+    command = [sys.executable, "-m", "mlflow", "ui", *where, "--host", "127.0.0.1", "--port", str(port)]
+    os.execv(sys.executable, command)
+
+
+@contextlib.contextmanager
+def _lock() -> Iterator[None]:
+    """One sync at a time: experiments may run side by side."""
+    with open(_root() / ".register.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _show(model: str, which: str) -> None:
+    _known(model)
+    p = params.read(common.PARAMS, "registry", gate.Registry)
+    client, _ = _connect(p)
+    name = _registered(p, model)
+    found = tracking.versions(client, name)
+    aliases = client.get_registered_model(name).aliases if found else {}
+    number = str(aliases.get(which, which))
+    version = next((v for v in found if str(v.version) == number), None)
+    if version is None:
+        there = (
+            ", ".join([*(str(v.version) for v in found), *aliases])
+            or "none yet: run `python -m stages.register --sync`"
+        )
+        raise UserError(f"{name} has no version {which!r}; there is {there}")
+    print(f"{name} version {number} {' '.join(sorted(a for a, v in aliases.items() if str(v) == number))}".rstrip())
+    for key, value in sorted(version.tags.items()):
+        print(f"  {key}: {value}")
+    commit = version.tags.get("git_commit")
+    if commit is None:
+        print("no commit holds it yet: commit dvc.lock, then `python -m stages.register --sync`")
+        return
+    print("to restore it")
+    print(f"  git checkout {commit}")
+    print(
+        "  dvc checkout    # from the cache; where there is a remote, `dvc pull`; where there is neither, `dvc repro`"
+    )
+
+
+def _commit(revision: str) -> None:
+    text = _git("show", f"{revision}:dvc.lock")
+    if not text:
+        raise UserError(f"git knows no dvc.lock at {revision!r}; name a commit, branch or tag of this repository")
+    locked = _locked(text)
+    p = params.read(common.PARAMS, "registry", gate.Registry)
+    client, _ = _connect(p)
+    for model in comparison.MODELS:
+        identity = {"dvc_model": locked.get(f"{MODELS / model}"), "dvc_samples": locked.get(f"{SAMPLES / model}")}
+        version = tracking.find(client, _registered(p, model), identity)
+        print(f"{_registered(p, model)}: {f'version {version.version}' if version else 'not registered'}")
+
+
+def _override(model: str, reason: str) -> None:
+    """Into params.yaml, so that it is versioned, has an author, and outlives the store."""
+    if model:
+        _known(model)
+    if bool(model) != bool(reason.strip()):
+        raise UserError("an override needs a reason: add --reason \"...\" (and `--override ''` alone takes it back)")
+    round_trip = YAML()
+    round_trip.width = 200
+    tree = round_trip.load(common.PARAMS)
+    tree["registry"]["override"]["model"], tree["registry"]["override"]["reason"] = model, reason.strip()
+    with common.replacing(common.PARAMS) as part:
+        round_trip.dump(tree, part)
+    print("params.yaml holds it (section registry.override); `dvc repro` applies it, and a commit records who it was")
+
+
+if __name__ == "__main__":
+    try:
+        cli()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

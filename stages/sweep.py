@@ -1,0 +1,78 @@
+"""Choose guidance, steps and scheduler on the VALIDATION slices: a table, a heat map, and the settings of `sample`.
+
+The test slices take no part in it: they score what was chosen.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import typer
+
+from stages import common, evaluate
+from synthmri import features, imageset, ldm, params, plots, prompt, sampling, scores, sweep
+
+
+def main(
+    model: Annotated[Path, typer.Option(help="fine-tuned pipeline")],
+    images: Annotated[Path, typer.Option(help="ImageSet of the training slices, whose prompts are drawn from")],
+    validation: Annotated[Path, typer.Option(help="ImageSet of the validation slices")],
+    validation_features: Annotated[Path, typer.Option(help="features of that set, folder of stages.extract")],
+    table: Annotated[Path, typer.Option(help="CSV to write: one row a combination")],
+    picture: Annotated[Path, typer.Option(help="PNG to write: KID as a heat map, a panel a scheduler")],
+    choice: Annotated[Path, typer.Option(help="JSON to write: guidance, steps and scheduler for `sample`")],
+) -> None:
+    """Section `sample` stands unless another combination of section `sweep` is better by more than the uncertainty."""
+    runtime = common.start()
+    p = params.read(common.PARAMS, "sweep", sweep.Sweep)
+    own = params.read(common.PARAMS, "sample", sampling.Sample)
+    own = own.model_copy(update={"batch_size": min(own.batch_size, p.n)})  # a batch is filled up, which would cost time
+    words = params.read(common.PARAMS, "prompt", prompt.Prompt)
+    seeds = list(range(p.seed, p.seed + p.n))
+    texts = prompt.drawn(prompt.prompts(imageset.read(images).manifest, words), seeds)
+    guided = any(texts)
+    if not guided and len({own.guidance, *p.guidance}) > 1:
+        print(f"every prompt is empty, so guidance changes nothing: only {own.guidance:g} is tried", file=sys.stderr)
+    tried = sweep.grid(p, own, guided=guided)
+    rows = [
+        {
+            "guidance": one.guidance, "steps": one.steps, "scheduler": one.scheduler,
+            "network_evaluations": ldm.evaluations(texts, one), "n": 0,
+        }
+        for one in tried
+    ]  # fmt: skip
+    best = 0
+    if len(tried) > 1:  # nothing is drawn where there is nothing to choose
+        held_out = imageset.read(validation)
+        reference = evaluate.read_features(validation_features, len(held_out))["alexnet"]
+        pipe = ldm.load(model, device=runtime.device)
+        drawn = []
+        for one in common.progress(tried, "combinations"):
+            made = ldm.sample(pipe, texts, seeds, one, size=held_out.images.shape[1])
+            drawn.append(features.alexnet(made, device=runtime.device))
+        subjects = held_out.manifest.get("subject")
+        if subjects is None or subjects.nunique() < 2:
+            print("fewer than 2 validation subjects are known: each slice stands for one", file=sys.stderr)
+            subjects = pd.Series(range(len(held_out)))
+        gain, spread = sweep.gains(drawn, reference, subjects.to_numpy(), seed=p.seed)
+        best = sweep.choose(gain, spread)
+        for k, row in enumerate(rows):
+            row |= {
+                "n": p.n,
+                "kid_alexnet": scores.kernel_distance(drawn[k], reference),
+                "fd_alexnet": scores.frechet_distance(drawn[k], reference),
+                "kid_gain": gain[k], "kid_gain_std": spread[k],
+            }  # fmt: skip
+    frame = pd.DataFrame(rows).assign(chosen=[int(k == best) for k in range(len(rows))])
+    settings = {name: rows[best][name] for name in ("guidance", "steps", "scheduler")}
+    print(f"{'kept' if best == 0 else 'chosen'} on validation slices, of {len(tried)}: {settings}", file=sys.stderr)
+    with common.replacing(table) as csv, common.replacing(picture) as chart, common.replacing(choice) as file:
+        frame.to_csv(csv, index=False, float_format="%.6g", lineterminator="\n")
+        plots.save(plots.heat_map(frame, "kid_alexnet"), chart)
+        file.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,89 @@
+"""Does it help to train on synthetic slices? `python -m stages.utility --help`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+
+from stages import common
+from synthmri import auroc, imageset, params, plots, utility
+
+CAVEATS = """\
+Intervals are 95 %, over held-out {people} and trainings; p is of a permutation test over {people}, without correction
+for the number of rows. All trainings have as many steps. The generator learned from **all** real training slices, so
+rows below 100 % say what synthetic slices give to one who has few of their own, not what a generator of so few would.
+"""
+NO_SUBJECTS = (
+    "Whose the slices are is not known: runs of {block} files stand for people, so the intervals are optimistic.\n"
+)
+
+
+def main(
+    train: Annotated[Path, typer.Option(help="ImageSet of the training slices")],
+    test: Annotated[Path, typer.Option(help="ImageSet of the held-out slices")],
+    samples: Annotated[Path, typer.Option(help="ImageSet of synthetic slices, with labels")],
+    metrics: Annotated[Path, typer.Option(help="JSON to write")],
+    markdown: Annotated[Path, typer.Option(help="Markdown to write: the answer in a sentence, and the table")],
+    picture: Annotated[Path, typer.Option(help="PNG to write: AUROC over the share of real people")],
+) -> None:
+    """A small classifier of the manifest's label by section `utility`: real, synthetic and both, on held-out people."""
+    common.start()
+    torch.set_num_threads(1)  # on pictures this small threads wait for each other more than they work
+    p = params.read(common.PARAMS, "utility", utility.Utility)
+    sets = {"train": imageset.read(train), "test": imageset.read(test), "samples": imageset.read(samples)}
+    names = sorted(set(sets["train"].manifest["label"]) - {"", "unknown"})
+    # The only knowledge of how many pictures in a row are of one person is this parameter of the splitting.
+    block = sets["train"].meta.get("data", {}).get("border_gap", 1)
+    rows, classes, people = {}, {}, {}
+    for key, found in sets.items():
+        label = found.manifest["label"] if "label" in found.manifest else np.full(len(found), "")
+        number = np.array([names.index(each) if each in names else -1 for each in label], np.int64)
+        rows[key] = np.flatnonzero(number >= 0)
+        classes[key] = number[rows[key]]
+        if key != "samples":
+            people[key] = auroc.people(found.manifest.iloc[rows[key]].reset_index(drop=True), block)
+    counts = {
+        "classes": len(names),
+        "train_subjects": len(np.unique(people["train"])), "train_slices": len(rows["train"]),
+        "test_subjects": len(np.unique(people["test"])), "test_slices": len(rows["test"]),
+        "synthetic_slices": len(rows["samples"]),
+    }  # fmt: skip
+    arms, lines = {}, {}
+    if why := utility.obstacle(classes["train"], (classes["test"], people["test"]), classes["samples"], names):
+        text = f"Whether synthetic slices help a classifier was not measured: {why}.\n"
+    else:
+        images = {key: utility.shrunk(found.images[rows[key]], p.image_px) for key, found in sets.items()}
+        real, held_out = (utility.Labelled(images[key], classes[key], people[key]) for key in ("train", "test"))
+        done = iter(common.progress(range(utility.cost(p)), "trained classifiers"))
+        synthetic = (images["samples"], classes["samples"])
+        arms = utility.measured(real, held_out, synthetic, len(names), p, tick=lambda: next(done))
+        known = (sets["test"].manifest["subject"] != "").any()
+        text = "\n\n".join(
+            [
+                utility.sentence(arms, names),
+                f"Held out: {counts['test_slices']} slices of {counts['test_subjects']} "
+                f"{'people' if known else 'runs of files'}; {p.trainings} trainings each, at {p.image_px} px, with "
+                f"{counts['synthetic_slices']} synthetic slices.",
+                utility.markdown(arms),
+                CAVEATS.format(people="people" if known else "runs of files")
+                + ("" if known else NO_SUBJECTS.format(block=block)),
+            ]
+        )
+        for arm, shares in arms.items():
+            # Without real slices there is one point, at no real people.
+            values = [[scores[name] for scores in shares.values()] for name in ("auroc", "auroc_low", "auroc_high")]
+            lines[utility.ARMS[arm][0]] = ([float(share) for share in shares], *values)
+    figure = plots.intervals(
+        lines, x_label="% of the real training people", y_label="AUROC on held-out people", chance=0.5,
+        title="Classifier with and without synthetic slices" if lines else "not measured: see utility.md",
+    )  # fmt: skip
+    with common.replacing(metrics) as tree, common.replacing(markdown) as words, common.replacing(picture) as drawn:
+        common.write_metrics(tree, counts | arms)
+        words.write_text(text, encoding="utf-8")
+        plots.save(figure, drawn)
+
+
+if __name__ == "__main__":
+    common.run(main)

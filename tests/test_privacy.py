@@ -1,0 +1,256 @@
+"""Membership inference: a model that learned its images by heart is caught, an honest one is not."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from sklearn.metrics import roc_auc_score
+
+from stages import privacy as stage
+from synthmri import comparison, diffusion, imageset, ldm, privacy, scores, training
+from synthmri.baselines import ddpm
+from synthmri.errors import UserError
+
+P = privacy.Privacy(loss_pairs=8, timesteps=(50, 100, 200, 400), batch_size=8, rounds=300, seed=0)
+TINY = ddpm.Params(
+    stem=4, channels=(32, 32), layers=1, sample_steps=5, steps=300, batch_size=8, learning_rate=5e-3, ema_decay=0.9,
+    shift_px=0, bf16=False,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def blobs(n: int, *, seed: int, side: int = 32) -> np.ndarray:
+    """uint8 (n, side, side): smooth random pictures, every one of another imaginary person."""
+    noise = torch.randn(n, 1, side // 2, side // 2, generator=torch.Generator().manual_seed(seed))
+    smooth = torch.nn.functional.interpolate(noise, size=(side, side), mode="bicubic")[:, 0]
+    return (128 + 50 * smooth).clamp(0, 255).byte().numpy()
+
+
+def attacked(model, members: np.ndarray, others: np.ndarray) -> dict[str, float]:
+    images = np.concatenate([members, others])
+    errors = ddpm.denoising_errors(model, images, [""] * len(images), P.timesteps, seed=0, batch=8)
+    found = np.split(privacy.by_loss(errors), [len(members)])
+    return privacy.attack(*found, np.arange(len(members)), np.arange(len(others)), P)
+
+
+@pytest.fixture(scope="module")
+def overfitted(tmp_path_factory):
+    torch.set_num_threads(1)
+    checkpoint = tmp_path_factory.mktemp("overfitted") / "state.pt"
+    model, *_ = ddpm.fit(
+        blobs(8, seed=0), TINY, seed=0, points=1, checkpoint=checkpoint, tick=lambda *_: None, snapshot=lambda *_: None
+    )
+    return model
+
+
+def test_a_model_that_learned_its_images_by_heart_is_caught_by_loss(overfitted):
+    found = attacked(overfitted, blobs(8, seed=0), blobs(24, seed=1))
+    assert found["auroc"] > 0.8 and found["auroc_low"] > 0.6 and found["tpr_at_1pct_fpr"] > 0.1
+
+
+def test_of_images_that_it_never_saw_it_tells_nothing(overfitted):
+    found = attacked(overfitted, blobs(40, seed=2), blobs(40, seed=3))
+    assert found["auroc_low"] < 0.5 and found["auroc"] < 0.6
+
+
+def test_an_untrained_model_is_not_caught():
+    model = ddpm.build({"params": TINY.model_dump(), "size": 32, "seed": 0})
+    found = attacked(model, blobs(40, seed=0), blobs(40, seed=1))
+    assert found["auroc_low"] < 0.5 and found["auroc"] < 0.6
+
+
+def distances(images: np.ndarray, made: np.ndarray) -> np.ndarray:
+    return -scores.nearest_distances(images.reshape(len(images), -1), made.reshape(len(made), -1))
+
+
+def test_copies_are_caught_by_distance_and_others_are_not():
+    members, others, who = blobs(20, seed=0), blobs(20, seed=1), np.arange(20)
+    copies = np.clip(members + np.random.default_rng(0).normal(0, 5, members.shape), 0, 255)
+    honest = blobs(20, seed=2)
+    caught = privacy.attack(distances(members, copies), distances(others, copies), who, who, P)
+    assert caught["auroc"] == caught["auroc_low"] == caught["tpr_at_1pct_fpr"] == 1
+    missed = privacy.attack(distances(members, honest), distances(others, honest), who, who, P)
+    assert missed["auroc_low"] < 0.5 < missed["auroc_high"]
+
+
+def test_slices_of_one_person_do_not_narrow_the_interval():
+    """The same scores ten times over know no more; counted as people they would seem to."""
+    rng = np.random.default_rng(0)
+    members, others, who = rng.normal(0.5, 1, 12), rng.normal(0, 1, 12), np.arange(12)
+    once = privacy.attack(members, others, who, who, P)
+    tenfold = privacy.attack(np.repeat(members, 10), np.repeat(others, 10), np.repeat(who, 10), np.repeat(who, 10), P)
+    assert tenfold["auroc_low"] == pytest.approx(once["auroc_low"], abs=1e-9)
+    apart = privacy.attack(np.repeat(members, 10), np.repeat(others, 10), np.arange(120), np.arange(120), P)
+    assert apart["auroc_low"] > once["auroc_low"] + 0.05
+
+
+def test_a_handful_of_people_is_sure_of_nothing():
+    found = privacy.attack(np.ones(40), np.zeros(40), np.arange(40) % 4, np.arange(40), P)
+    assert found["auroc"] == 1 and (found["auroc_low"], found["auroc_high"]) == (0, 1)
+
+
+def test_attack_is_the_area_of_scikit_learn_and_the_rate_is_counted():
+    members, others = np.array([3.0, 1.0, 2.0, 5.0]), np.array([0.0, 2.0, 4.0])
+    found = privacy.attack(members, others, np.arange(4), np.arange(3), P)
+    assert found["auroc"] == pytest.approx(roc_auc_score([1] * 4 + [0] * 3, np.concatenate([members, others])))
+    assert found["tpr_at_1pct_fpr"] == 0.25  # one of four lies above the highest of the others
+
+
+def test_one_false_alarm_in_a_hundred_is_allowed():
+    others = np.arange(100.0)
+    found = privacy.attack(np.array([98.5, 97.5]), others, np.arange(2), np.arange(100), P)
+    assert found["tpr_at_1pct_fpr"] == 0.5
+
+
+def test_worst_is_the_most_successful_attack():
+    weak, strong = ({"auroc": a, "auroc_low": a - 0.1} for a in (0.5, 0.8))
+    found = privacy.worst({"distance": weak, "loss": strong})
+    assert found["mia_auroc"] == 0.8 and found["mia_auroc_low"] == pytest.approx(0.7)
+    assert found["mia_distance_auroc"] == 0.5
+
+
+def test_every_timestep_has_the_same_weight():
+    errors = np.random.default_rng(0).random((6, 3))
+    assert np.allclose(privacy.by_loss(errors), privacy.by_loss(errors * [1, 1000, 0.01]))
+
+
+def test_easy_people_are_not_taken_for_members_where_a_reference_tells():
+    """Members are easier to any model: the bare error betrays that alone. What training took off is found."""
+    rng = np.random.default_rng(0)
+    hard = np.exp(rng.normal(np.repeat([0.0, 1.0], 20)[:, None], 0.3, (40, 3)))
+    noise = np.exp(rng.normal(0, 0.05, (40, 3)))
+    seen, who = np.where(np.arange(40) < 20, 0.8, 1.0)[:, None], np.arange(20)
+
+    def found(*errors):
+        return privacy.attack(*np.split(privacy.by_loss(*errors), 2), who, who, P)
+
+    assert found(hard * noise)["auroc_low"] > 0.8  # no training at all
+    honest = found(hard * noise, hard)
+    assert honest["auroc_low"] < 0.5 < honest["auroc_high"]
+    assert found(hard * noise * seen, hard)["auroc_low"] > 0.9
+
+
+def test_pairs_are_alike_in_contrast_and_level():
+    def manifest(levels, contrast):
+        return pd.DataFrame({"contrast": contrast, "plane": "axial", "depth_mm": [f"{10 * mm:.2f}" for mm in levels]})
+
+    members = manifest([3, 3, 4, 5, 7], ["T1w", "T1w", "T1w", "FLAIR", "T1w"])
+    others = manifest([3, 4, 4, 5, 6], ["T1w", "T1w", "T1w", "T1w", "T1w"])
+    ours, theirs = privacy.matched(members, others, seed=0)
+    columns = ["contrast", "depth_mm"]
+    assert members.iloc[ours][columns].values.tolist() == others.iloc[theirs][columns].values.tolist()
+    assert len(ours) == 2 and len(set(theirs)) == 2
+    nothing = privacy.matched(members, manifest([9], ["PD"]), seed=0)
+    assert [len(side) for side in nothing] == [0, 0]
+
+
+def test_errors_are_those_of_training():
+    """The mean over timesteps and noises of the errors is the loss without weights."""
+    images = blobs(16, seed=0)
+    model = ddpm.build({"params": TINY.model_dump(), "size": 32, "seed": 0})
+    steps = list(range(12, 1000, 25))
+    errors = ddpm.denoising_errors(model, images, [""] * 16, steps, seed=0, batch=5)
+    x = torch.nn.functional.pixel_unshuffle(torch.from_numpy(images)[:, None].float() / 127.5 - 1, 4)
+    with torch.no_grad():
+        losses = [
+            diffusion.loss(model, x, ddpm.new_scheduler(), training.step_generator(0, k), min_snr=0.0).item()
+            for k in range(10)
+        ]
+    assert errors.shape == (16, 40) and errors.mean() == pytest.approx(np.mean(losses), rel=0.03)
+
+
+def test_timestep_beyond_the_schedule_is_named():
+    model = ddpm.build({"params": TINY.model_dump(), "size": 32, "seed": 0})
+    with pytest.raises(UserError, match="privacy.timesteps holds 1000; the model's noise schedule has 0 to 999"):
+        ddpm.denoising_errors(model, blobs(2, seed=0), [""] * 2, [1000], seed=0, batch=2)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, tiny_model):
+    """A place to run the stage in: three splits of a few people, random features, and untrained models."""
+    shutil.copy("params.yaml", tmp_path)
+    tree = yaml.safe_load((tmp_path / "params.yaml").read_text())
+    tree["privacy"] = P.model_dump(mode="json") | {"loss_pairs": 18, "timesteps": [100], "rounds": 100}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree))
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for name, people in (("train", 7), ("val", 1), ("test", 5)):
+        who = np.repeat(np.arange(people), 3)
+        columns = {
+            "contrast": "T1w",
+            "plane": "axial",
+            "label": "none",
+            "depth_mm": ["30.00", "40.00", "50.00"] * people,
+        }
+        manifest = pd.DataFrame({"subject": [f"sub-{name}-{i}" for i in who]}).assign(**columns)
+        images = blobs(len(who), seed=people, side=64)
+        imageset.write(tmp_path / "slices" / name, imageset.ImageSet(images, manifest))
+        save_features(tmp_path, name, rng.random((len(who), 8)))
+    for name in comparison.MODELS:
+        save_features(tmp_path, name, rng.random((5, 8)))
+    for name in ("base", "latent_diffusion"):
+        shutil.copytree(tiny_model, tmp_path / "models" / name)
+    config = {"params": TINY.model_dump(), "size": 64, "seed": 0}
+    training.save_model(tmp_path / "models/ddpm", ddpm.build(config), config)
+    return tmp_path
+
+
+def save_features(folder, name, values):
+    (folder / "features" / name).mkdir(parents=True, exist_ok=True)
+    np.save(folder / "features" / name / "alexnet.npy", values.astype(np.float32))
+
+
+def run(folder):
+    stage.main(*(folder / name for name in ("slices", "features", "models", "privacy.json", "privacy.md")))
+    return json.loads((folder / "privacy.json").read_text()), (folder / "privacy.md").read_text()
+
+
+def test_stage_attacks_every_model_and_gives_the_same_again(folder):
+    tree, text = run(folder)
+    assert list(tree) == list(comparison.MODELS)
+    for name, row in tree.items():
+        assert {"mia_auroc", "mia_auroc_low", "mia_distance_auroc", "mia_pairs"} <= set(row)
+        assert ("mia_loss_auroc" in row) == (name in ("latent_diffusion", "ddpm"))
+        assert all(isinstance(value, float) and np.isfinite(value) for value in row.values())
+    assert tree["vae"]["mia_pairs"] == 18 and "18 training slices against as many" in text
+    assert tree["latent_diffusion"]["mia_loss_auroc"] == 0.5  # it is its own base here: nothing to find
+    assert run(folder) == (tree, text)
+
+
+def test_stage_catches_a_model_whose_images_are_copies(folder):
+    near = np.load(folder / "features/train/alexnet.npy")
+    save_features(folder, "vae", near + 1e-3)
+    tree, text = run(folder)
+    assert tree["vae"]["mia_auroc"] == 1 and "better than chance for: VAE" in text
+
+
+def test_stage_without_a_pair_says_so(folder):
+    for name in ("val", "test"):
+        found = imageset.read(folder / "slices" / name)
+        made = imageset.ImageSet(np.array(found.images), found.manifest.assign(contrast="PD"))
+        imageset.write(folder / "slices" / name, made)
+    tree, text = run(folder)
+    assert tree["vae"] == {"mia_pairs": 0} and text.startswith("Not measured")
+
+
+def test_stage_without_features_names_the_remedy(folder):
+    shutil.rmtree(folder / "features/val")
+    with pytest.raises(UserError, match="features of val cannot be read.*run `dvc repro`"):
+        run(folder)
+
+
+def test_latent_errors_know_the_prompt(tiny_model):
+    pipe = ldm.load(tiny_model)
+    images = blobs(3, seed=0, side=64)
+    errors = ldm.denoising_errors(pipe, images, ["T1w", "FLAIR", "T1w"], [100, 300], seed=0, batch=2)
+    other = ldm.denoising_errors(pipe, images, ["T1w", "T1w", "T1w"], [100, 300], seed=0, batch=3)
+    assert errors.shape == (3, 2) and np.isfinite(errors).all()
+    assert np.allclose(errors[[0, 2]], other[[0, 2]], rtol=0.03) and not np.allclose(errors[1], other[1], rtol=1e-6)

@@ -1,0 +1,655 @@
+"""The registry on a small repository made up for it: real models and samples at their smallest, invented scores."""
+
+import base64
+import importlib
+import json
+import os
+import pwd
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image
+
+from stages import gate as gate_stage
+from stages import register, sample
+from synthmri import comparison, gate, imageset, params, serving, tracking, training
+from synthmri.errors import UserError
+
+CHROMIUM = Path("/usr/bin/chromium")
+ROOT = Path(__file__).parent.parent
+SMALL = {
+    "vae": dict(width=4, latent=4), "dcgan": dict(width=4, latent=4), "ddpm": dict(channels=(16, 32), sample_steps=2),
+    "unet_gan": dict(width=4, latent=4),
+}  # fmt: skip
+SCORES = {
+    "kid_alexnet": 0.1,
+    "fd_alexnet": 9.0,
+    "memorised": 0.02,
+    "coverage": 0.3,
+    "largest_correlation": 0.8,
+    "n": 6.0,
+}
+KIDS = {"vae": 0.3, "dcgan": 0.4, "ddpm": 0.5, "unet_gan": 0.6, "latent_diffusion": 0.2}
+pytestmark = pytest.mark.parametrize("tiny_model", ["epsilon"], indirect=True)
+
+
+@pytest.fixture(scope="module")
+def template(tiny_model, tmp_path_factory):
+    """A repository after a pipeline that nobody ran: all files that the registry is made from, and an empty store."""
+    folder = tmp_path_factory.mktemp("registry") / "template"
+    shutil.copytree(
+        ROOT / "metrics", folder / "metrics", ignore=shutil.ignore_patterns("samples", "held_out", "closest")
+    )
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    text = (
+        re.sub(r"  n: 200 .*", "  n: 6", text)
+        .replace("  steps: 14 ", "  steps: 2 ")
+        .replace("  batch_size: 20 ", "  batch_size: 4 ")
+    )
+    (folder / "params.yaml").write_text(re.sub(r"bf16: true", "bf16: false", text))
+    (folder / ".gitignore").write_text((ROOT / ".gitignore").read_text())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        images = np.random.default_rng(0).integers(0, 255, (8, 64, 64)).astype(np.uint8)
+        cells = {
+            "subject": list("aabbccdd"),
+            "contrast": "T1w",
+            "plane": "axial",
+            "label": "none",
+            "depth_mm": [str(20 * k) for k in range(8)],
+        }
+        for split in ("train", "val", "test"):
+            imageset.write(Path("data/slices") / split, imageset.ImageSet(images, pd.DataFrame(cells)))
+        for name in comparison.MODELS:
+            if name == "latent_diffusion":
+                shutil.copytree(tiny_model, "models/latent_diffusion")
+                chosen = {"guidance": 1.0, "steps": 3, "scheduler": "dpmsolver++"}  # not what section `sample` says
+                Path("models/sampling.json").write_text(json.dumps(chosen))
+            else:
+                baseline(name, seed=0)
+            draw(name)
+            score(name, val_kid_alexnet=KIDS[name])
+        attacks = {name: {"mia_auroc": 0.55, "mia_auroc_low": 0.45} for name in comparison.MODELS}
+        Path("metrics/privacy.json").write_text(json.dumps(attacks))
+        lock()
+    git(folder, "init", "-q")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-qm", "first")
+    tracking._make_sqlite(folder / "mlflow.db", folder / "mlruns")
+    return folder
+
+
+def baseline(name, seed):
+    """An untrained network, as `stages.train` would save a trained one."""
+    code = importlib.import_module(f"synthmri.baselines.{name}")
+    p = params.read("params.yaml", f"baselines.{name}", code.Params).model_copy(update=SMALL[name])
+    config = {"params": p.model_dump(), "size": 64, "seed": seed}
+    shutil.rmtree(f"models/{name}", ignore_errors=True)
+    training.save_model(Path("models") / name, code.build(config), config)
+
+
+def draw(name):
+    sample.main(
+        code=register.CODE[name], model=Path("models") / name, images=Path("data/slices/train"),
+        out=Path("data/samples") / name, sheet=Path("metrics/samples") / f"{name}.png",
+        settings=Path("models/sampling.json") if name == "latent_diffusion" else None,
+    )  # fmt: skip
+    for kind in ("held_out", "closest", "progression"):
+        Path("metrics", kind).mkdir(exist_ok=True)
+        Image.new("L", (8, 8)).save(f"metrics/{kind}/{name}.png")
+
+
+def score(name, **change):
+    Path("metrics", f"{name}.json").write_text(json.dumps(SCORES | change))
+
+
+def lock():
+    """The verdicts, and a dvc.lock of one stage; that the hashes are DVC's, a slow test of the pipeline shows."""
+    gate_stage.main(scores=Path("metrics"), verdicts=Path("metrics/gate.json"), reasons=Path("metrics/gate.md"))
+    paths = [Path("data/slices") / split for split in ("train", "val", "test")] + [Path("metrics/privacy.json")]
+    for name in comparison.MODELS:
+        paths += [Path("models") / name, Path("data/samples") / name, Path("metrics") / f"{name}.json"]
+    outs = [{"path": str(path), "md5": register._dvc_hash(path)} for path in paths]
+    Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": {"all": {"outs": outs}}}))
+
+
+def git(folder, *command):
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    return subprocess.run(
+        ["git", *who, *command], cwd=folder, check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+@pytest.fixture
+def project(template, tmp_path, monkeypatch):
+    folder = tmp_path / "project"
+    shutil.copytree(template, folder)
+    monkeypatch.chdir(folder)
+    for name in ("DVC_ROOT", "DVC_EXP_NAME", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    return folder
+
+
+def client():
+    return register._connect(params.read("params.yaml", "registry", gate.Registry))
+
+
+def state() -> dict:
+    """All that a person sees of the registry, without numbers that MLflow makes up."""
+    from mlflow.entities import ViewType
+
+    api, experiment = client()
+    runs = api.search_runs([experiment], run_view_type=ViewType.ACTIVE_ONLY)
+    out = {"runs": sorted((run.info.run_name, run.info.status) for run in runs)}
+    out["logged"] = len(api.search_logged_models([experiment]))
+    for model in api.search_registered_models():
+        found = {}
+        for version in tracking.versions(api, model.name):
+            run = api.get_run(version.run_id)
+            assert version.tags.items() <= run.data.tags.items()
+            files = sorted(below(api, version.run_id, None))
+            curve = [(m.step, m.value) for m in api.get_metric_history(version.run_id, "training/loss")]
+            data = {item.dataset.name: item.dataset.digest for item in run.inputs.dataset_inputs}
+            found[int(version.version)] = (version.tags, run.data.params, run.data.metrics, files, curve, data)
+        out[model.name] = (found, {alias: str(number) for alias, number in model.aliases.items()})
+    return out
+
+
+def below(api, run, folder) -> list[str]:
+    found = api.list_artifacts(run, folder)
+    return [path for item in found for path in (below(api, run, item.path) if item.is_dir else [item.path])]
+
+
+def where(alias: str) -> tuple[str, str] | None:
+    found = [
+        (name, value[1][alias]) for name, value in state().items() if name.startswith("synthmri-") and alias in value[1]
+    ]
+    assert len(found) <= 1
+    return found[0] if found else None
+
+
+def test_a_sync_registers_every_model_with_all_that_is_known_of_it(project):
+    register._sync()
+    seen = state()
+    assert seen["runs"] == sorted((title, "FINISHED") for title in comparison.MODELS.values()) and seen["logged"] == 5
+    for name in comparison.MODELS:
+        tags, parameters, metrics, files, curve, data = seen[f"synthmri-{name}"][0][1]
+        assert tags["dvc_model"] == register._dvc_hash(Path("models") / name)
+        assert tags["git_commit"] == git(project, "rev-parse", "HEAD") and tags["gate"] == "passed"
+        assert metrics["val_kid_alexnet"] == KIDS[name] and "progression/fd_alexnet" in metrics
+        own = "finetune.epochs" if name == "latent_diffusion" else f"baselines.{name}.steps"
+        assert own in parameters and "sample.n" in parameters
+        others = {key.split(".")[1] for key in parameters if key.startswith("baselines.")}
+        assert others == (set() if name == "latent_diffusion" else {name})
+        table = pd.read_csv(f"metrics/training/{name}.csv")
+        assert curve == [(step, pytest.approx(loss)) for step, loss in zip(table["step"], table["loss"], strict=True)]
+        assert data["data/slices/train"] == register._dvc_hash(Path("data/slices/train"))
+        pictures = {f"pictures/{kind}/{name}.png" for kind in ("samples", "held_out", "closest", "progression")}
+        assert pictures | {"cards/README.md", "lineage/dvc.lock", "results/gate.json"} <= set(files)
+    assert where("champion") == ("synthmri-latent_diffusion", "1") and where("challenger") == ("synthmri-vae", "1")
+
+
+def test_adapters_are_logged_as_mlflow_keeps_them(project, tiny_model):
+    import mlflow
+    import torch
+    from peft import LoraConfig
+
+    from synthmri import ldm
+
+    pipe = ldm.load(tiny_model)
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
+    pipe.save_lora_weights(Path("models/latent_diffusion/lora"), ldm.fuse(pipe)["unet"])
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    Path("params.yaml").write_text(text.replace("pretrained/base", str(tiny_model)), encoding="utf-8")
+    draw("latent_diffusion")
+    lock()
+    register._sync()
+    api, experiment = client()
+    logged = api.search_logged_models([experiment])
+    assert len(logged) == 6  # five that draw, and the adapters alone
+    adapters = next(model for model in logged if model.name == "adapters")
+    opened = mlflow.diffusers.load_model(adapters.model_uri).load_pipeline(torch_dtype=torch.float32)
+    assert any("lora" in name for name, _ in opened.unet.named_parameters())
+
+
+def test_a_second_sync_changes_nothing_and_a_new_store_is_the_same(project, template):
+    register._sync()
+    before = state()
+    register._sync()
+    assert state() == before
+    again = project.parent / "again"  # MLflow keeps a file open in this process: another place for the new store
+    shutil.copytree(template, again, ignore=shutil.ignore_patterns("mlflow.db"))
+    subprocess.run([sys.executable, "-m", "stages.register", "--sync"], cwd=again, check=True, env=environment(again))
+    os.chdir(again)
+    assert state() == before
+
+
+def environment(folder):
+    return {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))} | {"PYTHONPATH": str(ROOT)}
+
+
+def test_killed_in_the_middle_and_synced_again(project, template):
+    """SIGKILL while the second and the fourth model are being registered."""
+    for name, wait_s in (("dcgan", 0.0), ("unet_gan", 0.2)):
+        with subprocess.Popen(
+            [sys.executable, "-m", "stages.register", "--sync"],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(project),
+        ) as process:
+            for line in process.stderr:
+                if f"synthmri-{name}" in line:
+                    break
+            else:
+                pytest.fail("it ended before it was killed")
+            time.sleep(wait_s)
+            process.send_signal(signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL
+    register._sync()
+    seen = state()
+    os.chdir(project.parent)
+    shutil.copytree(template, "calm")
+    os.chdir("calm")
+    register._sync()
+    assert seen == state()
+
+
+def test_a_second_experiment_becomes_a_second_version_and_the_better_one_champion(project):
+    register._sync()
+    first = git(project, "rev-parse", "HEAD")
+    baseline("vae", seed=1)
+    draw("vae")
+    score("vae", val_kid_alexnet=0.1)
+    lock()
+    register._sync()
+    assert where("champion") == ("synthmri-vae", "2") and where("challenger") == ("synthmri-latent_diffusion", "1")
+    assert "git_commit" not in state()["synthmri-vae"][0][2][0]  # nothing is committed yet
+    git(project, "commit", "-qam", "second")
+    register._sync()
+    second = git(project, "rev-parse", "HEAD")
+    versions = state()["synthmri-vae"][0]
+    assert [versions[k][0]["git_commit"] for k in (1, 2)] == [first, second]
+    assert len(state()["synthmri-dcgan"][0]) == 1
+    # Scored anew without another model or other samples: the same version, with the new scores.
+    score("vae", val_kid_alexnet=0.9)
+    lock()
+    register._sync()
+    versions = state()["synthmri-vae"][0]
+    assert len(versions) == 2 and versions[2][2]["val_kid_alexnet"] == 0.9
+    assert where("champion") == ("synthmri-latent_diffusion", "1")
+
+
+def test_versions_judged_on_other_validation_slices_do_not_compete(project):
+    register._sync()
+    whole = imageset.read(Path("data/slices/val"))
+    imageset.write(Path("data/slices/val"), imageset.ImageSet(255 - np.array(whole.images), whole.manifest))
+    baseline("dcgan", seed=1)
+    draw("dcgan")
+    lock()
+    register._sync()
+    assert where("champion") is None or where("champion")[0] == "synthmri-dcgan"
+
+
+def test_a_model_that_copies_cannot_become_champion_unless_a_person_says_so(project, capsys):
+    score("latent_diffusion", val_kid_alexnet=0.01, memorised=1.0)
+    lock()
+    register._sync()
+    assert where("champion") == ("synthmri-vae", "1")
+    tags = state()["synthmri-latent_diffusion"][0][1][0]
+    assert tags["gate"] == "refused" and "memorised = 1; the rule asks for at most 0.1" in tags["gate_reasons"]
+    with pytest.raises(UserError, match="needs a reason"):
+        register._override("latent_diffusion", "")
+    with pytest.raises(UserError, match="no model"):
+        register._override("gan", "because")
+    comments = Path("params.yaml").read_text().count("#")
+    register._override("latent_diffusion", 'a look at "all" pairs: none is a copy')
+    assert Path("params.yaml").read_text().count("#") == comments
+    lock()
+    register._sync()
+    assert where("champion") == ("synthmri-latent_diffusion", "1") and where("challenger") == ("synthmri-vae", "1")
+    tags = state()["synthmri-latent_diffusion"][0][1][0]
+    assert tags["override"] == 'a look at "all" pairs: none is a copy' and tags["gate"] == "refused"
+    register._override("", "")
+    lock()
+    register._sync()
+    assert where("champion") == ("synthmri-vae", "1")
+    assert "override" not in state()["synthmri-latent_diffusion"][0][1][0]
+
+
+def test_nothing_is_registered_under_the_hash_of_another(project):
+    baseline("vae", seed=1)  # and dvc.lock knows nothing of it
+    with pytest.raises(UserError, match="models/vae is not what dvc.lock says; run `dvc checkout`"):
+        register._sync()
+    assert "synthmri-vae" not in state()
+
+
+def test_a_version_tells_how_to_restore_it_and_a_commit_its_versions(project, capsys):
+    register._sync()
+    capsys.readouterr()
+    register._show("latent_diffusion", "champion")
+    text = capsys.readouterr().out
+    assert "version 1 champion" in text and f"git checkout {git(project, 'rev-parse', 'HEAD')}" in text
+    register._commit("HEAD")
+    assert capsys.readouterr().out.count("version 1") == 5
+    with pytest.raises(UserError, match="no version '7'; there is 1, champion"):
+        register._show("latent_diffusion", "7")
+    with pytest.raises(UserError, match="git knows no dvc.lock at 'nowhere'"):
+        register._commit("nowhere")
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:///damaged.db"])
+def test_a_store_that_cannot_be_used_is_told_with_remedies(project, monkeypatch, uri):
+    Path("damaged.db").write_bytes(b"no database" * 100)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError, match="cannot be used(.|\n)*remedies"):
+        register._sync()
+
+
+# Serving
+
+
+@pytest.fixture(scope="module")
+def served(template, tmp_path_factory):
+    """URIs of the logged models, and where their project is."""
+    folder = tmp_path_factory.mktemp("served") / "project"
+    shutil.copytree(template, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name in ("DVC_ROOT", "MLFLOW_TRACKING_URI"):
+            patch.delenv(name, raising=False)
+        register._sync()
+    return folder
+
+
+def load(served, monkeypatch, name):
+    import mlflow
+
+    monkeypatch.chdir(served)
+    client()
+    return mlflow.pyfunc.load_model(f"models:/synthmri-{name}/1")
+
+
+@pytest.mark.parametrize("name", comparison.MODELS)
+def test_served_pixels_are_the_sampled_ones(served, monkeypatch, name):
+    model = load(served, monkeypatch, name)
+    there = imageset.read(Path("data/samples") / name)
+    made = model.predict([{"seed": 1000, "n": 3, "format": "array"}, {"seed": 1004}])
+    assert [image["seed"] for image in made] == [1000, 1001, 1002, 1004]
+    for row, image in zip((0, 1, 2), made, strict=False):
+        assert np.array_equal(image["array"], there.images[row]) and image["prompt"] == there.manifest["prompt"][row]
+    assert made[3]["png"] == (Path("data/samples") / name / "png/001004.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        ({"sed": 1}, "Extra inputs are not permitted"),
+        ({"n": 65}, "less than or equal to 64"),
+        ({"steps": -1}, "greater than or equal to 1"),
+        ({"guidance": 51}, "less than or equal to 50"),
+        ({"prompt": "a" * 301}, "at most 300 characters"),
+        ({"seed": "1"}, "valid integer"),
+        ({"seed": -1}, "greater than or equal to 0"),
+        ({"format": "gif"}, "match pattern"),
+    ],
+)
+def test_bad_requests_are_answered_with_400_and_the_reason(served, monkeypatch, request_, words):
+    from fastapi.testclient import TestClient
+    from mlflow.pyfunc import scoring_server
+
+    app = TestClient(scoring_server.init(load(served, monkeypatch, "latent_diffusion")))
+    answer = app.post("/invocations", json={"inputs": [request_]})
+    assert answer.status_code == 400 and words in answer.json()["message"] and "Traceback" not in answer.text
+
+
+def test_bounds_over_requests_and_requests_that_a_model_cannot_follow(served, monkeypatch):
+    from fastapi.testclient import TestClient
+    from mlflow.pyfunc import scoring_server
+
+    app = TestClient(scoring_server.init(load(served, monkeypatch, "vae")))
+    for inputs, words in (
+        ([{"n": 40}, {"n": 40}], "these requests ask for 80"),
+        ([], "ask for 0"),
+        ({"seed": 1}, "Expected list"),
+        ([{"prompt": "x"}], "draws from the seed alone"),
+        ([{"steps": 3}], "draws from the seed alone"),
+    ):
+        answer = app.post("/invocations", json={"inputs": inputs})
+        assert answer.status_code == 400 and words in answer.json()["message"], inputs
+    answer = app.post("/invocations", json={"inputs": [{"seed": 1000}]})
+    picture = base64.b64decode(answer.json()["predictions"][0]["png"])
+    assert picture == (served / "data/samples/vae/png/001000.png").read_bytes()
+
+
+def test_a_prompt_changes_the_picture(served, monkeypatch):
+    model = load(served, monkeypatch, "latent_diffusion")
+    ask = {"seed": 1000, "format": "array", "guidance": 7}
+    one, other = (model.predict([ask | {"prompt": text}])[0]["array"] for text in ("T1w brain", "FLAIR lesions"))
+    assert not np.array_equal(one, other)
+
+
+def test_requirements_hold_all_that_drawing_imports(tiny_model):
+    import ast
+    import importlib.metadata
+
+    named = importlib.metadata.packages_distributions()
+    found = set()
+    files = [
+        "serving", "sampling", "prompt", "imageset", "params", "errors", "training", "diffusion", "autoencoder", "ldm",
+    ]  # fmt: skip
+    for file in [ROOT / f"synthmri/{name}.py" for name in files] + list((ROOT / "synthmri/baselines").glob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            found |= {name.split(".")[0] for name in names}
+    outside = {named[name][0].lower() for name in found if name in named and not name.startswith("mlflow")}
+    of_training, of_mlflow = {"accelerate", "peft"}, {"pyyaml"}
+    assert outside - {"synthmri"} - of_training - of_mlflow <= {*serving.REQUIREMENTS}
+    assert all(re.fullmatch(r"[\w-]+==[\w.]+", line) for line in register._requirements())
+
+
+# Other processes
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def process(command, folder, alive: str, **more):
+    """A server, from its first answer at the address `alive` to the end of the block; then all of its group ends."""
+    with open(folder / "server.log", "w") as log:
+        started = subprocess.Popen(
+            [sys.executable, *command], cwd=folder, env=environment(folder) | more, stdout=log, stderr=log,
+            start_new_session=True,
+        )  # fmt: skip
+    try:
+        for _ in range(600):
+            assert started.poll() is None, (folder / "server.log").read_text()
+            try:
+                urllib.request.urlopen(alive, timeout=1)
+                break
+            except OSError:
+                time.sleep(0.1)
+        else:
+            pytest.fail((folder / "server.log").read_text())
+        yield
+    finally:
+        os.killpg(started.pid, signal.SIGTERM)
+        started.wait(timeout=30)
+
+
+def test_mlflow_serves_the_champion_by_the_documented_command(served):
+    port = free_port()
+    uri = "models:/synthmri-latent_diffusion@champion"
+    command = [
+        "-m",
+        "mlflow",
+        "models",
+        "serve",
+        "-m",
+        uri,
+        "--env-manager",
+        "local",
+        "--host",
+        "127.0.0.1",
+        "-p",
+        str(port),
+    ]
+    with process(command, served, f"http://127.0.0.1:{port}/ping", MLFLOW_TRACKING_URI=f"sqlite:///{served}/mlflow.db"):
+        status, answer = post(port, {"inputs": [{"seed": 1002}]})
+        assert status == 200
+        picture = base64.b64decode(answer["predictions"][0]["png"])
+        assert picture == (served / "data/samples/latent_diffusion/png/001002.png").read_bytes()
+        status, answer = post(port, {"inputs": [{"steps": -1}]})
+        assert status == 400 and "greater than or equal to 1" in answer["message"]
+
+
+def post(port, body):
+    data, kind = json.dumps(body).encode(), {"Content-Type": "application/json"}
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(f"http://127.0.0.1:{port}/invocations", data, kind)
+        ) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+@pytest.mark.skipif(not CHROMIUM.exists(), reason="no /usr/bin/chromium (Debian's package chromium)")
+def test_what_a_person_sees_in_a_browser(served, monkeypatch, tmp_path):
+    """Models, champion, metrics and a picture on MLflow's own pages. Screenshots go to $SHOTS where that is set."""
+    from playwright.sync_api import expect, sync_playwright
+
+    monkeypatch.chdir(served)
+    api, experiment = client()
+    run = tracking.versions(api, "synthmri-latent_diffusion")[0].run_id
+    port, shots = free_port(), Path(os.environ.get("SHOTS", tmp_path))
+    address = f"http://127.0.0.1:{port}"
+    command = ["-m", "stages.register", "--ui", "--port", str(port)]
+    with process(command, served, f"{address}/health"), sync_playwright() as tool:
+        with pytest.raises(urllib.error.HTTPError, match="403"):  # MLflow's default, which stays
+            urllib.request.urlopen(urllib.request.Request(address, headers={"Host": "elsewhere.example"}))
+        browser = tool.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1500, "height": 1000})
+
+        def look(name: str, path: str, *texts: str) -> None:
+            page.goto("about:blank")
+            page.goto(f"{address}/#/{path}")
+            for text in texts:
+                expect(page.get_by_text(text, exact=True).first).to_be_visible(timeout=30_000)
+            page.screenshot(path=shots / f"{name}.png")
+
+        look("models", "models", *(f"synthmri-{name}" for name in comparison.MODELS))
+        page.keyboard.press("Escape")  # MLflow's welcome
+        expect(page.get_by_text("@ champion").first).to_be_visible()
+        page.screenshot(path=shots / "models.png")
+        look("model", "models/synthmri-latent_diffusion", "@ champion")
+        look("version", "models/synthmri-latent_diffusion/versions/1", "@ champion", "dvc_model")
+        look("runs", f"experiments/{experiment}/runs", *comparison.MODELS.values())
+        look("run", f"experiments/{experiment}/runs/{run}", "val_kid_alexnet", "0.2")
+        look("curves", f"experiments/{experiment}/runs/{run}/model-metrics", "loss")
+        expect(page.locator(".js-plotly-plot .main-svg").first).to_be_visible(timeout=30_000)
+        page.screenshot(path=shots / "curves.png")
+        look("compare", f"experiments/{experiment}/runs?compareRunsMode=CHART")
+        expect(page.locator(".js-plotly-plot .main-svg").first).to_be_visible(timeout=30_000)
+        page.screenshot(path=shots / "compare.png")
+        look("picture", f"experiments/{experiment}/runs/{run}/artifacts/pictures/samples/latent_diffusion.png")
+        image = page.locator("img[src^='blob:'], img[src*='get-artifact'], img[src^='data:image/png']").first
+        expect(image).to_be_visible(timeout=30_000)
+        page.wait_for_function("[...document.images].some(image => image.naturalWidth > 200)")
+        page.screenshot(path=shots / "picture.png")
+        browser.close()
+
+
+POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+
+
+@contextmanager
+def postgres():
+    """The URI of a database of its own on loopback."""
+    name = "postgres" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name  # it refuses to run as root
+    folder, port = Path(tempfile.mkdtemp()), free_port()
+    user = {"user": name, "group": pwd.getpwnam(name).pw_gid, "extra_groups": []} if os.getuid() == 0 else {}
+    if user:
+        shutil.chown(folder, name)
+    data = str(folder / "data")
+    quiet = {"check": True, "stdout": subprocess.DEVNULL, "cwd": folder}
+    subprocess.run([POSTGRES[-1] / "initdb", "-D", data, "-U", "mlflow", "-A", "trust"], **quiet, **user)
+    options = f"-p {port} -h 127.0.0.1 -k {folder}"
+    control = [POSTGRES[-1] / "pg_ctl", "-D", data, "-w"]
+    subprocess.run([*control, "-l", str(folder / "log"), "-o", options, "start"], **quiet, **user)
+    try:
+        yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
+    finally:
+        subprocess.run([*control, "-m", "immediate", "stop"], **quiet, **user)
+        shutil.rmtree(folder)
+
+
+@pytest.mark.skipif(not POSTGRES, reason="no PostgreSQL below /usr/lib/postgresql (Debian's package postgresql)")
+def test_the_same_on_a_server_with_postgresql_and_an_artifact_folder(project, monkeypatch):
+    import mlflow
+
+    pytest.importorskip("psycopg2", reason="no psycopg2 (pip install -e '.[postgres]')")
+    register._sync()
+    before = state()
+    port = free_port()
+    with postgres() as uri:
+        command = ["-m", "mlflow", "server", "--backend-store-uri", uri, "--artifacts-destination", "./artifacts"]
+        command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+        with process(command, project, f"http://127.0.0.1:{port}/health"):
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+            register._sync()
+            register._sync()
+            assert state() == before
+            made = mlflow.pyfunc.load_model("models:/synthmri-vae@challenger").predict([{"seed": 1001}])
+            assert made[0]["png"] == Path("data/samples/vae/png/001001.png").read_bytes()
+
+
+# Cards
+
+
+def test_export_is_a_folder_for_the_hub(project, capsys):
+    from diffusers import StableDiffusionPipeline
+    from huggingface_hub import DatasetCard, ModelCard
+
+    register.export(model="latent_diffusion", out=Path("out"))
+    StableDiffusionPipeline.from_pretrained("out", safety_checker=None)
+    card = ModelCard.load("out/README.md")
+    assert card.data.library_name == "diffusers" and "simulated-data" in card.data.tags
+    values = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert values["val_kid_alexnet"] == 0.2 and values["memorised"] == 0.02
+    assert "not for clinical use" in card.text and "passed the gate" in card.text and "8 slices" not in card.text
+    assert "480 slices of 24 subjects" in card.text  # metrics/data.json's counts
+    assert DatasetCard.load("out/DATASET.md").data.pretty_name == "simulated brain MRI slices"
+    assert str(project) not in card.text
+    with pytest.raises(UserError, match="exists already"):
+        register.export(model="latent_diffusion", out=Path("out"))
+    with pytest.raises(UserError, match="no model"):
+        register.export(model="gan", out=Path("other"))
+
+
+def test_a_card_about_private_data_says_so(project):
+    Path("params.yaml").write_text(Path("params.yaml").read_text().replace("source: simulated ", "source: raw "))
+    score("vae", memorised=0.9)
+    register.export(model="vae", out=Path("out"))
+    text = Path("out/README.md").read_text()
+    assert "license: other" in text and "simulated" not in text and "private" in text
+    assert "refused it: " in text and "memorised = 0.9" in text

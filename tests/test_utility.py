@@ -1,0 +1,205 @@
+"""The classifier and its arms: on pictures whose answer is known, and the stage as it is run."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from sklearn.metrics import f1_score, roc_auc_score
+
+from stages import utility as stage
+from synthmri import imageset, utility
+
+SMALL = utility.Utility(
+    image_px=16, width=4, steps=30, batch_size=16, learning_rate=5e-3, synthetic_share=0.5, fractions=(0.25, 1.0),
+    trainings=2, rounds=200, seed=0,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def pictures(labels: np.ndarray, *, seed: int, truth: bool = True) -> np.ndarray:
+    """uint8 (N, 16, 16): noise with a bright square, small in class 0 and large in class 1; without truth at random."""
+    rng = np.random.default_rng(seed)
+    shown = labels if truth else rng.integers(0, 2, len(labels))
+    images = rng.integers(0, 60, (len(labels), 16, 16))
+    for image, label in zip(images, shown, strict=True):
+        x, y, side = *rng.integers(3, 7, 2), 3 + 4 * label
+        image[y : y + side, x : x + side] += 150
+    return images.astype(np.uint8)
+
+
+def labelled(people: int, *, seed: int, truth: bool = True, each: int = 6) -> utility.Labelled:
+    who = np.repeat(np.arange(people), each)
+    labels = who % 2
+    return utility.Labelled(utility.shrunk(pictures(labels, seed=seed, truth=truth), 16), labels, who)
+
+
+def synthetic(*, truth: bool, n: int = 80):
+    labels = np.arange(n) % 2
+    return utility.shrunk(pictures(labels, seed=9, truth=truth), 16), labels
+
+
+@pytest.fixture(scope="module")
+def learned():
+    """Synthetic slices that show the classes, and real training slices whose labels are wrong half of the time."""
+    torch.set_num_threads(1)
+    return utility.measured(
+        labelled(8, seed=1, truth=False), labelled(10, seed=2), synthetic(truth=True), 2, SMALL
+    )  # fmt: skip
+
+
+def test_useful_synthetic_slices_are_found_useful(learned):
+    share = learned["both_augmented"]["100"]
+    assert share["auroc"] > 0.8 and share["auroc_gain_low"] > 0 and share["auroc_p"] < 0.05
+    assert learned["synthetic_augmented"]["0"]["auroc_low"] > 0.7
+    assert utility.sentence(learned, ["a", "b"]).startswith("**Synthetic slices helped**")
+
+
+def test_every_arm_and_share_is_there(learned):
+    assert list(learned) == list(utility.ARMS)
+    assert list(learned["real"]) == ["25", "100"] and list(learned["synthetic_augmented"]) == ["0"]
+    assert learned["real"]["25"]["train_subjects"] == 2 and learned["real"]["100"]["train_slices"] == 48
+    assert "auroc_gain" not in learned[utility.RIVAL]["100"]
+    for line in utility.markdown(learned).splitlines():
+        assert line.count("|") == 7
+
+
+def test_useless_synthetic_slices_are_not_found_useful():
+    result = utility.measured(labelled(8, seed=1), labelled(10, seed=2), synthetic(truth=False), 2, SMALL)
+    assert result["real"]["100"]["auroc_low"] > 0.7
+    assert result["synthetic_augmented"]["0"]["auroc_gain_high"] < 0
+    assert "Synthetic slices helped" not in utility.sentence(result, ["a", "b"])
+
+
+def test_a_task_that_cannot_be_learnt_is_called_so():
+    chance = {"auroc": 0.52, "auroc_low": 0.3, "auroc_high": 0.7}
+    gain = {"auroc_gain": 0.1, "auroc_gain_low": 0.05, "auroc_gain_high": 0.2, "auroc_p": 0.01}
+    result = {utility.RIVAL: {"100": chance}, utility.JUDGED: {"100": chance | gain}}
+    assert "Nothing can be said" in utility.sentence(result, ["a", "b"])
+
+
+def test_scores_are_those_of_scikit_learn():
+    rng, held_out = np.random.default_rng(0), labelled(9, seed=0)
+    values = rng.dirichlet([1, 1, 1], (2, 54))
+    held_out = utility.Labelled(held_out.images, held_out.who % 3, held_out.who)
+    scores = utility._scores(values, held_out, SMALL)
+    areas = [roc_auc_score(held_out.labels, each, multi_class="ovr") for each in values]
+    f1 = [f1_score(held_out.labels, each.argmax(1), average="macro") for each in values]
+    assert scores["auroc"] == pytest.approx(np.mean(areas)) and scores["f1"] == pytest.approx(np.mean(f1))
+    assert scores["auroc_low"] < scores["auroc"] < scores["auroc_high"]
+
+
+def test_p_is_uniform_where_nothing_differs():
+    """Two arms of random predictions, alike within a person: a test that took slices for people would reject often."""
+    rng, held_out = np.random.default_rng(0), labelled(10, seed=0)
+    rejected = 0
+    for _ in range(100):
+        first, second = (rng.random(10)[held_out.who] + 0.05 * rng.random(60) for _ in range(2))
+        arms = [np.stack([1 - each, each], 1)[None] for each in (first, second)]
+        rejected += utility._against(*arms, held_out, SMALL)["auroc_p"] < 0.05
+    assert rejected <= 12
+
+
+def test_an_arm_against_itself_gains_nothing():
+    values = np.random.default_rng(0).dirichlet([1, 1], (2, 60))
+    found = utility._against(values, values, labelled(10, seed=0), SMALL)
+    assert found["auroc_gain"] == found["f1_gain"] == found["auroc_gain_low"] == found["auroc_gain_high"] == 0
+    assert found["auroc_p"] == found["f1_p"] == 1
+
+
+def test_predictions_depend_on_their_seed_alone():
+    real = labelled(4, seed=1)
+    arguments = ([(real.images, real.labels)], [1.0], real.images, 2, SMALL)
+    first = utility.predictions(*arguments, augment=True, seed=3)
+    torch.rand(5)
+    assert np.array_equal(first, utility.predictions(*arguments, augment=True, seed=3))
+    assert not np.allclose(first, utility.predictions(*arguments, augment=True, seed=4))
+
+
+def test_fewer_people_are_whole_and_nested_and_of_every_class():
+    train = labelled(20, seed=0, each=3)
+    before = set()
+    for fraction, people in ((0.01, 2), (0.25, 4), (0.5, 10), (1.0, 20)):
+        rows = utility.few(train.labels, train.who, fraction, seed=5)
+        kept = set(train.who[rows])
+        assert len(kept) == people and len(rows) == 3 * people and before <= kept
+        assert set(train.labels[rows]) == {0, 1}
+        before = kept
+
+
+def test_augmentation_keeps_what_it_shows():
+    x = utility.shrunk(pictures(np.arange(40) % 2, seed=0), 16)
+    y = utility.augmented(x, torch.Generator().manual_seed(0))
+    assert y.shape == x.shape and not torch.allclose(x, y) and torch.isfinite(y).all()
+    bright = (y > 0.4).float().sum((1, 2, 3))
+    assert bright[1::2].mean() > 2 * bright[0::2].mean()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A place to run the stage in: ImageSets of 8 and 6 people, synthetic slices with labels, small parameters."""
+    shutil.copy("params.yaml", tmp_path)
+    tree = yaml.safe_load((tmp_path / "params.yaml").read_text())
+    tree["utility"] = SMALL.model_dump(mode="json") | {"steps": 4, "rounds": 100, "trainings": 1}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree))
+    monkeypatch.chdir(tmp_path)
+    for name, people in (("train", 8), ("test", 6), ("samples", 4)):
+        who = np.repeat(np.arange(people), 5)
+        manifest = pd.DataFrame({"label": np.array(["none", "lesions"])[who % 2]})
+        manifest["subject"] = "" if name == "samples" else [f"sub-{name}-{i}" for i in who]
+        imageset.write(tmp_path / name, imageset.ImageSet(pictures(who % 2, seed=len(name)), manifest))
+    return tmp_path
+
+
+def run(folder):
+    names = {key: folder / f"utility.{key}" for key in ("json", "md", "png")}
+    stage.main(*(folder / name for name in ("train", "test", "samples")), *names.values())
+    return json.loads(names["json"].read_text()), names["md"].read_text(), names["png"].read_bytes()
+
+
+def change(folder, name, column, values):
+    found = imageset.read(folder / name)
+    images, manifest = np.array(found.images), found.manifest.assign(**{column: values})
+    imageset.write(folder / name, imageset.ImageSet(images, manifest, {"data": {"border_gap": 5}}))
+
+
+def test_stage_says_whether_it_helped_and_gives_the_same_bytes_again(folder):
+    tree, text, picture = run(folder)
+    assert tree["train_subjects"] == 8 and tree["test_subjects"] == 6 and tree["synthetic_slices"] == 20
+    assert set(utility.ARMS) < set(tree) and "macro F1" in text and text.startswith("**")
+    assert run(folder) == (tree, text, picture)
+
+
+@pytest.mark.parametrize(
+    "name, column, value, why",
+    [
+        ("train", "label", "none", "1 label(s)"),
+        ("test", "label", "none", "0 held-out subject(s) have the label `lesions`"),
+        ("samples", "label", "", "no synthetic slice was drawn for the label `lesions`"),
+    ],
+)
+def test_stage_says_why_it_cannot_measure(folder, name, column, value, why):
+    change(folder, name, column, value)
+    tree, text, picture = run(folder)
+    assert why in text and "was not measured" in text and "real" not in tree and len(picture) > 1000
+    assert all(isinstance(number, float) for number in tree.values())
+
+
+def test_stage_without_labels_at_all(folder):
+    for name in ("train", "test", "samples"):
+        change(folder, name, "label", "")
+    assert "0 label(s)" in run(folder)[1]
+
+
+def test_pictures_without_subjects_are_called_optimistic(folder):
+    for name in ("train", "test"):
+        change(folder, name, "subject", "")
+    _, text, _ = run(folder)
+    assert "runs of 5 files stand for people, so the intervals are optimistic" in text
