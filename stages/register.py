@@ -85,7 +85,7 @@ def export(
         raise UserError(f"{MODELS / model} is not there; run `dvc repro`, or `dvc checkout` to restore it")
     with common.replacing(out) as folder:
         shutil.copytree(MODELS / model, folder)
-        tree = yaml.safe_load(common.PARAMS.read_text(encoding="utf-8"))
+        tree = _tree()
         _write_cards(folder, model, params.read(common.PARAMS, "registry", gate.Registry), tree, _prompts())
         shutil.copyfile(METRICS / "samples" / f"{model}.png", folder / "samples.png")
     print(f"{out} holds {comparison.MODELS[model]}; for the hub: `hf upload NAME/{model.replace('_', '-')} {out}`")
@@ -97,9 +97,8 @@ def _sync() -> None:
 
     p = params.read(common.PARAMS, "registry", gate.Registry)
     runtime = params.read(common.PARAMS, "runtime", params.Runtime)
-    drawing = params.read(common.PARAMS, "sample", sampling.Sample)
-    drawing = sampling.settled(drawing, common.read_json(MODELS / "sampling.json"))
-    tree = yaml.safe_load(common.PARAMS.read_text(encoding="utf-8"))
+    tree = _tree()
+    drawing = params.parse(tree["sample"], "sample", sampling.Sample)
     locked = _locked(Path("dvc.lock").read_text(encoding="utf-8") if Path("dvc.lock").exists() else "")
     with _lock(), tempfile.TemporaryDirectory() as scratch:
         client, experiment = _connect(p)
@@ -179,7 +178,7 @@ def _entry(
         "dvc_val": _hash(locked, SLICES / "val"),
         "scored_as": f"{_hash(locked, METRICS / f'{name}.json')} {_hash(locked, PRIVACY)}",
         "git_head": _git("rev-parse", "HEAD") or "none",
-        "machine": f"{platform.node()}, {platform.machine()}, {os.cpu_count()} processors, {runtime.device}",
+        "machine": f"{platform.machine()}, {os.cpu_count()} processors, {runtime.device}",
         "data": "simulated, not patients" if tree["data"]["source"] == "simulated" else "private",
     }
     if os.environ.get("DVC_EXP_NAME"):
@@ -220,6 +219,13 @@ def _write_cards(folder: Path, name: str, p: gate.Registry, tree: dict, texts: l
     )  # fmt: skip
     (folder / "README.md").write_text(text, encoding="utf-8")
     (folder / "DATASET.md").write_text(card.dataset_sheet(data, tree), encoding="utf-8")
+
+
+def _tree() -> dict:
+    """params.yaml, with the settings of the sampler that stage `sweep` chose: what the samples were drawn with."""
+    tree = yaml.safe_load(common.PARAMS.read_text(encoding="utf-8"))
+    tree["sample"] |= common.read_json(MODELS / "sampling.json")
+    return tree
 
 
 def _scores(name: str) -> dict[str, float]:

@@ -24,11 +24,12 @@ def main(
     metrics: Annotated[Path, typer.Option(help="folder of all results")],
     params: Annotated[Path, typer.Option(help="the parameters they were made with")],
     out: Annotated[Path, typer.Option(help="HTML to write")],
-    picture: Annotated[Path, typer.Option(help="PNG to write: held-out beside synthetic, small enough for git")],
+    picture: Annotated[Path, typer.Option(help="PNG to write, small: held-out (if simulated) beside synthetic")],
 ) -> None:
-    """Everything is in the file: it opens offline, and can be sent."""
+    """Everything is in the file: it opens offline. Of own data it shows slices of people."""
     data = common.read_json(metrics / "data.json")
     text_of_params = params.read_text(encoding="utf-8")
+    simulated = yaml.safe_load(text_of_params)["data"]["source"] == "simulated"
     model = common.read_json(metrics / "latent_diffusion.json")
     template = Environment(autoescape=True).from_string(
         Path(__file__).with_name("report.html").read_text(encoding="utf-8")
@@ -46,10 +47,11 @@ def main(
         models=comparison.MODELS,
         picture=lambda name: _inline(metrics / name),
         params=text_of_params,
-        simulated=yaml.safe_load(text_of_params)["data"]["source"] == "simulated",
+        simulated=simulated,
         versions=[(name, importlib.metadata.version(name)) for name in VERSIONS],
     )
-    beside = Image.open(metrics / "held_out/latent_diffusion.png").convert("L")
+    # Git keeps the small picture, so of people's scans it holds synthetic slices alone.
+    beside = Image.open(metrics / ("held_out" if simulated else "samples") / "latent_diffusion.png").convert("L")
     with common.replacing(out) as part, common.replacing(picture) as small:
         part.write_text(page, encoding="utf-8")
         beside.resize((1200, round(beside.height * 1200 / beside.width)), Image.Resampling.LANCZOS).save(small, "PNG")

@@ -22,7 +22,8 @@ SIMULATED = "a **simulated** cohort (an anatomical atlas and signal equations; n
 PRIVATE = "a private set of MRI slices, which are not part of this"
 OPEN = {
     "ldm": 'from diffusers import StableDiffusionPipeline\n\npipe = StableDiffusionPipeline.from_pretrained("FOLDER")\n'
-    'image = pipe("{prompt}", guidance_scale={guidance:g}, num_inference_steps={steps}).images[0]',
+    'image = pipe("{prompt}", guidance_scale={guidance:g}, num_inference_steps={steps}).images[0]'
+    "  # the scores below: scheduler {scheduler}",
     "other": "from pathlib import Path\n\nfrom synthmri.{code} import load, sample\n\n"
     'images = sample(load(Path("FOLDER")), [0, 1, 2], batch_size=3)  # uint8 (3, H, W), of these seeds',
 }  # fmt: skip
@@ -186,7 +187,7 @@ def _count(data: dict, split: str) -> str:
 
 
 def _drawing(tree: dict) -> dict:
-    return {"steps": tree["sample"]["steps"], "guidance": tree["sample"]["guidance"]}
+    return {name: tree["sample"][name] for name in ("steps", "guidance", "scheduler")}
 
 
 def _own_base(tree: dict) -> bool:

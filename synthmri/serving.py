@@ -23,7 +23,7 @@ OF_LDM = ("prompt", "steps", "guidance")  # what the latent diffusion model alon
 
 
 class Request(BaseModel):
-    """One request. Image i is drawn from seed + i; what is left out is as section `sample` was in training."""
+    """One request. Image i is drawn from seed + i; what is left out is as the registered samples were drawn."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
