@@ -32,7 +32,7 @@ def main(
     common.start()
     p = params.read(common.PARAMS, "sample", sampling.Sample)
     pipe = ldm.load(model)
-    size = pipe.unet.config.sample_size * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+    size = ldm.image_size(pipe)
 
     def ours() -> None:
         ldm.sample(pipe, [PROMPT] * p.batch_size, range(p.batch_size), p, size=size)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -36,6 +37,13 @@ class SignIn(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
     pseudonym: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9-]{1,19}$")
+
+
+class Undo(BaseModel):
+    """How many ratings the reader sees as done: the last of these is withdrawn, however often it is asked."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    done: int = Field(ge=1, le=1_000_000)
 
 
 class Answer(BaseModel):
@@ -137,8 +145,8 @@ def create(packet: Packet, store: Store, hosts: list[str]) -> FastAPI:
         return state(who)
 
     @app.post("/r/{token}/undo")
-    def undo(who: SignedIn) -> dict:
-        row = store.undo(who["slot"])
+    def undo(who: SignedIn, body: Undo) -> dict:
+        row = store.undo(who["slot"], body.done)
         if row is None:
             raise HTTPException(409, "there is nothing to undo")
         answers = {name: row[name] for name in ("realism", "verdict", "plausibility", "seconds", "comment")}
@@ -153,6 +161,12 @@ def create(packet: Packet, store: Store, hosts: list[str]) -> FastAPI:
         if name not in packet.images:
             raise HTTPException(404, "not found")
         return Response(packet.images[name], media_type="image/png")
+
+    @app.exception_handler(RequestValidationError)
+    def unreadable(request: Request, error: RequestValidationError) -> JSONResponse:
+        """Without what was sent: it may hold what JSON cannot."""
+        where = ".".join(str(part) for part in error.errors()[0]["loc"][1:])
+        return JSONResponse({"detail": f"{where or 'the post'} cannot be used: {error.errors()[0]['msg']}"}, 422)
 
     @app.middleware("http")
     async def guard(request: Request, call_next):

@@ -118,13 +118,16 @@ class Store:
                 (slot, position, revision, image, *[answers[name] for name in ANSWERS]),
             )
 
-    def undo(self, slot: int) -> dict | None:
-        """Withdraw a reader's last rating, and return it; None where there is none."""
+    def undo(self, slot: int, done: int) -> dict | None:
+        """Withdraw the last of a reader's `done` ratings, and return it; None where there is none.
+
+        Asked again (its reply was lost), it returns that rating and withdraws no other.
+        """
         with self._transaction() as db:
             row = db.execute(
-                "SELECT * FROM rating WHERE slot = ? AND NOT withdrawn ORDER BY position DESC LIMIT 1", (slot,)
+                "SELECT * FROM rating WHERE slot = ? AND position = ? ORDER BY revision DESC LIMIT 1", (slot, done - 1)
             ).fetchone()
-            if row:
+            if row and not row["withdrawn"]:
                 db.execute(
                     "UPDATE rating SET withdrawn = 1 WHERE slot = ? AND position = ? AND revision = ?",
                     (slot, row["position"], row["revision"]),

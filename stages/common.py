@@ -3,10 +3,12 @@
 import errno
 import hashlib
 import json
+import multiprocessing
 import os
 import re
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +42,11 @@ def run(*commands: Callable) -> None:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     for command in commands:
         app.command()(command)
+    guarded(app)
+
+
+def guarded(app: typer.Typer) -> None:
+    """Run a command line that is made already; errors as in `run`."""
     try:
         app(standalone_mode=True)
     except UserError as error:
@@ -58,7 +65,22 @@ def start() -> params.Runtime:
     import torch
 
     torch.set_num_threads(runtime.threads)
+    if runtime.device != "cpu" and int(runtime.device.partition(":")[2] or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"runtime.device = {runtime.device}, but torch sees {torch.cuda.device_count()} GPUs here; set it to cpu, "
+            "or install a torch with CUDA"
+        )
     return runtime
+
+
+def end_with_parent() -> None:
+    """Initialise a worker process: otherwise those of a stage that was killed would work on, and wait, for ever."""
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def progress(items: Iterable, title: str, total: int | None = None) -> Iterator:
@@ -170,6 +192,26 @@ def read_json(path: Path) -> dict:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); run `dvc repro`") from None
+
+
+def read_features(folder: Path, count: int | None) -> dict:
+    """Extractor -> float32 (count, D), of what stages.extract wrote."""
+    import numpy as np
+
+    found = {}
+    for file in sorted(folder.glob("*.npy")):
+        try:
+            values = np.load(file, allow_pickle=False)
+        except Exception as error:  # on damaged files numpy raises nearly anything
+            raise UserError(f"{file} cannot be read as features ({error}); run `dvc repro`") from None
+        if not isinstance(values, np.ndarray) or values.dtype != np.float32:
+            raise UserError(f"{file} holds no features, which are float32; remove it and run `dvc repro`")
+        if values.ndim != 2 or count not in (None, len(values)):
+            raise UserError(f"{file} holds {values.shape} features for {count} images; run `dvc repro`")
+        found[file.stem] = values
+    if "alexnet" not in found:
+        raise UserError(f"{folder} holds no features; run `dvc repro`")
+    return found
 
 
 def save_array(path: Path, array) -> None:

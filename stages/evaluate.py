@@ -39,7 +39,7 @@ def main(
     p = params.read(common.PARAMS, "evaluate", scores.Evaluate)
     reference_set = reference(train, train_features, test, test_features, p)
     made = read_set(samples, p.min_images)
-    values = read_features(samples_features, len(made))
+    values = common.read_features(samples_features, len(made))
     if made.images.shape[1:] != reference_set.test.shape[1:]:
         raise UserError(
             f"{samples} holds images of {made.images.shape[1:]} pixels, {test} of {reference_set.test.shape[1:]}; "
@@ -54,7 +54,7 @@ def main(
     )
     held_back = imageset.read(validation)  # what a champion is chosen on: the test split must not be
     if len(held_back) >= p.min_images:
-        seen = read_features(validation_features, len(held_back))["alexnet"]
+        seen = common.read_features(validation_features, len(held_back))["alexnet"]
         result |= scorecard.validation(values["alexnet"][rows], seen, held_back.manifest.get("subject"), p)
     else:
         print(
@@ -63,7 +63,7 @@ def main(
             file=sys.stderr,
         )
     if samples_features != before_features:
-        before = read_features(before_features, len(made))["alexnet"][rows]
+        before = common.read_features(before_features, len(made))["alexnet"][rows]
         distance = scores.frechet_distance(before, reference_set.test_features["alexnet"])
         result["fd_alexnet_before"] = distance
         result["fd_alexnet_reduction"] = (distance - result["fd_alexnet"]) / distance
@@ -101,8 +101,8 @@ def reference(
     if subjects is None or subjects.nunique() < 2:  # then absent: an invented spread would mislead
         print("fewer than 2 held-out subjects are known: no uncertainty (*_std)", file=sys.stderr)
         subjects = None
-    train_values = read_features(train_features, len(train_set))
-    test_values = read_features(test_features, len(test_set))
+    train_values = common.read_features(train_features, len(train_set))
+    test_values = common.read_features(test_features, len(test_set))
     if scores.frechet_distance(train_values["alexnet"], test_values["alexnet"]) == 0:
         raise UserError(f"{test} holds the images of {train}; split by subject again")
     return scorecard.Reference(train_set.images, test_set.images, train_values, test_values, subjects)
@@ -124,24 +124,6 @@ def read_set(folder: Path, least: int) -> imageset.ImageSet:
             f"{folder} holds {len(found)} images, below evaluate.min_images = {least}; add images or sample more, or "
             "lower the bound and trust the Frechet distance less"
         )
-    return found
-
-
-def read_features(folder: Path, count: int) -> dict[str, np.ndarray]:
-    """Extractor -> float32 (count, D), of what stages.extract wrote."""
-    found = {}
-    for file in sorted(folder.glob("*.npy")):
-        try:
-            values = np.load(file, allow_pickle=False)
-        except Exception as error:  # on damaged files numpy raises nearly anything
-            raise UserError(f"{file} cannot be read as features ({error}); run `dvc repro`") from None
-        if not isinstance(values, np.ndarray) or values.dtype != np.float32:
-            raise UserError(f"{file} holds no features, which are float32; remove it and run `dvc repro`")
-        if values.ndim != 2 or len(values) != count:
-            raise UserError(f"{file} holds {values.shape} features for {count} images; run `dvc repro`")
-        found[file.stem] = values
-    if "alexnet" not in found:
-        raise UserError(f"{folder} holds no features; run `dvc repro`")
     return found
 
 

@@ -16,6 +16,7 @@ from stages import common
 from synthmri import ldm, params, sampling
 from synthmri.errors import UserError
 
+MODEL, CHOSEN = Path("models/latent_diffusion"), Path("models/sampling.json")  # of `dvc repro`
 SYNTHETIC = "SYNTHETIC IMAGE, NOT A PATIENT, NOT FOR CLINICAL USE"
 
 
@@ -24,16 +25,21 @@ def main(
     prompt: Annotated[
         str, typer.Option(help="what to draw, in the words of training")
     ] = "T1w axial brain MRI, level 6, none",
-    seed: Annotated[int, typer.Option(min=0, help="seed of the first image; image i has seed + i")] = 1_000_000,
+    seed: Annotated[int, typer.Option(min=0, max=2**62, help="of the first image; image i has seed + i")] = 1_000_000,
     format: Annotated[Literal["png", "npy", "nifti", "dicom"], typer.Option(help="format of the files")] = "png",
     out: Annotated[Path, typer.Option(help="folder to make; it must not exist yet")] = Path("generated"),
-    model: Annotated[Path, typer.Option(help="pipeline in Stable Diffusion format")] = Path("models/latent_diffusion"),
-    settings: Annotated[Path, typer.Option(help="what stage `sweep` chose")] = Path("models/sampling.json"),
+    model: Annotated[Path, typer.Option(help="pipeline in Stable Diffusion format")] = MODEL,
+    settings: Annotated[
+        Path | None,
+        typer.Option(help="JSON of guidance, steps and scheduler; for the model of `dvc repro`, what `sweep` chose"),
+    ] = None,
 ):
-    """Draw N images by section `sample`, with the guidance, steps and scheduler that stage `sweep` chose if it ran."""
+    """Draw N images by section `sample`."""
     runtime = common.start()
     p = params.read(common.PARAMS, "sample", sampling.Sample)
-    if settings.is_file():
+    if settings is None and model == MODEL and CHOSEN.is_file():
+        settings = CHOSEN
+    if settings is not None:
         p = sampling.settled(p, common.read_json(settings))
     if p.guidance > ldm.guidance([prompt], p.guidance):
         print(f"the prompt is empty, so guidance {p.guidance:g} changes nothing and is left out", file=sys.stderr)
@@ -42,7 +48,7 @@ def main(
     if not (model / "model_index.json").is_file():
         raise UserError(f"{model} holds no trained model; run `dvc repro` first, or name one with --model")
     pipe = ldm.load(model, device=runtime.device)
-    size = pipe.unet.config.sample_size * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+    size = ldm.image_size(pipe)
     seeds = list(range(seed, seed + n))
     images = ldm.sample(
         pipe,

@@ -2,8 +2,6 @@
 
 import json
 import multiprocessing
-import os
-import threading
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -154,7 +152,7 @@ def _results(sources: list[readers.Source], data: slices.Data) -> Iterator[slice
         yield from (_one(source, data) for source in sources)
         return
     context = multiprocessing.get_context("forkserver")
-    with ProcessPoolExecutor(data.workers, mp_context=context, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(data.workers, mp_context=context, initializer=common.end_with_parent) as pool:
         pending = deque()
         try:
             for source in sources:
@@ -167,16 +165,6 @@ def _results(sources: list[readers.Source], data: slices.Data) -> Iterator[slice
             raise UserError(
                 f"a worker was killed, likely for want of memory; lower data.workers = {data.workers} in params.yaml"
             ) from None
-
-
-def _end_with_parent() -> None:
-    """Otherwise the workers of a stage that was killed would wait for work, and hold their memory, for ever."""
-
-    def wait() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def _one(source: readers.Source, data: slices.Data) -> slices.Slices | readers.BadFile:

@@ -29,9 +29,10 @@ def main(
 
     run = params.read(common.PARAMS, "pretrain", pretrain.Pretrain)
 
-    # Steps only say how far to go: every other parameter names another training.
+    # Steps only say how far to go: every other parameter names another training. The code does not: it runs for hours.
     def key(section) -> str:
-        return common.digest(section.model_dump(exclude={"steps"}))
+        shared = run.model_dump(include={"seed", "image_size", "bf16"})
+        return common.digest(section.model_dump(exclude={"steps"}), shared, runtime.model_dump())
 
     first = checkpoints / f"autoencoder-{key(run.autoencoder)}.pt"
     second = checkpoints / f"unet-{key(run.unet)}-{key(run.autoencoder)}.pt"

@@ -10,7 +10,6 @@ import typer
 from stages import common
 from synthmri import auroc, comparison, imageset, ldm, params, privacy, prompt, scores
 from synthmri.baselines import ddpm
-from synthmri.errors import UserError
 
 # Model -> the module that knows its errors, and the model before it saw anybody, where there is one.
 DIFFUSION = {"latent_diffusion": (ldm, "base"), "ddpm": (ddpm, None)}
@@ -42,10 +41,7 @@ def main(
     people = auroc.people(members, block)[ours], auroc.people(others, block)[theirs]
 
     def read(name: str) -> np.ndarray:
-        try:
-            return np.load(features / name / "alexnet.npy", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise UserError(f"the features of {name} cannot be read ({error}); run `dvc repro`") from None
+        return common.read_features(features / name, len(sets[name]) if name in sets else None)["alexnet"]
 
     known = (members["subject"] != "").any()
     kind = "people" if known else f"runs of {block} files, which stand for people, so optimistic"

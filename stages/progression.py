@@ -25,7 +25,7 @@ def main(
     """N is small (progression.n), so these distances are larger than the table's and compare among themselves alone."""
     runtime = common.start()
     p = params.read(common.PARAMS, "evaluate", scores.Evaluate)
-    held_out = np.load(test_features / "alexnet.npy")
+    held_out = common.read_features(test_features, None)["alexnet"]
     rows, stacks = [], {}
     for file in common.progress(sorted(snapshots.glob("*.npy")), "progressions"):
         stack = np.load(file)

@@ -34,6 +34,7 @@ from synthmri.errors import UserError
 METRICS, MODELS, SLICES, SAMPLES = Path("metrics"), Path("models"), Path("data/slices"), Path("data/samples")
 PRIVACY = METRICS / "privacy.json"
 CODE = {name: "ldm" if name == "latent_diffusion" else f"baselines/{name}" for name in comparison.MODELS}
+OF_SCORES = ("privacy", "gate", "comparison")  # files of all models that stand beside a model's own scores
 # Sections of params.yaml that a model of either kind comes from, besides its own.
 OF_ALL, OF_LDM = ("runtime", "data", "cohort", "sample", "evaluate"), ("prompt", "adapt", "encode", "finetune")
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -176,7 +177,8 @@ def _entry(
         "gate": "refused" if failed else "passed",
         "gate_reasons": "; ".join(failed) or "every rule holds",
         "dvc_val": _hash(locked, SLICES / "val"),
-        "scored_as": f"{_hash(locked, METRICS / f'{name}.json')} {_hash(locked, PRIVACY)}",
+        "scores": " ".join(sorted(scores)),
+        "scored_as": " ".join(_hash(locked, METRICS / f"{file}.json") for file in (name, *OF_SCORES)),
         "git_head": _git("rev-parse", "HEAD") or "none",
         "machine": f"{platform.machine()}, {os.cpu_count()} processors, {runtime.device}",
         "data": "simulated, not patients" if tree["data"]["source"] == "simulated" else "private",
@@ -417,6 +419,7 @@ def _commit(revision: str) -> None:
 
 def _override(model: str, reason: str) -> None:
     """Into params.yaml, so that it is versioned, has an author, and outlives the store."""
+    params.read(common.PARAMS, "registry", gate.Registry)
     if model:
         _known(model)
     if bool(model) != bool(reason.strip()):
@@ -431,8 +434,4 @@ def _override(model: str, reason: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        cli()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    common.guarded(cli)

@@ -31,7 +31,8 @@ def main(out: Annotated[Path, typer.Option(help="folder of the BIDS tree")]):
     with common.replacing(out) as folder:
         folder.mkdir()
         context = multiprocessing.get_context("forkserver")
-        with ProcessPoolExecutor(min(runtime.threads, p.subjects), mp_context=context) as pool:
+        workers = min(runtime.threads, p.subjects)
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=common.end_with_parent) as pool:
             try:
                 pending = pool.map(_one, range(p.subjects), repeat(p), repeat(folder))
                 rows = list(common.progress(pending, "simulated subjects", p.subjects))

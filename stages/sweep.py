@@ -11,8 +11,8 @@ from typing import Annotated
 import pandas as pd
 import typer
 
-from stages import common, evaluate
-from synthmri import features, imageset, ldm, params, plots, prompt, sampling, scores, sweep
+from stages import common
+from synthmri import auroc, features, imageset, ldm, params, plots, prompt, sampling, scores, sweep
 
 
 def main(
@@ -44,27 +44,31 @@ def main(
         for one in tried
     ]  # fmt: skip
     best = 0
-    if len(tried) > 1:  # nothing is drawn where there is nothing to choose
-        held_out = imageset.read(validation)
-        reference = evaluate.read_features(validation_features, len(held_out))["alexnet"]
+    held_out = imageset.read(validation)
+    if len(tried) > 1 and len(held_out) > 1:  # nothing is drawn where there is nothing to choose, or to choose by
+        reference = common.read_features(validation_features, len(held_out))["alexnet"]
         pipe = ldm.load(model, device=runtime.device)
         drawn = []
         for one in common.progress(tried, "combinations"):
             made = ldm.sample(pipe, texts, seeds, one, size=held_out.images.shape[1])
             drawn.append(features.alexnet(made, device=runtime.device))
-        subjects = held_out.manifest.get("subject")
-        if subjects is None or subjects.nunique() < 2:
-            print("fewer than 2 validation subjects are known: each slice stands for one", file=sys.stderr)
-            subjects = pd.Series(range(len(held_out)))
-        gain, spread = sweep.gains(drawn, reference, subjects.to_numpy(), seed=p.seed)
-        best = sweep.choose(gain, spread)
+        people = auroc.people(held_out.manifest, held_out.meta.get("data", {}).get("border_gap", 1))
         for k, row in enumerate(rows):
             row |= {
                 "n": p.n,
                 "kid_alexnet": scores.kernel_distance(drawn[k], reference),
                 "fd_alexnet": scores.frechet_distance(drawn[k], reference),
-                "kid_gain": gain[k], "kid_gain_std": spread[k],
-            }  # fmt: skip
+            }
+        if len(set(people)) < sweep.LEAST_PEOPLE:
+            print(
+                f"{len(set(people))} validation people are too few to choose by; section `sample` stands",
+                file=sys.stderr,
+            )
+        else:
+            gain, spread = sweep.gains(drawn, reference, people, seed=p.seed)
+            best = sweep.choose(gain, spread)
+            for k, row in enumerate(rows):
+                row |= {"kid_gain": gain[k], "kid_gain_std": spread[k]}
     frame = pd.DataFrame(rows).assign(chosen=[int(k == best) for k in range(len(rows))])
     settings = {name: rows[best][name] for name in ("guidance", "steps", "scheduler")}
     print(f"{'kept' if best == 0 else 'chosen'} on validation slices, of {len(tried)}: {settings}", file=sys.stderr)

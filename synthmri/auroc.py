@@ -35,8 +35,7 @@ def tables(scores: np.ndarray, positive: np.ndarray, who: np.ndarray, count: int
 
 def area(wins: np.ndarray, pairs: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """The area with person i counted weights[r, i] times: (R, count) -> float64 (R,), NaN where no pair is left."""
-    total = np.einsum("ri,ij,rj->r", weights, pairs, weights)
-    won = np.einsum("ri,ij,rj->r", weights, wins, weights)
+    total, won = (((weights @ table) * weights).sum(axis=1) for table in (pairs, wins))
     return np.divide(won, total, out=np.full(len(weights), np.nan), where=total > 0)
 
 

@@ -1,5 +1,7 @@
 """Model card and dataset sheet in the Hugging Face format, written from the numbers of a run and from nothing else."""
 
+from pathlib import Path
+
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
 NAMED = {
@@ -11,7 +13,7 @@ NAMED = {
     "precision": "precision", "recall": "recall", "density": "density", "coverage": "coverage",
     "memorised": "share of images that look memorised (0.05 is what honest data gives)",
     "mia_auroc": "best attack on membership, AUROC (0.5 is chance)",
-    "mia_auroc_low": "its lower 95 % bound",
+    "mia_auroc_low": "largest lower 95 % bound of the attacks",
     "largest_correlation": "largest correlation of pixels with a training slice",
 }  # fmt: skip
 CLINICAL = (
@@ -63,7 +65,7 @@ def model_card(
         library_name="diffusers" if code == "ldm" else "synthmri",
         pipeline_tag="text-to-image" if code == "ldm" else "unconditional-image-generation",
         tags=["brain-mri", "synthetic-data", "not-for-clinical-use", *(["simulated-data"] if simulated else [])],
-        base_model=None if code != "ldm" or _own_base(tree) else tree["finetune"]["base_model"],
+        base_model=tree["finetune"]["base_model"] if code == "ldm" and not _local_base(tree) else None,
     )  # fmt: skip
     rows = ["| score | this model | real slices of other people |", "|---|---|---|"]
     rows += [
@@ -194,16 +196,21 @@ def _own_base(tree: dict) -> bool:
     return tree["finetune"]["base_model"] == "pretrained/base"
 
 
+def _local_base(tree: dict) -> bool:
+    """Whether the base is a directory, whose name the hub does not know and need not."""
+    return Path(tree["finetune"]["base_model"]).is_dir()
+
+
 def _base(tree: dict) -> str:
     base = tree["finetune"]["base_model"]
     seen = ", which has seen simulated heads alone and no patient" if _own_base(tree) else ""
-    return f"Fine-tuned from `{base}`{seen}."
+    return f"Fine-tuned from {f'`{base}`' if _own_base(tree) or not _local_base(tree) else 'a local directory'}{seen}."
 
 
 def _base_licence(tree: dict) -> str:
     if _own_base(tree):
         return "Base model: Apache-2.0. "
-    return f"Base model: that of `{tree['finetune']['base_model']}`, which binds this model too. "
+    return "Base model: under its own licence, which binds this model too. "
 
 
 def _data_licence(simulated: bool) -> str:

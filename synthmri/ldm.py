@@ -198,6 +198,8 @@ def finetune(
             for name, weight in named.items():
                 weight.copy_(state["network"][name])
         optimizer.load_state_dict(state["optimizer"])
+        if accelerator.scaler is not None:  # fp16
+            accelerator.scaler.load_state_dict(state["scaler"])
         for shadow, saved in zip(ema.shadow_params, state["ema"], strict=True):
             shadow.copy_(saved)
         history = [tuple(entry) for entry in state["history"]]
@@ -248,6 +250,7 @@ def finetune(
             {
                 "network": {name: weight.detach() for name, weight in named.items()},
                 "optimizer": optimizer.state_dict(), "ema": ema.shadow_params,
+                "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
                 "history": [list(entry) for entry in history], "operations": operations,
             },
         )  # fmt: skip
@@ -322,6 +325,11 @@ def new_scheduler(pipe, name: str):
     if name in ("ddim", "ddpm"):
         extra["clip_sample"] = False  # latents are not confined to [-1, 1]
     return cls.from_config(pipe.scheduler.config, **extra)
+
+
+def image_size(pipe) -> int:
+    """px that the pipeline draws unless told otherwise."""
+    return pipe.unet.config.sample_size * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
 
 
 def guidance(texts: Sequence[str], wanted: float) -> float:

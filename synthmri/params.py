@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from synthmri.errors import UserError
 
@@ -29,9 +29,9 @@ S = TypeVar("S", bound=Section)
 class Runtime(Section):
     """Section `runtime`: what every stage shares."""
 
-    seed: int = 0
-    threads: int = 2
-    device: str = "cpu"
+    seed: int = Field(default=0, ge=0)
+    threads: int = Field(default=2, ge=1, le=1024)
+    device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
 
 
 def read(path: Path, section: str, cls: type[S]) -> S:

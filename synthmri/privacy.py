@@ -87,9 +87,8 @@ def attack(
 
 
 def worst(attacks: dict[str, dict[str, float]]) -> dict[str, float]:
-    """A model's attacks as mia_<attack>_<number>, and mia_auroc and mia_auroc_low of the most successful one."""
-    strongest = max(attacks.values(), key=lambda found: found["auroc"])
-    result = {"mia_auroc": strongest["auroc"], "mia_auroc_low": strongest["auroc_low"]}
+    """A model's attacks as mia_<attack>_<number>, and the largest of their areas and of the lower ends of these."""
+    result = {f"mia_{name}": max(found[name] for found in attacks.values()) for name in ("auroc", "auroc_low")}
     for name, found in attacks.items():
         result |= {f"mia_{name}_{key}": value for key, value in found.items()}
     return result

@@ -19,7 +19,7 @@ class Sample(Section):
     """Section `sample`; steps, guidance, scheduler and bf16 are of the latent diffusion model alone."""
 
     n: int = Field(ge=1, le=100_000)
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=2**62)
     steps: int = Field(ge=1, le=1000)
     guidance: float = Field(ge=1, le=50)
     scheduler: Scheduler
@@ -30,6 +30,8 @@ class Sample(Section):
 
 def settled(p: Sample, choice: dict) -> Sample:
     """`p` with the guidance, steps and scheduler that were chosen for it. Raises UserError for other values."""
+    if not isinstance(choice, dict):
+        raise UserError(f"what stage `sweep` chose is no map of settings but {choice!r}; run `dvc repro sweep`")
     return params.parse(p.model_dump() | choice, "sample", Sample, "what stage `sweep` chose")
 
 

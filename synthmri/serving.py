@@ -39,6 +39,8 @@ class Model(PythonModel):
     """Any of the project's models, drawing on request; one request at a time."""
 
     def load_context(self, context) -> None:
+        import torch
+
         from synthmri import sampling
 
         config = context.model_config
@@ -46,7 +48,9 @@ class Model(PythonModel):
         self.p = sampling.Sample.model_validate(config["sample"], strict=False)
         self.prompts = json.loads(Path(context.artifacts["prompts"]).read_text(encoding="utf-8"))
         self.module = importlib.import_module(f"synthmri.{self.code.replace('/', '.')}")
-        self.trained = self.module.load(Path(context.artifacts["model"]), device=config["device"])
+        # Trained on a GPU, it may be served without one; the pixels then differ in rounding.
+        device = config["device"] if torch.cuda.is_available() else "cpu"
+        self.trained = self.module.load(Path(context.artifacts["model"]), device=device)
         self.lock = threading.Lock()
 
     def predict(self, context, model_input: list[Request], params=None) -> list:
@@ -72,7 +76,7 @@ class Model(PythonModel):
             if self.code == "ldm":
                 words = asked.pop("prompt", None)
                 texts = prompt.drawn(self.prompts, seeds) if words is None else [words] * request.n
-                size = self.trained.unet.config.sample_size * 2 ** (len(self.trained.vae.config.block_out_channels) - 1)
+                size = self.module.image_size(self.trained)
                 p = self.p.model_copy(update=asked)
                 images = self.module.sample(self.trained, texts, seeds, p, size=size)
             elif asked:

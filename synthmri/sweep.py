@@ -12,6 +12,7 @@ from synthmri import sampling, scores
 from synthmri.params import Section
 
 ROUNDS = 60  # subsets that an uncertainty comes from
+LEAST_PEOPLE = 3  # of fewer, no half tells how much people differ
 FALSE_ALARM = 0.05  # chance that any of the others is taken although none is better
 
 
@@ -42,8 +43,8 @@ def gains(
 ) -> tuple[np.ndarray, np.ndarray]:
     """By how much the KID of each set lies below that of the first, and the standard error of it; the first's are 0.
 
-    drawn: sets of features (n, D), row i of each of the same seed; held_out: (M, D); subjects: of its rows, at least 2.
-    The error holds the choice of subjects and that of seeds: `scores.by_subject`, over each in turn.
+    drawn: sets of features (n, D), row i of each of the same seed; held_out: (M, D); subjects: of its rows, at
+    least LEAST_PEOPLE. The error holds the choice of subjects and of seeds: `scores.by_subject`, over each in turn.
     """
 
     def below_first(rows: np.ndarray, held_out: np.ndarray) -> np.ndarray:

@@ -158,12 +158,13 @@ def register(client, experiment: str, entry: Entry, code: Path, package: Path, t
 
 def _update(client, version, entry: Entry) -> None:
     """The same model may have been scored anew; `scored_as` is set last, so that a kill in between is made good."""
+    tag(client, version, {"dvc_val": entry.tags["dvc_val"]})
     if version.tags.get("scored_as") == entry.tags.get("scored_as"):
         return
     _log_metrics(client, version.run_id, entry.scores, {})
     for file, folder in entry.files:
         (client.log_artifacts if file.is_dir() else client.log_artifact)(version.run_id, str(file), folder)
-    tag(client, version, {"scored_as": entry.tags["scored_as"]})
+    tag(client, version, {name: entry.tags[name] for name in ("scores", "scored_as")})
 
 
 def _remove_rest(client, experiment: str, entry: Entry) -> None:
@@ -225,8 +226,9 @@ def _nothing_if_there():
 
 
 def scores(client, version) -> dict[str, float]:
-    """The scores of a version: its run's metrics but the curves, which have a / in their names."""
-    return {name: value for name, value in client.get_run(version.run_id).data.metrics.items() if "/" not in name}
+    """The scores of a version. MLflow forgets no metric, so tag `scores` says which are of the last scoring."""
+    logged = client.get_run(version.run_id).data.metrics
+    return {name: logged[name] for name in version.tags["scores"].split() if name in logged}
 
 
 def tag(client, version, tags: dict[str, str | None]) -> None:

@@ -132,7 +132,8 @@ def run(
             part.load_state_dict(state["parts"][key])
         first, history, operations = state["step"], state["history"], state["operations"]
     else:
-        snapshot(0)
+        for k in [k for k, end in enumerate(ends) if end == 0]:
+            snapshot(k)
     for step in range(first, steps):
         if operations:
             losses = update(step, step_generator(seed, step))
@@ -145,8 +146,8 @@ def run(
             raise UserError(f"training {name} diverged at step {step} ({told}); lower baselines.{name}.learning_rate")
         history.append(losses)
         tick(step, next(iter(losses.values())))
-        if step + 1 in ends:
-            snapshot(ends.index(step + 1))
+        for k in [k for k, end in enumerate(ends) if k and end == step + 1]:  # several, of more points than steps
+            snapshot(k)
         if step + 1 in ends or (step + 1) % 500 == 0:
             state = {key: part.state_dict() for key, part in parts.items()}
             save_checkpoint(

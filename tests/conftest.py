@@ -1,5 +1,6 @@
 """Tests run in the repository's root, where params.yaml stands."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,11 @@ ROOT = Path(__file__).parent.parent
 def in_root(monkeypatch):
     monkeypatch.chdir(ROOT)
     torch.set_num_threads(2)
+    yield
+    if "accelerate" in sys.modules:  # it keeps the precision of a process's first training for all that follow
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session", params=["epsilon", "v_prediction"])

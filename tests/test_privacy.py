@@ -110,6 +110,12 @@ def test_one_false_alarm_in_a_hundred_is_allowed():
     assert found["tpr_at_1pct_fpr"] == 0.5
 
 
+def test_worst_is_the_surest_attack_even_where_another_has_the_larger_area():
+    sure, large = {"auroc": 0.60, "auroc_low": 0.57}, {"auroc": 0.62, "auroc_low": 0.50}
+    found = privacy.worst({"distance": sure, "loss": large})
+    assert (found["mia_auroc"], found["mia_auroc_low"]) == (0.62, 0.57)
+
+
 def test_worst_is_the_most_successful_attack():
     weak, strong = ({"auroc": a, "auroc_low": a - 0.1} for a in (0.5, 0.8))
     found = privacy.worst({"distance": weak, "loss": strong})
@@ -243,7 +249,7 @@ def test_stage_without_a_pair_says_so(folder):
 
 def test_stage_without_features_names_the_remedy(folder):
     shutil.rmtree(folder / "features/val")
-    with pytest.raises(UserError, match="features of val cannot be read.*run `dvc repro`"):
+    with pytest.raises(UserError, match="features/val holds no features.*run `dvc repro`"):
         run(folder)
 
 

@@ -243,11 +243,20 @@ def test_a_reader_signs_in_rates_undoes_and_finishes(served):
         state = client.post(link + "ratings", json=answer(opened, i)).json()
         assert state["done"] == i + 1
     assert state["position"] is None and state["image"] is None
-    back = client.post(link + "undo", json={}).json()
-    assert back["position"] == 53 and back["answers"] == ANSWER
+    for _ in range(2):  # the second as if the reply to the first had been lost
+        back = client.post(link + "undo", json={"done": 54}).json()
+        assert back["position"] == 53 and back["answers"] == ANSWER and back["done"] == 53
     again = client.post(link + "ratings", json=answer(opened, 53, realism=1)).json()
     assert again["done"] == 54
     assert [(row["realism"], row["revision"]) for row in db.ratings(0)][-2:] == [(4, 0), (1, 1)]
+
+
+def test_a_post_that_cannot_be_read_is_answered_without_an_echo(served):
+    client, link, opened, db = served
+    client.post(link + "sign-in", json={"pseudonym": "Anna"})
+    text = json.dumps(answer(opened, 0)).replace('"seconds": ', '"seconds": NaN, "x": ')
+    reply = client.post(link + "ratings", content=text, headers={"content-type": "application/json"})
+    assert reply.status_code == 422 and "seconds" in reply.json()["detail"] and not db.ratings()
 
 
 def test_a_rating_posted_twice_is_kept_once_and_another_is_refused(served):
@@ -503,7 +512,7 @@ def test_create_rate_export_score(tmp_path, monkeypatch, capsys):
     assert out.read_bytes() == before  # again: nothing counts twice
     commands.merge([out, out], tmp_path / "merged.csv")
     assert (tmp_path / "merged.csv").read_bytes() == before
-    db.undo(1)  # a rating that was exported and then withdrawn is gone
+    db.undo(1, len(db.ratings(1)))  # a rating that was exported and then withdrawn is gone
     commands.export(out, "", home)
     assert len(ratings.read(out)) == 103
 

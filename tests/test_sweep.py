@@ -151,7 +151,7 @@ def workplace(folder: Path, model: Path, monkeypatch, *, template="{contrast} {p
     yaml.dump(tree, folder / "params.yaml")
     monkeypatch.chdir(folder)
     rng = np.random.default_rng(0)
-    rows = pd.DataFrame({"subject": list("aabbcc"), "contrast": "T1w", "plane": "axial"})
+    rows = pd.DataFrame({"subject": list("aabbcc"), "contrast": "T1w", "plane": "axial", "label": "", "depth_mm": "60"})
     for name in ("train", "val"):
         images = rng.integers(0, 255, (6, 64, 64), dtype=np.uint8)
         imageset.write(Path(name), imageset.ImageSet(images, rows))
@@ -185,6 +185,16 @@ def test_the_stage_scores_every_combination_and_sample_reads_its_choice(tiny_mod
     Path("sampling.json").write_text(json.dumps(choice | {"steps": 3}))
     sample.main("ldm", Path("model"), Path("train"), Path("out"), Path("sheet.png"), Path("sampling.json"))
     assert json.loads(Path("out/meta.json").read_text())["sample"]["steps"] == 3
+
+
+def test_too_few_people_choose_nothing(tiny_model, tmp_path, monkeypatch, capsys):
+    workplace(tmp_path, tiny_model, monkeypatch, guidance=[1.0], steps=[1, 2], scheduler=["ddim"])
+    rows = pd.read_csv("val/manifest.csv", dtype=str, keep_default_na=False)
+    rows.assign(subject=list("aaabbb")).to_csv("val/manifest.csv", index=False)
+    table, choice = run_sweep()
+    assert "2 validation people are too few to choose by" in capsys.readouterr().err
+    assert list(table.chosen) == [1, 0, 0] and "kid_gain" not in table
+    assert np.isfinite(table.kid_alexnet).all() and choice["steps"] == 2
 
 
 def test_with_empty_prompts_guidance_is_said_to_do_nothing(tiny_model, tmp_path, monkeypatch, capsys):

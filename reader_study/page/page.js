@@ -135,7 +135,7 @@ async function save() {
 async function undo() {
   if (!state || !state.done) return;
   await once(async () => {
-    const back = await ask("undo", {});
+    const back = await ask("undo", { done: state.done });
     await show(back, back.answers);
   });
 }
