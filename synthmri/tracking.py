@@ -228,7 +228,7 @@ def _nothing_if_there():
 def scores(client, version) -> dict[str, float]:
     """The scores of a version. MLflow forgets no metric, so tag `scores` says which are of the last scoring."""
     logged = client.get_run(version.run_id).data.metrics
-    return {name: logged[name] for name in version.tags["scores"].split() if name in logged}
+    return {name: logged[name] for name in version.tags.get("scores", "").split() if name in logged}
 
 
 def tag(client, version, tags: dict[str, str | None]) -> None:
