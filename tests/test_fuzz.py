@@ -21,7 +21,7 @@ from test_imageset import example
 from test_readers import AXIAL, dicom_slices, save_dicom, save_nifti, volume
 from test_slices import DATA
 
-from stages import evaluate
+from stages import common
 from synthmri import imageset, params, ratings, readers, scores, slices, training
 from synthmri.baselines import vae
 from synthmri.errors import UserError
@@ -194,7 +194,7 @@ def test_mutated_features_are_refused_or_give_a_distance(tmp_path):
     np.save(path, np.random.default_rng(0).normal(size=(9, 7)).astype(np.float32))
 
     def distance() -> float:
-        return scores.frechet_distance(evaluate.read_features(tmp_path, 9)["alexnet"], other)
+        return scores.frechet_distance(common.read_features(tmp_path, 9)["alexnet"], other)
 
     assert distance() > 0
     for seed, changed in cases("features", path.read_bytes(), 60):
