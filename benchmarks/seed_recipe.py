@@ -6,8 +6,6 @@ Only the sampling differs: both draw from the model as section `finetune` traine
 so its guidance of 7 changes nothing and is not computed; a pipeline that computes it all the same takes twice the time.
 """
 
-import json
-import platform
 import time
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +15,7 @@ import torch
 import typer
 import yaml
 
+from benchmarks import measure
 from stages import common
 from synthmri import features, imageset, ldm, params, prompt, sampling, scores
 
@@ -27,7 +26,6 @@ def main(
     test: Annotated[Path, typer.Option(help="ImageSet to compare with: held-out slices")] = Path("data/slices/test"),
     profile: Annotated[Path, typer.Option(help="the original recipe")] = Path("profiles/seed.yaml"),
     n: Annotated[int, typer.Option(min=8, help="images of each; best a multiple of both batches, or below both")] = 50,
-    out: Annotated[Path, typer.Option(help="JSON to write")] = Path("benchmarks/results/seed_recipe.json"),
 ):
     """Seconds, FD and KID of each; `ratio` is of images a second, tuned to original."""
     runtime = common.start()
@@ -67,11 +65,10 @@ def main(
     some = np.sort(np.random.default_rng(0).choice(len(known), n, replace=False))
     result = {
         "n": n, "held_out": len(held_out), "threads": torch.get_num_threads(), "device": runtime.device,
-        "machine": platform.machine(), **rows, "real_other_people": distances(known.images[some]),
+        **rows, "real_other_people": distances(known.images[some]),
         "ratio": round(rows["tuned"]["images_per_second"] / rows["original"]["images_per_second"], 1),
     }  # fmt: skip
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    measure.write("seed_recipe", result)
     print(f"the tuned recipe draws {result['ratio']} times as many images a second")
 
 

@@ -65,6 +65,10 @@ def start() -> params.Runtime:
     import torch
 
     torch.set_num_threads(runtime.threads)
+    # MKL's vector functions are set up by their first call: where threads share it, one of them may compute its part in
+    # lower accuracy (1e-4), in some runs and not in others. A first call of one number is made by one thread alone.
+    for function in (torch.exp, torch.log, torch.sin, torch.cos, torch.tanh, torch.erf):
+        function(torch.ones(1))
     if runtime.device != "cpu" and int(runtime.device.partition(":")[2] or 0) >= torch.cuda.device_count():
         raise UserError(
             f"runtime.device = {runtime.device}, but torch sees {torch.cuda.device_count()} GPUs here; set it to cpu, "

@@ -234,7 +234,7 @@ def duplicates(images: np.ndarray, splits: np.ndarray, correlation: float) -> np
     """
     splits = np.asarray(splits)
     found = np.full(len(splits), "", dtype="<U5")
-    small = np.stack([_thumbnail(image) for image in images])
+    small = thumbnails(images)
     digest = np.array([hashlib.sha256(np.ascontiguousarray(image)).hexdigest() for image in images])
     for later, earlier in (("test", ["train"]), ("val", ["train", "test"])):
         ours = np.flatnonzero(splits == later)
@@ -252,8 +252,12 @@ def duplicates(images: np.ndarray, splits: np.ndarray, correlation: float) -> np
     return found
 
 
-def _thumbnail(image: np.ndarray) -> np.ndarray:
-    """uint8 (H, W) -> float32 (1024,) of mean 0 and norm 1, so that a dot product is a correlation."""
-    small = np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BOX), dtype=np.float32).ravel()
-    small -= small.mean()
-    return small / max(float(np.linalg.norm(small)), 1e-6)
+def thumbnails(images: np.ndarray) -> np.ndarray:
+    """uint8 (N, H, W) -> float32 (N, 1024): of 32 x 32 pixels, of mean 0 and norm 1; a dot product is a correlation."""
+    out = np.empty((len(images), 1024), dtype=np.float32)
+    for row, image in zip(out, images, strict=True):
+        small = Image.fromarray(np.asarray(image)).resize((32, 32), Image.Resampling.BOX)
+        row[:] = np.asarray(small, dtype=np.float32).ravel()
+        row -= row.mean()
+        row /= max(float(np.linalg.norm(row)), 1e-6)
+    return out

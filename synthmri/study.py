@@ -9,10 +9,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 from pydantic import Field
 from scipy.optimize import linear_sum_assignment
 
+from synthmri import slices
 from synthmri.errors import UserError
 from synthmri.imageset import ImageSet
 from synthmri.params import Section
@@ -32,7 +32,6 @@ TAGS = {  # key -> artefact
     "o": "doubled part",
 }  # fmt: skip
 _WRONG_CONTRAST_MM = 1e6  # so much worse than any level that it is taken only where nothing else is left
-_THUMBNAIL = 32  # px, at which a synthetic slice is compared with held-out ones
 
 
 class Study(Section):
@@ -90,10 +89,10 @@ def choose(held_out: ImageSet, models: dict[str, ImageSet], p: Study) -> list[It
     rows = shuffled if turn is None else shuffled[np.argsort(turn.to_numpy(), kind="stable")]
     rows = np.sort(rows[: p.cases])
     items = [Item("real", int(row), case, contrasts[row], float(levels[row])) for case, row in enumerate(rows)]
-    thumbnails = _thumbnails(held_out.images)
+    thumbnails = slices.thumbnails(held_out.images)
     for name, found in models.items():
         order = rng.permutation(len(found))  # among equally near levels, chance decides and not the seed
-        nearest = (_thumbnails(found.images)[order] @ thumbnails.T).argmax(axis=1)  # (M,) rows of held-out
+        nearest = (slices.thumbnails(found.images)[order] @ thumbnails.T).argmax(axis=1)  # (M,) rows of held-out
         cost = np.nan_to_num(np.abs(levels[nearest][None, :] - levels[rows][:, None]))
         wrong = np.array([[contrasts[j] != contrasts[row] for j in nearest] for row in rows])
         cases, columns = linear_sum_assignment(cost + _WRONG_CONTRAST_MM * wrong)
@@ -101,15 +100,6 @@ def choose(held_out: ImageSet, models: dict[str, ImageSet], p: Study) -> list[It
             near = nearest[column]
             items.append(Item(name, int(order[column]), int(case), contrasts[near], float(levels[near])))
     return items
-
-
-def _thumbnails(images: np.ndarray) -> np.ndarray:
-    """float (N, 1024) of zero mean and unit length: dot products are correlations."""
-    size = (_THUMBNAIL, _THUMBNAIL)
-    small = np.stack([np.asarray(Image.fromarray(np.asarray(i)).resize(size, Image.Resampling.BOX)) for i in images])
-    flat = small.reshape(len(small), -1).astype(float)
-    flat -= flat.mean(axis=1, keepdims=True)
-    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-9)
 
 
 def mismatch(items: list[Item]) -> dict[str, tuple[float, float]]:
