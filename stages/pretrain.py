@@ -1,7 +1,8 @@
 """Pretrain the base model on simulated heads; not part of `dvc repro`, which starts from the result in pretrained/base.
 
 Resumable: killed at any moment, the same command goes on from its last checkpoint in .ckpt/pretrain. To train longer,
-raise `pretrain.autoencoder.steps` or `pretrain.unet.steps` and run it again.
+raise `pretrain.autoencoder.steps` or `pretrain.unet.steps` and run it again, or, where the checkpoint is gone, go on
+from the weights: `--start pretrained/base --out new`.
 """
 
 from pathlib import Path
@@ -20,47 +21,62 @@ def main(
     out: Annotated[Path, typer.Option(help="folder of the pipeline, in Stable Diffusion format")] = Path(
         "pretrained/base"
     ),
-    part: Annotated[Literal["all", "autoencoder", "unet"], typer.Option(help="what to train")] = "all",
+    part: Annotated[Literal["all", "autoencoder", "decoder", "unet"], typer.Option(help="what to train")] = "all",
+    start: Annotated[
+        Path | None, typer.Option(help="pipeline whose weights training goes on from; without it, random ones")
+    ] = None,
     checkpoints: Annotated[Path, typer.Option(help="where training goes on from")] = Path(".ckpt/pretrain"),
 ):
-    """Train the autoencoder, then the UNet and text encoder on its latents, and write the pipeline."""
+    """Train the autoencoder, then the UNet and text encoder on its latents, and write the pipeline.
+
+    The decoder alone can be trained of a pipeline that is there: its latents, and so its UNet, stay as they are.
+    """
+    if part == "decoder" and start is None:
+        raise UserError("--part decoder needs --start: the pipeline whose decoder it is")
     runtime = common.start()
-    from synthmri import pretrain
+    from synthmri import ldm, pretrain, training
 
     run = params.read(common.PARAMS, "pretrain", pretrain.Pretrain)
+    pipe = ldm.load(start, device=runtime.device) if start else None
 
     # Steps only say how far to go: every other parameter names another training. The code does not: it runs for hours.
     def key(section) -> str:
         shared = run.model_dump(include={"seed", "image_size", "bf16"})
-        return common.digest(section.model_dump(exclude={"steps"}), shared, runtime.model_dump())
+        origin = [start] if start else []
+        return common.digest(section.model_dump(exclude={"steps"}), shared, runtime.model_dump(), *origin)
 
-    first = checkpoints / f"autoencoder-{key(run.autoencoder)}.pt"
+    first = checkpoints / f"{'decoder' if part == 'decoder' else 'autoencoder'}-{key(run.autoencoder)}.pt"
     second = checkpoints / f"unet-{key(run.unet)}-{key(run.autoencoder)}.pt"
     with Progress(*common.BAR, console=Console(stderr=True), refresh_per_second=1) as progress:
-        if part == "unet":
-            from synthmri import training
-
-            state = training.load_checkpoint(first)
-            if state is None:
-                raise UserError(f"{first} is missing; run with --part autoencoder first")
-            vae = pretrain.new_autoencoder(run.autoencoder)
-            vae.load_state_dict(state["model"])
-            vae.eval()
-        else:
+        if part != "unet":
             from synthmri import features
 
             tick = _ticker(progress, "autoencoder", run.autoencoder.steps, first.with_suffix(".csv"))
-            perceptual = features.lpips_model(device=runtime.device)
-            vae = pretrain.fit_autoencoder(run.autoencoder, run, perceptual, first, runtime.device, tick)
+            vae = pretrain.fit_autoencoder(
+                run.autoencoder, run, features.lpips_model(device=runtime.device), first, runtime.device, tick,
+                start=pipe.vae if pipe else None, part="decoder" if part == "decoder" else "full",
+            )  # fmt: skip
+        elif pipe:
+            vae = pipe.vae
+        else:
+            state = training.load_checkpoint(first)
+            if state is None:
+                raise UserError(f"{first} is missing; run with --part autoencoder first, or name a pipeline by --start")
+            vae = pretrain.new_autoencoder(run.autoencoder)
+            vae.load_state_dict(state["vae"])
+            vae.eval()
         if part == "autoencoder":
             return
-        tick = _ticker(progress, "unet", run.unet.steps, second.with_suffix(".csv"))
-        from transformers import CLIPTokenizer
+        if pipe is None:
+            from transformers import CLIPTokenizer
 
-        # Learning a tokenizer twice may number rare pieces differently: one that is there is kept.
-        known = out / "tokenizer"
-        tokenizer = CLIPTokenizer.from_pretrained(known) if known.is_dir() else pretrain.new_tokenizer()
-        pipe = pretrain.fit_unet(run, vae, tokenizer, second, runtime.device, tick)
+            # Learning a tokenizer twice may number rare pieces differently: one that is there is kept.
+            known = out / "tokenizer"
+            tokenizer = CLIPTokenizer.from_pretrained(known) if known.is_dir() else pretrain.new_tokenizer()
+            pipe = pretrain.new_pipeline(run, vae, tokenizer)
+        if part != "decoder":
+            tick = _ticker(progress, "unet", run.unet.steps, second.with_suffix(".csv"))
+            pretrain.fit_unet(pipe, run, second, runtime.device, tick)
     with common.replacing(out) as part_folder:
         common.save_pipeline(pipe, part_folder, half=True)
 

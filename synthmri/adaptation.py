@@ -51,31 +51,35 @@ def rebuild(
     return F.l1_loss(y, x) + weight * distance, z, y
 
 
-def adapt(
+def train(
     vae,
-    images: np.ndarray,
     part: str,
-    p: Adapt,
+    draw: Callable[[torch.Generator], torch.Tensor],
+    p,
     perceptual: Callable,
     *,
+    seed: int,
+    bf16: bool,
     checkpoint: Path,
+    latent: float = 0.0,
+    every: int = 100,
     tick: Callable[[int, float], None] = lambda step, loss: None,
 ) -> None:
-    """Train `vae` in place on random, half of them mirrored crops of uint8 (N, H, W).
+    """Train `vae` in place to rebuild the batches (B, 3, H, W) in [-1, 1] that `draw` makes of a generator.
 
     Where p.adversarial is above 0, a critic of patches learns beside it: without one the decoder blurs what it cannot
     know, with one it draws texture in its place, which is nearer in distribution and farther in PSNR (Blau 2018).
-    part: "decoder" keeps the latent space that a UNet knows, "full" moves it; perceptual: as for `rebuild`.
-    Written to `checkpoint` every 100 steps; a run that was killed goes on from there to the same result.
-    Raises UserError when the loss stops being finite.
+    part: "decoder" keeps the latent space that a UNet knows, "full" moves it; p: steps, learning_rate, perceptual,
+    adversarial and latent_noise; perceptual: as for `rebuild`; latent: weight of a pull of the latents towards zero
+    mean and unit variance per channel. Written to `checkpoint` `every` so many steps; a run that was killed goes on
+    from there to the same result. Raises UserError when the loss stops being finite.
     """
     device = next(vae.parameters()).device
-    crop = min(p.crop_px, *images.shape[1:])
     # The pieces by their names in diffusers: both kinds have `decoder`, the KL kind a convolution before it.
     names = ("decoder.", "post_quant_conv.") if part == "decoder" else ("",)
     vae.requires_grad_(False)
     weights = [w.requires_grad_(True) for name, w in vae.named_parameters() if name.startswith(names)]
-    critic = patchgan.discriminator(p.seed).to(device)
+    critic = patchgan.discriminator(seed).to(device)
     learners = {
         "optimizer": torch.optim.AdamW(weights, lr=p.learning_rate, betas=(0.5, 0.99), weight_decay=0.0),
         "critic_optimizer": torch.optim.AdamW(critic.parameters(), lr=1e-3, betas=(0.5, 0.99), weight_decay=0.0),
@@ -92,16 +96,20 @@ def adapt(
     for step in range(first, p.steps):
         for group in optimizer.param_groups:
             group["lr"] = p.learning_rate * training.warm_cosine(step, p.steps, min(10, p.steps))
-        generator = training.step_generator(p.seed, step)
-        x = autoencoder.to_tensor(_crops(images, p.batch_size, crop, generator)).to(device)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=p.bf16):
-            value, _, y = rebuild(
+        generator = training.step_generator(seed, step)
+        with torch.no_grad():
+            x = draw(generator).to(device)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            value, z, y = rebuild(
                 vae, x, perceptual, generator,
                 weight=p.perceptual, latent_noise=p.latent_noise, frozen_encoder=part == "decoder",
             )  # fmt: skip
             grey = y.mean(dim=1, keepdim=True)
             if p.adversarial > 0:
                 value = value + p.adversarial * patchgan.generator_loss(critic, grey)
+        if latent > 0:
+            mean, std = z.mean(dim=(0, 2, 3)), z.std(dim=(0, 2, 3))
+            value = value + latent * (mean.square() + (std - 1).square()).mean()
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
@@ -109,20 +117,39 @@ def adapt(
         loss = value.item()
         if not np.isfinite(loss):
             raise UserError(
-                f"adapting the autoencoder diverged: the loss of step {step} is {loss}; lower adapt.learning_rate "
-                f"(now {p.learning_rate}) or set adapt.bf16 to false"
+                f"training the autoencoder diverged: the loss of step {step} is {loss}; lower its learning_rate "
+                f"(now {p.learning_rate}) or set its bf16 to false"
             )
         if p.adversarial > 0:
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=p.bf16):
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
                 judged = patchgan.discriminator_loss(critic, x[:, :1], grey)
             critic_optimizer.zero_grad(set_to_none=True)
             judged.backward()
             critic_optimizer.step()
         tick(step, loss)
-        if (step + 1) % 100 == 0 or step + 1 == p.steps:
+        if (step + 1) % every == 0 or step + 1 == p.steps:
             state = {name: learner.state_dict() for name, learner in learners.items()}
             training.save_checkpoint(checkpoint, state | {"step": step + 1})
     vae.requires_grad_(False).eval()
+
+
+def adapt(
+    vae,
+    images: np.ndarray,
+    part: str,
+    p: Adapt,
+    perceptual: Callable,
+    *,
+    checkpoint: Path,
+    tick: Callable[[int, float], None] = lambda step, loss: None,
+) -> None:
+    """Train `vae` in place on random, half of them mirrored crops of uint8 (N, H, W); the rest as for `train`."""
+    crop = min(p.crop_px, *images.shape[1:])
+
+    def draw(generator: torch.Generator) -> torch.Tensor:
+        return autoencoder.to_tensor(_crops(images, p.batch_size, crop, generator))
+
+    train(vae, part, draw, p, perceptual, seed=p.seed, bf16=p.bf16, checkpoint=checkpoint, tick=tick)
 
 
 def _crops(images: np.ndarray, count: int, size: int, generator: torch.Generator) -> np.ndarray:

@@ -34,6 +34,7 @@ class Autoencoder(Section):
     pixel_mm: anatomy.Range
     learning_rate: float = Field(gt=0, le=0.1)
     perceptual: float = Field(ge=0)
+    adversarial: float = Field(ge=0)
     latent: float = Field(ge=0)
     latent_noise: float = Field(ge=0)
 
@@ -119,42 +120,23 @@ def fit_autoencoder(
     checkpoint: Path,
     device: str,
     tick: Callable[[int, float], None],
+    *,
+    start=None,
+    part: str = "full",
 ):
-    """Train from scratch, or go on from `checkpoint`. Loss: L1 + perceptual (LPIPS, Zhang 2018) + a pull of the latents
-    towards zero mean and unit variance per channel. A little noise on them makes the decoder forgive a sampler.
+    """Train an autoencoder, `start` or else a new one, or go on from `checkpoint`; the loss: see adaptation.train.
 
-    perceptual: (B, 3, H, W) x (B, 3, H, W) in [-1, 1] -> distances. Returns the trained autoencoder.
+    part: "full", or "decoder", which keeps the latent space. perceptual: (B, 3, H, W) x (B, 3, H, W) in [-1, 1] ->
+    distances. Returns the trained autoencoder.
     """
     torch.manual_seed(run.seed)
-    model = new_autoencoder(p).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=p.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
-    first = 0
-    if state := training.load_checkpoint(checkpoint):
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        first = state["step"]
+    model = (start or new_autoencoder(p)).to(device)
     atlas = anatomy.load_atlas().to(device)
-    for step in range(first, p.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = p.learning_rate * training.warm_cosine(step, p.steps, 50)
-        generator = training.step_generator(run.seed, step)
-        with torch.no_grad():
-            x = rgb(autoencoder_images(atlas, p, generator))
-        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=run.bf16):
-            value, z, _ = adaptation.rebuild(
-                model, x, perceptual, generator, weight=p.perceptual, latent_noise=p.latent_noise
-            )
-        mean, std = z.mean(dim=(0, 2, 3)), z.std(dim=(0, 2, 3))
-        value = value + p.latent * (mean.square() + (std - 1).square()).mean()
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        tick(step, value.item())
-        if (step + 1) % run.checkpoint_steps == 0 or step + 1 == p.steps:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            training.save_checkpoint(checkpoint, state)
-    return model.eval()
+    adaptation.train(
+        model, part, lambda generator: rgb(autoencoder_images(atlas, p, generator)), p, perceptual,
+        seed=run.seed, bf16=run.bf16, checkpoint=checkpoint, latent=p.latent, every=run.checkpoint_steps, tick=tick,
+    )  # fmt: skip
+    return model
 
 
 def new_tokenizer(length: int = 32):
@@ -187,11 +169,15 @@ def new_tokenizer(length: int = 32):
 
 
 def new_pipeline(run: Pretrain, vae, tokenizer):
-    """The untrained pipeline around a trained autoencoder and a tokenizer: UNet, text encoder, scheduler."""
+    """An untrained UNet, text encoder and scheduler around a tokenizer and a trained autoencoder.
+
+    The latter's scaling factor is set in place.
+    """
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
     p = run.unet
+    standardise(vae, run)
     torch.manual_seed(run.seed + 1)
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
@@ -242,8 +228,10 @@ def unet_images(atlas, p: Denoiser, size: int, generator: torch.Generator) -> tu
 
 
 @torch.no_grad()
-def standardise(vae, atlas, run: Pretrain) -> None:
+def standardise(vae, run: Pretrain) -> None:
     """Set the autoencoder's scaling factor so that its latents of canonical slices have unit variance overall."""
+    device = next(vae.parameters()).device
+    atlas = anatomy.load_atlas().to(device)
     batches = [
         unet_images(atlas, run.unet, run.image_size, training.step_generator(run.seed + 3, i))[0] for i in range(4)
     ]
@@ -251,19 +239,19 @@ def standardise(vae, atlas, run: Pretrain) -> None:
     vae.register_to_config(scaling_factor=round(1 / float(z.std()), 4))
 
 
-def fit_unet(run: Pretrain, vae, tokenizer, checkpoint: Path, device: str, tick: Callable[[int, float], None]):
-    """Train UNet and text encoder on latents of endless new slices, or go on from `checkpoint`.
+def fit_unet(pipe, run: Pretrain, checkpoint: Path, device: str, tick: Callable[[int, float], None]) -> None:
+    """Train UNet and text encoder of `pipe` on latents of endless new slices, or go on from `checkpoint`.
 
-    Returns the pipeline with the averaged (EMA) weights in it.
+    In place; the averaged (EMA) weights are what stays in it.
     """
     from diffusers.training_utils import EMAModel
 
     p = run.unet
-    pipe = new_pipeline(run, vae, tokenizer).to(device)
+    pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
-    unet, text, vae = pipe.unet, pipe.text_encoder, pipe.vae
+    unet, text, vae = pipe.unet.to(memory_format=torch.channels_last), pipe.text_encoder, pipe.vae
     vae.requires_grad_(False)
-    network = torch.nn.ModuleList([unet, text])
+    network = torch.nn.ModuleList([unet, text]).requires_grad_(True).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=p.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     ema = EMAModel(network.parameters(), decay=p.ema_decay, use_ema_warmup=True, power=0.75)
     first = 0
@@ -274,7 +262,6 @@ def fit_unet(run: Pretrain, vae, tokenizer, checkpoint: Path, device: str, tick:
             shadow.copy_(saved)
         ema.optimization_step = first = state["step"]
     atlas = anatomy.load_atlas().to(device)
-    standardise(vae, atlas, run)
     amp = torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=run.bf16)
     latents = prompts = None
     for step in range(first, p.steps):
@@ -316,4 +303,3 @@ def fit_unet(run: Pretrain, vae, tokenizer, checkpoint: Path, device: str, tick:
                 },
             )
     ema.copy_to(network.parameters())
-    return pipe

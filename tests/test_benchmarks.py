@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import evaluation, finetuning, measure, pays, preprocessing, sampling, scaling
+from benchmarks import base, evaluation, finetuning, measure, pays, preprocessing, sampling, scaling
 from stages import profile
 from synthmri import imageset
 
@@ -61,6 +61,28 @@ def test_finetuning(small, tiny_model):
     finetuning.main(base=tiny_model, images=small / "set", steps=6)
     found = result("finetuning")
     assert found["ratio"] > 0 and 0 < found["ours"]["encoding_share"] < 1
+
+
+def test_base_against_heads_of_its_own_distribution(small, tiny_model, monkeypatch):
+    texture = evaluation.textures(40, seed=0)[:, :64, :64]
+    monkeypatch.setattr(
+        base, "heads", lambda run, n, seed: (texture[:n] if seed == base.SEED else texture[20:], [""] * n)
+    )
+    base.main(model=tiny_model, n=20, sheet=small / "sheet.png")
+    found = result("base")
+    assert found["ratio"] == pytest.approx(
+        found["samples"]["fd_alexnet"] / found["other heads"]["fd_alexnet"], abs=0.01
+    )
+    assert found["other heads"]["fd_alexnet"] < found["rebuilt"]["fd_alexnet"]  # through an untrained autoencoder
+
+
+def test_heads_are_those_of_the_training_and_each_is_another():
+    from synthmri import params, pretrain
+
+    run = params.read(Path("params.yaml"), "pretrain", pretrain.Pretrain).model_copy(update={"image_size": 64})
+    images, prompts = base.heads(run, 20, 5)
+    assert images.shape == (20, 64, 64) and images.dtype == np.uint8 and all(prompts)
+    assert len({image.tobytes() for image in images}) == 20 and len(base.heads(run, 3, 5)[1]) == 3
 
 
 def test_evaluation_agrees_with_torchmetrics(small):

@@ -5,6 +5,7 @@ import torch
 
 from stages import common
 from synthmri import params, pretrain
+from synthmri.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,8 @@ def test_both_parts_resume_to_the_same_weights_and_load_as_a_pipeline(run, tmp_p
                     if fit == "autoencoder":
                         vae = pretrain.fit_autoencoder(run.autoencoder, run, l2, path, "cpu", tick)
                     else:
-                        pipe = pretrain.fit_unet(run, vae, tokenizer, path, "cpu", tick)
+                        pipe = pretrain.new_pipeline(run, vae, tokenizer)
+                        pretrain.fit_unet(pipe, run, path, "cpu", tick)
                 except Killed:
                     continue
                 break
@@ -67,6 +69,39 @@ def test_both_parts_resume_to_the_same_weights_and_load_as_a_pipeline(run, tmp_p
     back = StableDiffusionPipeline.from_pretrained(tmp_path / "pipe", safety_checker=None)
     assert back.scheduler.config.prediction_type == "v_prediction"
     assert back("T1w axial brain MRI", num_inference_steps=2).images[0].size == (64, 64)
+
+
+def test_training_goes_on_from_a_pipeline_and_the_decoder_alone_keeps_its_latents(run, tmp_path, monkeypatch):
+    import yaml
+
+    from stages import pretrain as stage
+    from synthmri import features, ldm
+
+    vae = pretrain.new_autoencoder(run.autoencoder)
+    common.save_pipeline(pretrain.new_pipeline(run, vae, pretrain.new_tokenizer()), tmp_path / "old", half=True)
+    tree = yaml.safe_load(common.PARAMS.read_text(encoding="utf-8")) | {"pretrain": run.model_dump(mode="json")}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(features, "lpips_model", lambda device: l2)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    changed = {}
+    for part in ("decoder", "unet"):
+        stage.main(out=tmp_path / part, part=part, start=tmp_path / "old", checkpoints=tmp_path / "checkpoints")
+        old, new = ldm.load(tmp_path / "old"), ldm.load(tmp_path / part)
+        pieces = {"encoder": "vae.encoder", "decoder": "vae.decoder", "unet": "unet", "text": "text_encoder"}
+        changed[part] = {
+            name
+            for name, where in pieces.items()
+            if not torch.equal(flat(attribute(old, where)), flat(attribute(new, where)))
+        }
+    assert changed == {"decoder": {"decoder"}, "unet": {"unet", "text"}}
+    with pytest.raises(UserError, match="--part decoder needs --start"):
+        stage.main(out=tmp_path / "none", part="decoder", start=None, checkpoints=tmp_path / "checkpoints")
+
+
+def attribute(module, path):
+    for name in path.split("."):
+        module = getattr(module, name)
+    return module
 
 
 def test_tokenizer_is_clips_and_knows_the_words(tmp_path):

@@ -1,0 +1,70 @@
+"""How near the base's own samples, before any fine-tuning, come to the simulated heads that it was trained on.
+
+python -m benchmarks.base --model pretrained/base
+
+The floor is the distance between two sets of such heads, none of which was trained on: every head is drawn anew, from
+seeds that training does not use. `ratio` is the samples' distance to one of the sets against that floor.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+
+from benchmarks import measure
+from stages import common
+from synthmri import anatomy, autoencoder, features, imageset, ldm, params, plots, pretrain, sampling, scores
+
+SEED = 900_000  # of the heads; training draws from the seeds pretrain.seed + 0 to 3
+
+
+def heads(run: pretrain.Pretrain, n: int, seed: int) -> tuple[np.ndarray, list[str]]:
+    """uint8 (n, H, W) of the distribution that the UNet learns, and the prompts that say what each is."""
+    atlas, images, prompts = anatomy.load_atlas(), [], []
+    whole = run.unet.model_copy(update={"empty_prompt": 0.0})
+    for step in range(-(-n // whole.batch)):
+        generator = torch.Generator().manual_seed(seed + step)
+        drawn, words = pretrain.unet_images(atlas, whole, run.image_size, generator)
+        images.append(imageset.to_uint8(drawn.numpy()))
+        prompts += words
+    return np.concatenate(images)[:n], prompts[:n]
+
+
+def main(
+    model: Annotated[Path, typer.Option(help="pipeline in Stable Diffusion format")] = Path("pretrained/base"),
+    n: Annotated[int, typer.Option(min=8, help="images of each set")] = 200,
+    sheet: Annotated[Path | None, typer.Option(help="PNG to write: some of the heads beside some samples")] = None,
+):
+    """Write benchmarks/results/base.json."""
+    runtime = common.start()
+    run = params.read(common.PARAMS, "pretrain", pretrain.Pretrain)
+    p = params.read(common.PARAMS, "sample", sampling.Sample)
+    first, prompts = heads(run, n, SEED)
+    second, _ = heads(run, n, 2 * SEED)
+    pipe = ldm.load(model, device=runtime.device)
+
+    def progress(starts, count):
+        return common.progress(starts, "sampled batches", count)
+
+    drawn = ldm.sample(pipe, prompts, list(range(n)), p, size=run.image_size, progress=progress)
+    rebuilt = autoencoder.reconstruct(pipe.vae, second, batch=16, bf16=p.bf16)
+    sets = {"other heads": first, "rebuilt": rebuilt, "samples": drawn}
+    reference = features.alexnet(second, device=runtime.device)
+    found = {name: features.alexnet(images, device=runtime.device) for name, images in sets.items()}
+    rows = {
+        name: {
+            "fd_alexnet": round(scores.frechet_distance(values, reference), 4),
+            "kid_alexnet": round(scores.kernel_distance(values, reference), 5),
+        }
+        for name, values in found.items()
+    }
+    ratio = rows["samples"]["fd_alexnet"] / rows["other heads"]["fd_alexnet"]
+    measure.write("base", {"n": n, "steps": p.steps, "scheduler": p.scheduler, **rows, "ratio": round(ratio, 2)})
+    if sheet:
+        plots.save(plots.held_out_against_synthetic(first, drawn, title="simulated heads, never trained on"), sheet)
+
+
+if __name__ == "__main__":
+    common.run(main)
