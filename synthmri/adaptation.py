@@ -47,8 +47,10 @@ def rebuild(
         z = autoencoder.posterior(vae.encode(x))[0].float()
     noise = latent_noise * torch.randn(z.shape, generator=generator).to(z)
     y = vae.decode(z + noise * z.detach().std()).sample.float()
-    distance = perceptual(x, y.clamp(-1.2, 1.2)).float().mean()
-    return F.l1_loss(y, x) + weight * distance, z, y
+    value = F.l1_loss(y, x)
+    if weight > 0:
+        value = value + weight * perceptual(x, y.clamp(-1.2, 1.2)).float().mean()
+    return value, z, y
 
 
 def train(
