@@ -19,18 +19,19 @@ def main(name: Annotated[str, typer.Argument(help="a file of profiles/, without 
     yaml = YAML()
     yaml.width, yaml.preserve_quotes = 200, True  # unquoted, a "no" would be read as false
     tree, overlay = yaml.load(common.PARAMS), yaml.load(source)
-    _merge(tree, overlay, "")
+    merge(tree, overlay)
     with common.replacing(common.PARAMS) as part:
         yaml.dump(tree, part)
     print(f"params.yaml now holds profile {name}; `dvc repro` runs it, `git checkout params.yaml` takes it back")
 
 
-def _merge(tree: dict, overlay: dict, where: str) -> None:
+def merge(tree: dict, overlay: dict, where: str = "") -> None:
+    """Put the values of `overlay` over those of `tree`, in place. Raises UserError for a key that `tree` has not."""
     for key, value in overlay.items():
         if key not in tree:
             raise UserError(f"the profile sets {where}{key}, which params.yaml does not have")
         if isinstance(value, dict):
-            _merge(tree[key], value, f"{where}{key}.")
+            merge(tree[key], value, f"{where}{key}.")
         else:
             tree[key] = value
 

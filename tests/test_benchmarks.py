@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import base, evaluation, finetuning, measure, pays, preprocessing, sampling, scaling
+from benchmarks import base, effort, evaluation, finetuning, measure, pays, preprocessing, sampling, scaling
 from stages import profile
 from synthmri import imageset
 
@@ -90,6 +90,20 @@ def test_evaluation_agrees_with_torchmetrics(small):
     found = result("evaluation")
     for name, tolerance in {"fd": 1e-2, "kid": 1e-2, "ssim": 0.01, "psnr": 1e-4, "lpips": 1e-4}.items():
         assert found["ours"][name] == pytest.approx(found["torchmetrics"][name], rel=tolerance, abs=1e-5), name
+
+
+def test_effort_is_linear_in_slices_and_in_the_speed_assumed(small, tiny_model):
+    text = (small / "params.yaml").read_text(encoding="utf-8")
+    (small / "params.yaml").write_text(text.replace("pretrained/base", str(tiny_model)), encoding="utf-8")
+    effort.main("smoke", slices=100, teraflops=1.0)
+    once = result("effort")
+    effort.main("smoke", slices=200, teraflops=2.0)
+    twice = result("effort")
+    ours = [found["latent_diffusion"]["training_petaflop"] for found in (once, twice)]
+    assert ours[0] > 0 and ours[1] == pytest.approx(2 * ours[0], rel=0.02)
+    for name in effort.BASELINES:
+        assert once[name]["training_petaflop"] == pytest.approx(twice[name]["training_petaflop"])
+        assert once[name]["hours"] == pytest.approx(2 * twice[name]["hours"], rel=0.02)
 
 
 def test_preprocessing(small):
