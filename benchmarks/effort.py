@@ -3,9 +3,9 @@
 python -m benchmarks.effort gpu --slices 1500
 
 Counted by torch on a step of two images on this machine, and carried on to the profile's batch and steps, in which
-they are linear. Drawing is reckoned at a third of a training step for each image and evaluation of the network: backward
-takes about twice what forward takes. The hours are these operations over --teraflops a second: an assumption, no
-measurement.
+they are linear. Drawing is reckoned at a third of a training step for each image and evaluation of the network, since
+backward takes about twice what forward takes. The hours are these operations over --teraflops a second, which is an
+assumption and no measurement.
 """
 
 import importlib
