@@ -10,8 +10,8 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from stages import common
-from synthmri import adaptation, autoencoder, features, imageset, ldm, params, scores
+from stages import common, launch
+from synthmri import adaptation, autoencoder, features, imageset, ldm, parallel, params, scores
 
 MOST_IMAGES = 64  # of the validation slices, at even steps: what is judged by them is far larger than their scatter
 
@@ -25,9 +25,10 @@ def main(
     checkpoints: Annotated[Path, typer.Option(help="where an interrupted run goes on from")] = Path(".ckpt/adapt"),
 ):
     """Train by section `adapt` what finetune.autoencoder names; kept only if it rebuilds validation slices better."""
-    runtime = common.start()
+    runtime = launch.start()
     part = params.read(common.PARAMS, "finetune", ldm.Finetune).autoencoder
     p = params.read(common.PARAMS, "adapt", adaptation.Adapt)
+    parallel.check(p.batch_size, "adapt.batch_size")
     held_out = imageset.read(validation).images
     held_out = held_out[np.unique(np.linspace(0, len(held_out) - 1, min(MOST_IMAGES, len(held_out))).astype(int))]
     lpips = features.lpips_model(device=runtime.device)
@@ -41,7 +42,7 @@ def main(
     vae = ldm.load(base, device=runtime.device).vae
     before = after = measure(vae)
     if part != "none":
-        key = common.digest(common.code(), part, p.model_dump(), runtime.model_dump(), images, base)
+        key = common.digest(common.code(), part, p.model_dump(), runtime.model_dump(), parallel.count(), images, base)
         with common.counter(f"adapting: {part}", p.steps) as tick:
             adaptation.adapt(
                 vae, imageset.read(images).images, part, p, lpips, checkpoint=checkpoints / f"{key}.pt", tick=tick
@@ -51,6 +52,8 @@ def main(
             print("the adapted autoencoder rebuilds validation slices no better: the base's is kept", file=sys.stderr)
             vae, after = ldm.load(base).vae, before
     result = {"n": float(len(held_out)), "before": before, "after": after}
+    if not parallel.is_main():
+        return
     with common.replacing(out) as folder, common.replacing(metrics) as file:
         vae.save_pretrained(folder, safe_serialization=True)
         common.forget_origin(folder)

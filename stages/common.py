@@ -49,14 +49,36 @@ def guarded(app: typer.Typer) -> None:
     """Run a command line that is made already; errors as in `run`."""
     try:
         app(standalone_mode=True)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except OSError as error:
-        if error.errno not in REMEDIES:
+    except Exception as error:
+        if not _first_to_fail():
+            sys.exit(1)
+        if isinstance(error, UserError):
+            print(f"error: {error}", file=sys.stderr)
+        elif isinstance(error, OSError) and error.errno in REMEDIES:
+            print(f"error: {_refused(error.filename or 'a file', error)}", file=sys.stderr)
+        else:
             raise
-        print(f"error: {_refused(error.filename or 'a file', error)}", file=sys.stderr)
         sys.exit(1)
+
+
+def _first_to_fail() -> bool:
+    """Whether the error of this process is news: where several work as one, the others fail because of the first."""
+    if "RANK" not in os.environ:
+        return True
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return True
+    try:
+        return dist.distributed_c10d._get_default_store().add("failures", 1) == 1
+    except RuntimeError:  # it went with the process that failed
+        return False
+
+
+def bars(*, per_second: int) -> Progress:
+    """Progress bars on standard error; of several processes that work as one, the first shows them."""
+    shown = os.environ.get("RANK", "0") == "0"
+    return Progress(*BAR, console=Console(stderr=True), refresh_per_second=per_second, disable=not shown)
 
 
 def start() -> params.Runtime:
@@ -89,14 +111,14 @@ def end_with_parent() -> None:
 
 def progress(items: Iterable, title: str, total: int | None = None) -> Iterator:
     """Pass `items` on, with a progress bar on standard error."""
-    with Progress(*BAR, console=Console(stderr=True), refresh_per_second=2) as bar:
+    with bars(per_second=2) as bar:
         yield from bar.track(items, total=total, description=title)
 
 
 @contextmanager
 def counter(title: str, total: int) -> Iterator[Callable[[int, float], None]]:
     """A progress bar for training: call what it yields with the step just done and its loss."""
-    with Progress(*BAR, console=Console(stderr=True), refresh_per_second=2) as bar:
+    with bars(per_second=2) as bar:
         task = bar.add_task(title, total=total)
         yield lambda step, loss: bar.update(task, completed=step + 1, description=f"{title} (loss {loss:.3f})")
 

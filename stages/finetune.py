@@ -9,8 +9,8 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from stages import common
-from synthmri import autoencoder, imageset, ldm, params, progression, prompt, sampling
+from stages import common, launch
+from synthmri import autoencoder, imageset, ldm, parallel, params, progression, prompt, sampling
 
 
 def main(
@@ -25,7 +25,7 @@ def main(
     checkpoints: Annotated[Path, typer.Option(help="where an interrupted run goes on from")] = Path(".ckpt/finetune"),
 ):
     """Train by section `finetune`, with prompts by section `prompt`."""
-    runtime = common.start()
+    runtime = launch.start()
     p = params.read(common.PARAMS, "finetune", ldm.Finetune)
     words = params.read(common.PARAMS, "prompt", prompt.Prompt)
     progress = params.read(common.PARAMS, "progression", progression.Progression)
@@ -34,7 +34,7 @@ def main(
     texts = prompt.prompts(train.manifest, words)
     key = common.digest(
         common.code(), p.model_dump(), words.model_dump(), progress.model_dump(), runtime.model_dump(),
-        latents, base, vae, images / "manifest.csv",
+        parallel.count(), latents, base, vae, images / "manifest.csv",
     )  # fmt: skip
     pipe = ldm.load(base, device=runtime.device)
     pipe.vae = autoencoder.load(vae, device=runtime.device)
@@ -50,7 +50,8 @@ def main(
     def snapshot(epoch: int) -> None:
         if epoch in shown:
             images_now = ldm.sample(pipe, prompt.drawn(texts, seeds), seeds, fast, size=train.images.shape[1])
-            store.put(shown.index(epoch), images_now)
+            if parallel.is_main():
+                store.put(shown.index(epoch), images_now)
 
     steps = p.epochs * -(-len(texts) // p.batch_size)
     with common.counter("fine-tuning steps", steps) as tick:
@@ -58,6 +59,8 @@ def main(
             pipe, mean, std, texts, p, checkpoint=checkpoints / f"{key}.pt", token=words.token,
             device=runtime.device, tick=tick, snapshot=snapshot,
         )  # fmt: skip
+    if not parallel.is_main():
+        return
     if p.method == "lora":
         adapters = ldm.fuse(pipe)
         trained = [weight for part in adapters.values() for weight in part.values()]

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.progress import Progress
 
-from stages import common
-from synthmri import params
+from stages import common, launch
+from synthmri import parallel, params
 from synthmri.errors import UserError
 
 
@@ -33,10 +32,11 @@ def main(
     """
     if part == "decoder" and start is None:
         raise UserError("--part decoder needs --start: the pipeline whose decoder it is")
-    runtime = common.start()
+    runtime = launch.start()
     from synthmri import ldm, pretrain, training
 
     run = params.read(common.PARAMS, "pretrain", pretrain.Pretrain)
+    parallel.check(min(run.autoencoder.batch, run.unet.batch), "pretrain.autoencoder.batch or pretrain.unet.batch")
     pipe = ldm.load(start, device=runtime.device) if start else None
 
     # Steps only say how far to go: every other parameter names another training. The code does not: it runs for hours.
@@ -47,7 +47,7 @@ def main(
 
     first = checkpoints / f"{'decoder' if part == 'decoder' else 'autoencoder'}-{key(run.autoencoder)}.pt"
     second = checkpoints / f"unet-{key(run.unet)}-{key(run.autoencoder)}.pt"
-    with Progress(*common.BAR, console=Console(stderr=True), refresh_per_second=1) as progress:
+    with common.bars(per_second=1) as progress:
         if part != "unet":
             from synthmri import features
 
@@ -70,13 +70,17 @@ def main(
         if pipe is None:
             from transformers import CLIPTokenizer
 
-            # Learning a tokenizer twice may number rare pieces differently: one that is there is kept.
+            # Learning a tokenizer twice may number rare pieces differently: one that is there is kept, and of several
+            # processes one learns it.
             known = out / "tokenizer"
-            tokenizer = CLIPTokenizer.from_pretrained(known) if known.is_dir() else pretrain.new_tokenizer()
+            new = parallel.spread(lambda _: pretrain.new_tokenizer(), [] if known.is_dir() else [0])
+            tokenizer = new[0] if new else CLIPTokenizer.from_pretrained(known)
             pipe = pretrain.new_pipeline(run, vae, tokenizer)
         if part != "decoder":
             tick = _ticker(progress, "unet", run.unet.steps, second.with_suffix(".csv"))
             pretrain.fit_unet(pipe, run, second, runtime.device, tick)
+    if not parallel.is_main():
+        return
     with common.replacing(out) as part_folder:
         common.save_pipeline(pipe, part_folder, half=True)
 
@@ -88,7 +92,7 @@ def _ticker(progress: Progress, name: str, steps: int, log: Path):
     def tick(step: int, loss: float) -> None:
         recent.append(loss)
         progress.update(task, completed=step + 1)
-        if (step + 1) % 50 == 0:
+        if (step + 1) % 50 == 0 and parallel.is_main():
             log.parent.mkdir(parents=True, exist_ok=True)
             with open(log, "a", encoding="utf-8") as file:
                 file.write(f"{step + 1},{sum(recent) / len(recent):.5f}\n")

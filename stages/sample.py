@@ -10,8 +10,8 @@ import pandas as pd
 import typer
 from PIL import Image
 
-from stages import common
-from synthmri import imageset, params, plots, prompt, sampling
+from stages import common, launch
+from synthmri import imageset, parallel, params, plots, prompt, sampling
 
 
 def main(
@@ -23,7 +23,7 @@ def main(
     settings: Annotated[Path | None, typer.Option(help="of ldm: guidance, steps and scheduler, from `sweep`")] = None,
 ):
     """Sample by section `sample`: image i depends on its seed (sample.seed + i) alone."""
-    runtime = common.start()
+    runtime = launch.start()
     p = params.read(common.PARAMS, "sample", sampling.Sample)
     if settings is not None:
         p = sampling.settled(p, common.read_json(settings))
@@ -35,13 +35,15 @@ def main(
         words = params.read(common.PARAMS, "prompt", prompt.Prompt)
         texts = prompt.drawn(prompt.prompts(train.manifest, words), seeds)
         labels = prompt.drawn(prompt.labels(train.manifest, words), seeds)
-        if p.guidance > module.guidance(texts, p.guidance):
+        if p.guidance > module.guidance(texts, p.guidance) and parallel.is_main():
             print(f"every prompt is empty, so guidance {p.guidance:g} changes nothing and is left out", file=sys.stderr)
         size = train.images.shape[1]
         drawn = module.sample(trained, texts, seeds, p, size=size, progress=_progress)
     else:
         texts = labels = [""] * p.n
         drawn = module.sample(trained, seeds, batch_size=p.batch_size)
+    if not parallel.is_main():
+        return
     of_ldm = {"steps", "guidance", "scheduler", "bf16"}
     knobs = p.model_dump(exclude=set() if code == "ldm" else of_ldm)
     columns = {"model": model.name, "seed": [str(seed) for seed in seeds], "prompt": texts, "label": labels}

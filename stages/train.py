@@ -10,8 +10,8 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from stages import common
-from synthmri import imageset, params, progression
+from stages import common, launch
+from synthmri import imageset, parallel, params, progression
 from synthmri.errors import UserError
 
 
@@ -25,19 +25,22 @@ def main(
     checkpoints: Annotated[Path, typer.Option(help="where an interrupted run goes on from")] = Path(".ckpt/train"),
 ):
     """Train by section baselines.MODEL."""
-    runtime = common.start()
+    runtime = launch.start()
     from synthmri import training
 
     code = importlib.import_module(f"synthmri.baselines.{model}")
     p = params.read(common.PARAMS, f"baselines.{model}", code.Params)
     progress = params.read(common.PARAMS, "progression", progression.Progression)
     key = common.digest(
-        common.code(), model, p.model_dump(), progress.model_dump(), runtime.model_dump(), images
+        common.code(), model, p.model_dump(), progress.model_dump(), runtime.model_dump(), parallel.count(), images
     )  # fmt: skip
+    parallel.check(p.batch_size, f"baselines.{model}.batch_size")
     store = progression.Store(checkpoints / key)
 
     def snapshot(point: int, network) -> None:
-        store.put(point, code.sample(network, range(progress.n), batch_size=progress.batch_size))
+        drawn = code.sample(network, range(progress.n), batch_size=progress.batch_size)
+        if parallel.is_main():
+            store.put(point, drawn)
         network.train()
 
     with common.counter(f"training {model}", p.steps) as tick:
@@ -45,6 +48,8 @@ def main(
             np.array(imageset.read(images).images), p, seed=runtime.seed, points=progress.baseline_points,
             checkpoint=checkpoints / f"{key}.pt", device=runtime.device, tick=tick, snapshot=snapshot,
         )  # fmt: skip
+    if not parallel.is_main():
+        return
     stack = store.stack(progress.baseline_points + 1)
     if np.ptp(stack[-1]) == 0:
         raise UserError(

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 
-from synthmri import autoencoder, patchgan, training
+from synthmri import autoencoder, parallel, patchgan, training
 from synthmri.errors import UserError
 from synthmri.params import Section
 
@@ -36,17 +36,20 @@ def rebuild(
     weight: float,
     latent_noise: float,
     frozen_encoder: bool = False,
+    share: parallel.Share | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Loss of rebuilding x: L1 + weight * perceptual distance (LPIPS, Zhang 2018); its latents; what came out.
 
     x: (B, 3, H, W) in [-1, 1]; perceptual: (B, 3, H, W) x (B, 3, H, W) -> distances; latent_noise: standard deviation
-    of noise on the latents, relative to theirs, so that the decoder forgives a sampler's errors; generator: its source.
+    of noise on the latents, relative to theirs, so that the decoder forgives a sampler's errors; generator: its source;
+    share: which part of a batch x is, where it is not all of it: the loss is then the mean over that part.
     Returns a scalar, (B, C, h, w) and (B, 3, H, W).
     """
     with torch.set_grad_enabled(not frozen_encoder):
         z = autoencoder.posterior(vae.encode(x))[0].float()
-    noise = latent_noise * torch.randn(z.shape, generator=generator).to(z)
-    y = vae.decode(z + noise * z.detach().std()).sample.float()
+    share = share or parallel.Share(len(x), slice(None), 1.0)
+    noise = latent_noise * torch.randn((share.whole, *z.shape[1:]), generator=generator)[share.rows].to(z)
+    y = vae.decode(z + noise * parallel.std(z.detach())).sample.float()
     value = F.l1_loss(y, x)
     if weight > 0:
         value = value + weight * perceptual(x, y.clamp(-1.2, 1.2)).float().mean()
@@ -74,7 +77,8 @@ def train(
     part: "decoder" keeps the latent space that a UNet knows, "full" moves it; p: steps, learning_rate, perceptual,
     adversarial and latent_noise; perceptual: as for `rebuild`; latent: weight of a pull of the latents towards zero
     mean and unit variance per channel. Written to `checkpoint` `every` so many steps; a run that was killed goes on
-    from there to the same result. Raises UserError when the loss stops being finite.
+    from there to the same result. Of several processes each takes its share of every batch, and draws whole batches in
+    turn. Raises UserError when the loss stops being finite.
     """
     device = next(vae.parameters()).device
     # The pieces by their names in diffusers: both kinds have `decoder`, the KL kind a convolution before it.
@@ -94,29 +98,40 @@ def train(
         for name, learner in learners.items():
             learner.load_state_dict(state[name])
         first = state["step"]
+
+    @parallel.ahead
+    def batches(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        generator = training.step_generator(seed, step)
+        with torch.no_grad():
+            return draw(generator).cpu(), generator.get_state()
+
+    generator = torch.Generator()
     vae.train()
     for step in range(first, p.steps):
         for group in optimizer.param_groups:
             group["lr"] = p.learning_rate * training.warm_cosine(step, p.steps, min(10, p.steps))
-        generator = training.step_generator(seed, step)
-        with torch.no_grad():
-            x = draw(generator).to(device)
+        x, state = batches(step)
+        share = parallel.share(len(x))
+        x = x[share.rows].to(device)
+        generator.set_state(state)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
             value, z, y = rebuild(
                 vae, x, perceptual, generator,
-                weight=p.perceptual, latent_noise=p.latent_noise, frozen_encoder=part == "decoder",
+                weight=p.perceptual, latent_noise=p.latent_noise, frozen_encoder=part == "decoder", share=share,
             )  # fmt: skip
             grey = y.mean(dim=1, keepdim=True)
             if p.adversarial > 0:
                 value = value + p.adversarial * patchgan.generator_loss(critic, grey)
         if latent > 0:
-            mean, std = z.mean(dim=(0, 2, 3)), z.std(dim=(0, 2, 3))
+            mean, std = parallel.mean(z, dim=(0, 2, 3)), parallel.std(z, dim=(0, 2, 3))
             value = value + latent * (mean.square() + (std - 1).square()).mean()
+        value = share.weight * value
         optimizer.zero_grad(set_to_none=True)
         value.backward()
+        parallel.sum_gradients(weights)
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
-        loss = value.item()
+        loss = parallel.total(value.item())
         if not np.isfinite(loss):
             raise UserError(
                 f"training the autoencoder diverged: the loss of step {step} is {loss}; lower its learning_rate "
@@ -124,9 +139,10 @@ def train(
             )
         if p.adversarial > 0:
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-                judged = patchgan.discriminator_loss(critic, x[:, :1], grey)
+                judged = share.weight * patchgan.discriminator_loss(critic, x[:, :1], grey)
             critic_optimizer.zero_grad(set_to_none=True)
             judged.backward()
+            parallel.sum_gradients(critic.parameters())
             critic_optimizer.step()
         tick(step, loss)
         if (step + 1) % every == 0 or step + 1 == p.steps:

@@ -6,11 +6,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from synthmri import parallel
 from synthmri.errors import UserError
 
 
 def loss(
-    network, x0: torch.Tensor, scheduler, generator: torch.Generator, *, min_snr: float, **conditions
+    network,
+    x0: torch.Tensor,
+    scheduler,
+    generator: torch.Generator,
+    *,
+    min_snr: float,
+    share: parallel.Share | None = None,
+    **conditions,
 ) -> torch.Tensor:
     """Denoising loss of one batch, a scalar.
 
@@ -18,12 +26,14 @@ def loss(
     min-SNR-gamma (Hang 2023, doi 10.1109/ICCV51070.2023.00684, eq. 4; min_snr = 0 leaves every timestep at weight 1).
 
     x0: (B, C, H, W), about unit variance. Timesteps and noise are drawn on the CPU from `generator`.
+    share: which part of a batch x0 is, where it is not all of it; the losses of the parts sum to that of the batch.
     """
-    n, last = len(x0), scheduler.config.num_train_timesteps
+    share = share or parallel.Share(len(x0), slice(None), 1.0)
+    n, last = share.whole, scheduler.config.num_train_timesteps
     # Stratified over the batch: the same marginal as independent draws and less noise in the gradient.
     t = ((torch.arange(n) + torch.rand(n, generator=generator)) / n * last).long().clamp_max(last - 1)
-    noise = torch.randn(x0.shape, generator=generator).to(x0)
-    t = t.to(x0.device)
+    noise = torch.randn((n, *x0.shape[1:]), generator=generator)[share.rows].to(x0)
+    t = t[share.rows].to(x0.device)
     each = errors(network, x0, noise, t, scheduler, **conditions)
     if min_snr > 0:
         alpha_bar = scheduler.alphas_cumprod.to(x0.device)[t]
@@ -31,7 +41,7 @@ def loss(
         epsilon = scheduler.config.prediction_type == "epsilon"
         weight = snr.clamp_max(min_snr) / (snr.clamp_min(1e-8) if epsilon else snr + 1)
         each = each * weight
-    return each.mean()
+    return each.mean() * share.weight
 
 
 def errors(network, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, scheduler, **conditions) -> torch.Tensor:

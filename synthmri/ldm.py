@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from synthmri import autoencoder, diffusion, sampling, training
+from synthmri import autoencoder, diffusion, parallel, sampling, training
 from synthmri.errors import UserError
 from synthmri.imageset import to_uint8
 from synthmri.params import Section
@@ -140,6 +140,7 @@ def finetune(
     token: a token of theirs that the tokenizer is to learn, or "".
     Written to `checkpoint` after every epoch; a run that was killed goes on from there to the same result. Before the
     first epoch and after each, `snapshot(epochs done)` is called while `pipe` holds the averaged weights.
+    Of several processes (see `parallel`) each takes its share of every batch, and all end with the same weights.
     Returns (step, loss, learning rate) of every step, and the floating-point operations of the whole (those of one
     step, counted by torch, times the steps). Raises UserError when the loss stops being finite.
     """
@@ -176,8 +177,11 @@ def finetune(
     named = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
     weights = list(named.values())
     optimizer = torch.optim.AdamW(weights, lr=p.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
-    unet, optimizer = accelerator.prepare(pipe.unet, optimizer)
-    text_encoder = accelerator.prepare(pipe.text_encoder) if p.train_text_encoder else pipe.text_encoder
+    # Prepared as for evaluation: accelerate then leaves gradients alone, of which shares may differ in weight.
+    unet, optimizer = accelerator.prepare_model(pipe.unet, evaluation_mode=True), accelerator.prepare(optimizer)
+    text_encoder = pipe.text_encoder
+    if p.train_text_encoder:
+        text_encoder = accelerator.prepare_model(text_encoder, evaluation_mode=True)
     ema = EMAModel(weights, decay=p.ema_decay, use_ema_warmup=True, power=0.75)
     scale = pipe.vae.config.scaling_factor
     shift = getattr(pipe.vae.config, "shift_factor", None) or 0.0
@@ -213,27 +217,30 @@ def finetune(
             # All that is random about a step comes from its number, so a resumed run is the run that was not stopped.
             generator = training.step_generator(p.seed + 1, step)
             rows = order[i * p.batch_size : (i + 1) * p.batch_size]
+            share = parallel.share(len(rows))
             view = torch.randint(views, (len(rows),), generator=generator)
             z = mean[rows, view] + std[rows, view] * torch.randn(std[rows, view].shape, generator=generator)
-            x0 = ((z - shift) * scale).to(accelerator.device)
+            x0 = ((z - shift) * scale)[share.rows].to(accelerator.device)
             empty = torch.rand(len(rows), generator=generator) < p.empty_prompt
-            which = torch.where(empty, torch.tensor(known.index("")), row[rows]).to(accelerator.device)
+            which = torch.where(empty, torch.tensor(known.index("")), row[rows])[share.rows].to(accelerator.device)
             optimizer.zero_grad()
             with FlopCounterMode(display=False) if operations == 0 else nullcontext() as counter:
                 with accelerator.autocast():
                     states = text_encoder(ids[which])[0] if cached is None else cached[which]
                     value = diffusion.loss(
-                        unet, x0, pipe.scheduler, generator, min_snr=p.min_snr, encoder_hidden_states=states
-                    )
+                        unet, x0, pipe.scheduler, generator, min_snr=p.min_snr, share=share,
+                        encoder_hidden_states=states,
+                    )  # fmt: skip
                 accelerator.backward(value)
-            operations = operations or counter.get_total_flops()
+            parallel.sum_gradients(weights)
+            operations = operations or round(parallel.total(counter.get_total_flops()))
             rate = p.learning_rate * training.warm_cosine(step, total, p.warmup_steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             accelerator.clip_grad_norm_(weights, p.gradient_clip)
             optimizer.step()
             ema.step(weights)
-            loss = value.item()
+            loss = parallel.total(value.item())
             if not np.isfinite(loss):
                 raise UserError(
                     f"fine-tuning diverged: the loss of step {step} is {loss}; lower finetune.learning_rate "
@@ -359,15 +366,14 @@ def sample(
     """uint8 (N, size, size): image i from texts[i] and seeds[i] alone.
 
     Each image has a generator of its own, and every batch the same shape (the last is filled up), so that neither N nor
-    the company in its batch changes an image. Guidance above 1 asks the UNet twice, in one batch of double size, unless
-    it changes nothing (see `guidance`).
+    the company in its batch changes an image; several processes draw the same batches, each some of them. Guidance
+    above 1 asks the UNet twice, in one batch of double size, unless it changes nothing (see `guidance`).
     """
     own, pipe.scheduler = pipe.scheduler, new_scheduler(pipe, p.scheduler)
     pipe.unet.to(memory_format=torch.channels_last)
-    out = np.empty((len(seeds), size, size), np.uint8)
-    starts = range(0, len(seeds), p.batch_size)
     device = pipe.unet.device
-    for start in progress(starts, len(starts)):
+
+    def one(start: int) -> np.ndarray:
         rows = [min(start + k, len(seeds) - 1) for k in range(p.batch_size)]
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=p.bf16):
             decoded = pipe(
@@ -381,10 +387,11 @@ def sample(
             ).images
         if not torch.isfinite(decoded).all():
             raise UserError("the model draws values that are not finite; train it again with a lower learning rate")
-        grey = to_uint8(decoded.float().mean(dim=1).cpu().numpy())
-        out[start : start + p.batch_size] = grey[: len(seeds) - start]
+        return to_uint8(decoded.float().mean(dim=1).cpu().numpy())[: len(seeds) - start]
+
+    batches = parallel.spread(one, range(0, len(seeds), p.batch_size), progress)
     pipe.scheduler = own
-    return out
+    return np.concatenate(batches)
 
 
 def reconstruct(pipe, images: np.ndarray, *, batch: int) -> np.ndarray:

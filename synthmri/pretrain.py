@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 
-from synthmri import adaptation, anatomy, diffusion, training
+from synthmri import adaptation, anatomy, diffusion, ldm, parallel, training
 from synthmri.params import Section
 
 CONTRASTS = ("T1w", "T2w", "FLAIR")
@@ -242,7 +242,8 @@ def standardise(vae, run: Pretrain) -> None:
 def fit_unet(pipe, run: Pretrain, checkpoint: Path, device: str, tick: Callable[[int, float], None]) -> None:
     """Train UNet and text encoder of `pipe` on latents of endless new slices, or go on from `checkpoint`.
 
-    In place; the averaged (EMA) weights are what stays in it.
+    In place; the averaged (EMA) weights are what stays in it. Of several processes each takes its share of every batch,
+    and draws whole batches in turn.
     """
     from diffusers.training_utils import EMAModel
 
@@ -263,35 +264,34 @@ def fit_unet(pipe, run: Pretrain, checkpoint: Path, device: str, tick: Callable[
         ema.optimization_step = first = state["step"]
     atlas = anatomy.load_atlas().to(device)
     amp = torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=run.bf16)
-    latents = prompts = None
+
+    @parallel.ahead
+    def batches(i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.no_grad(), amp:
+            images, prompts = unet_images(atlas, p, run.image_size, training.step_generator(run.seed + 2, i))
+            latents = vae.encode(rgb(images)).latents.float() * vae.config.scaling_factor
+        return latents.cpu(), ldm.tokens(pipe, prompts)
+
     for step in range(first, p.steps):
         for group in optimizer.param_groups:
             group["lr"] = p.learning_rate * training.warm_cosine(step, p.steps, 100)
         generator = training.step_generator(run.seed + 1, step)
-        if latents is None or step % p.reuse == 0:
-            # A head serves `reuse` steps in a row, each time with other noise: drawing it costs as much as a step.
-            source = training.step_generator(run.seed + 2, step // p.reuse)
-            with torch.no_grad(), amp:
-                images, prompts = unet_images(atlas, p, run.image_size, source)
-                latents = vae.encode(rgb(images)).latents.float() * vae.config.scaling_factor
-            tokens = pipe.tokenizer(
-                prompts,
-                padding="max_length",
-                max_length=pipe.tokenizer.model_max_length,
-                truncation=True,
-                return_tensors="pt",
-            ).input_ids.to(device)
+        # A head serves `reuse` steps in a row, each time with other noise: drawing it costs as much as a step.
+        latents, tokens = batches(step // p.reuse)
+        share = parallel.share(len(latents))
         with amp:
-            states = text(tokens)[0]
+            states = text(tokens[share.rows].to(device))[0]
             value = diffusion.loss(
-                unet, latents, pipe.scheduler, generator, min_snr=p.min_snr, encoder_hidden_states=states
-            )
+                unet, latents[share.rows].to(device), pipe.scheduler, generator, min_snr=p.min_snr, share=share,
+                encoder_hidden_states=states,
+            )  # fmt: skip
         optimizer.zero_grad(set_to_none=True)
         value.backward()
+        parallel.sum_gradients(network.parameters())
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         ema.step(network.parameters())
-        tick(step, value.item())
+        tick(step, parallel.total(value.item()))
         if (step + 1) % run.checkpoint_steps == 0 or step + 1 == p.steps:
             training.save_checkpoint(
                 checkpoint,

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from synthmri import params
+from synthmri import parallel, params
 from synthmri.errors import UserError
 from synthmri.imageset import to_uint8
 from synthmri.params import Section
@@ -38,19 +38,20 @@ def settled(p: Sample, choice: dict) -> Sample:
 def in_batches(draw: Callable[[list[torch.Generator]], torch.Tensor], seeds, batch_size: int) -> np.ndarray:
     """uint8 (N, S, S): the images that `draw` makes with a generator for each seed, (B, 1, S, S) in [-1, 1].
 
-    Every batch has the same shape (the last is filled up), so that neither N nor its company changes an image.
-    Raises UserError when they are not finite.
+    Every batch has the same shape (the last is filled up), so that neither N nor its company changes an image. Several
+    processes draw the same batches, each some of them. Raises UserError when they are not finite.
     """
-    out = []
-    for start in range(0, len(seeds), batch_size):
+
+    def one(start: int) -> np.ndarray:
         rows = [min(start + k, len(seeds) - 1) for k in range(batch_size)]
         with torch.no_grad():
             images = draw([torch.Generator().manual_seed(int(seeds[i])) for i in rows])
         images = images[: len(seeds) - start, 0].float().cpu()
         if not torch.isfinite(images).all():
             raise UserError("the model draws values that are not finite; train it again with a lower learning rate")
-        out.append(to_uint8((images / 2 + 0.5).numpy()))
-    return np.concatenate(out)
+        return to_uint8((images / 2 + 0.5).numpy())
+
+    return np.concatenate(parallel.spread(one, range(0, len(seeds), batch_size)))
 
 
 def noise(generators: list[torch.Generator], size: int) -> torch.Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from synthmri import parallel
 from synthmri.errors import UserError
 
 
@@ -29,8 +30,11 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 def save_checkpoint(path: Path, state: dict) -> None:
     """Write tensors and numbers so that a kill at any moment leaves the old checkpoint or the new one.
 
-    Raises UserError where the disk takes no more; the old checkpoint is then still there.
+    Of several processes the main one writes. Raises UserError where the disk takes no more; the old checkpoint is then
+    still there.
     """
+    if not parallel.is_main():
+        return
     path = Path(path)
     part = path.with_suffix(".part")
     try:
@@ -54,9 +58,15 @@ def save_checkpoint(path: Path, state: dict) -> None:
 def load_checkpoint(path: Path) -> dict | None:
     """The state that was saved last, or None. Only tensors and plain values are admitted.
 
-    Raises UserError where the file is no such thing.
+    Raises UserError where the file is no such thing, or where some processes see it and others do not.
     """
-    if not Path(path).exists():
+    there = Path(path).exists()
+    if parallel.total(there) != there * parallel.count():
+        raise UserError(
+            f"some of {parallel.count()} processes see the checkpoint {path} and others do not; put the repository on "
+            "a disk that all machines share"
+        )
+    if not there:
         return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -73,10 +83,12 @@ def batch(images: np.ndarray, count: int, shift_px: int, generator: torch.Genera
     """uint8 (N, H, W) -> float32 (count, 1, H, W) in [-1, 1]: images drawn with replacement.
 
     Augmented as suits MRI: half of them mirrored, each moved by up to `shift_px` pixels along both axes over black.
+    Of several processes each gets its share of the `count` images.
     """
+    share = parallel.share(count)
 
     def draw(below: int) -> torch.Tensor:
-        return torch.randint(below, (count,), generator=generator)
+        return torch.randint(below, (count,), generator=generator)[share.rows]
 
     rows, mirrored, down, right = draw(len(images)), draw(2), draw(2 * shift_px + 1), draw(2 * shift_px + 1)
     x = torch.from_numpy(np.stack([images[i] for i in rows.tolist()]))
@@ -121,7 +133,8 @@ def run(
     from its generator, so a run that was killed goes on from `checkpoint` to the same result. At `points` + 1 even
     distances, the start and the end among them, `snapshot(0 .. points)` is called and then the checkpoint written.
     Returns the losses of every step, and the floating-point operations of the whole (those of one step, counted by
-    torch, times the steps). Raises UserError naming section baselines.`name` when a loss stops being finite.
+    torch, times the steps). Of several processes, `update` returns this one's share of the losses. Raises UserError
+    naming section baselines.`name` when a loss stops being finite.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -140,7 +153,8 @@ def run(
         else:
             with FlopCounterMode(display=False) as counter:
                 losses = update(step, step_generator(seed, step))
-            operations = counter.get_total_flops()
+            operations = round(parallel.total(counter.get_total_flops()))
+        losses = {key: parallel.total(value) for key, value in losses.items()}
         if not all(math.isfinite(value) for value in losses.values()):
             told = ", ".join(f"{key} {value}" for key, value in losses.items())
             raise UserError(f"training {name} diverged at step {step} ({told}); lower baselines.{name}.learning_rate")

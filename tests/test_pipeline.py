@@ -103,6 +103,8 @@ def test_declared_sections_are_what_is_read(name):
     read = set(re.findall(r'params\.read\([\w.]+, f?"([\w.]+)', text))
     if "common.start()" in text:
         read.add("runtime")
+    if "launch.start()" in text:
+        read |= {"runtime", "parallel"}
     sections = {param.split(".")[0] for param in stage.get("params", [])}
     if "--code baselines" in stage["cmd"]:
         read -= {"prompt"}  # read for the latent diffusion model alone
@@ -420,6 +422,7 @@ def test_unknown_profile_names_those_there_are(tmp_path):
 
 @pytest.mark.parametrize("profile", [path.stem for path in (ROOT / "profiles").glob("*.yaml")])
 def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, monkeypatch, profile):
+    from stages import launch
     from synthmri import (
         adaptation,
         autoencoder,
@@ -446,7 +449,7 @@ def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, m
     run(tmp_path, "python", "-m", "stages.profile", profile)
     assert (tmp_path / "params.yaml").read_text().count("#") == (ROOT / "params.yaml").read_text().count("#")
     classes = {
-        "runtime": params.Runtime, "cohort": cohort.Cohort, "data": slices.Data,
+        "runtime": params.Runtime, "parallel": launch.Parallel, "cohort": cohort.Cohort, "data": slices.Data,
         "adapt": adaptation.Adapt, "encode": autoencoder.Encode,
         "prompt": prompt.Prompt, "finetune": ldm.Finetune, "sample": sampling.Sample, "evaluate": scores.Evaluate,
         "utility": utility.Utility, "privacy": privacy.Privacy,

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
-from synthmri import sampling, training
+from synthmri import parallel, sampling, training
 from synthmri.baselines import diffaugment
 from synthmri.params import Section
 
@@ -41,9 +41,13 @@ class Generator(nn.Module):
     def __init__(self, p: Params, size: int):
         super().__init__()
         self.latent, widths = p.latent, _widths(p, size)[::-1]
-        layers = [nn.ConvTranspose2d(p.latent, widths[0], 4, 1, 0, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()]
+        layers = [
+            nn.ConvTranspose2d(p.latent, widths[0], 4, 1, 0, bias=False),
+            parallel.BatchNorm2d(widths[0]),
+            nn.ReLU(),
+        ]
         for before, after in zip(widths, widths[1:], strict=False):
-            layers += [nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+            layers += [nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False), parallel.BatchNorm2d(after), nn.ReLU()]
         self.layers = nn.Sequential(*layers, nn.ConvTranspose2d(widths[-1], 1, 4, 2, 1), nn.Tanh())
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
@@ -58,7 +62,7 @@ class Discriminator(nn.Module):
         widths = _widths(p, size)
         layers: list[nn.Module] = [nn.Conv2d(1, widths[0], 4, 2, 1), nn.LeakyReLU(0.2)]
         for before, after in zip(widths, widths[1:], strict=False):
-            layers += [nn.Conv2d(before, after, 4, 2, 1, bias=False), nn.BatchNorm2d(after), nn.LeakyReLU(0.2)]
+            layers += [nn.Conv2d(before, after, 4, 2, 1, bias=False), parallel.BatchNorm2d(after), nn.LeakyReLU(0.2)]
         self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, 1, 0), nn.Flatten(0))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -90,24 +94,27 @@ def fit(images: np.ndarray, p: Params, *, seed: int, points: int, checkpoint, ti
     optimizer_g = torch.optim.Adam(generator_net.parameters(), **adam)
     optimizer_d = torch.optim.Adam(discriminator.parameters(), **adam)
     average = training.averaged(generator_net, p.ema_decay)
+    share = parallel.share(p.batch_size)
 
     def update(step, generator):
         real = training.batch(images, p.batch_size, p.shift_px, generator).to(device)
-        z = torch.randn(p.batch_size, p.latent, generator=generator).to(device)
+        z = torch.randn(p.batch_size, p.latent, generator=generator)[share.rows].to(device)
         with torch.autocast(real.device.type, dtype=torch.bfloat16, enabled=p.bf16):
             fake = generator_net(z)
-            on_real = discriminator(diffaugment.augment(real, generator)).float()
-            on_fake = discriminator(diffaugment.augment(fake.detach(), generator)).float()
+            on_real = discriminator(diffaugment.augment(real, generator, share)).float()
+            on_fake = discriminator(diffaugment.augment(fake.detach(), generator, share)).float()
         # Goodfellow 2014, eq. 1, as softplus of logits.
-        loss_d = F.softplus(-on_real).mean() + F.softplus(on_fake).mean()
+        loss_d = share.weight * (F.softplus(-on_real).mean() + F.softplus(on_fake).mean())
         optimizer_d.zero_grad(set_to_none=True)
         loss_d.backward()
+        parallel.sum_gradients(discriminator.parameters())
         optimizer_d.step()
         with torch.autocast(real.device.type, dtype=torch.bfloat16, enabled=p.bf16):
-            on_fake = discriminator(diffaugment.augment(fake, generator)).float()
-        loss_g = F.softplus(-on_fake).mean()  # non-saturating
+            on_fake = discriminator(diffaugment.augment(fake, generator, share)).float()
+        loss_g = share.weight * F.softplus(-on_fake).mean()  # non-saturating
         optimizer_g.zero_grad(set_to_none=True)
         loss_g.backward()
+        parallel.sum_gradients(generator_net.parameters())
         optimizer_g.step()
         average.update_parameters(generator_net)
         return {"loss": loss_g.item(), "discriminator": loss_d.item()}

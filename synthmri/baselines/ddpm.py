@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 
-from synthmri import diffusion, sampling, training
+from synthmri import diffusion, parallel, sampling, training
 from synthmri.params import Section
 
 
@@ -64,15 +64,18 @@ def fit(images: np.ndarray, p: Params, *, seed: int, points: int, checkpoint, ti
     unet, scheduler = build(config).to(device), new_scheduler()
     optimizer = torch.optim.Adam(unet.parameters(), lr=p.learning_rate)
     average = training.averaged(unet, p.ema_decay)
+    share = parallel.share(p.batch_size)
 
     def update(step, generator):
         for group in optimizer.param_groups:
             group["lr"] = p.learning_rate * training.warm_cosine(step, p.steps, 10)
         x = F.pixel_unshuffle(training.batch(images, p.batch_size, p.shift_px, generator), p.stem).to(device)
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=p.bf16):
-            loss = diffusion.loss(unet, x, scheduler, generator, min_snr=0.0)  # the paper's simple loss, eq. 14
+            # The paper's simple loss, eq. 14.
+            loss = diffusion.loss(unet, x, scheduler, generator, min_snr=0.0, share=share)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        parallel.sum_gradients(unet.parameters())
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
         average.update_parameters(unet)

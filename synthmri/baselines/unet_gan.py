@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from synthmri import sampling, training
+from synthmri import parallel, sampling, training
 from synthmri.baselines import diffaugment
 from synthmri.params import Section
 
@@ -44,7 +44,7 @@ class UpBlock(nn.Module):
 
     def __init__(self, before: int, after: int):
         super().__init__()
-        self.norm1, self.norm2 = nn.BatchNorm2d(before), nn.BatchNorm2d(after)
+        self.norm1, self.norm2 = parallel.BatchNorm2d(before), parallel.BatchNorm2d(after)
         self.conv1, self.conv2 = nn.Conv2d(before, after, 3, 1, 1), nn.Conv2d(after, after, 3, 1, 1)
         self.skip = nn.Conv2d(before, after, 1)
 
@@ -77,7 +77,9 @@ class Generator(nn.Module):
         pairs = zip(widths, widths[1:], strict=False)
         self.blocks = nn.Sequential(*[UpBlock(before, after) for before, after in pairs])
         # The last doubling is one transposed convolution: at full resolution a block would cost as much as all others.
-        self.last = nn.Sequential(nn.BatchNorm2d(widths[-1]), nn.ReLU(), nn.ConvTranspose2d(widths[-1], 1, 4, 2, 1))
+        self.last = nn.Sequential(
+            parallel.BatchNorm2d(widths[-1]), nn.ReLU(), nn.ConvTranspose2d(widths[-1], 1, 4, 2, 1)
+        )
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         return torch.tanh(self.last(self.blocks(self.first(z).unflatten(1, (-1, 4, 4)))))
@@ -148,6 +150,7 @@ def fit(images: np.ndarray, p: Params, *, seed: int, points: int, checkpoint, ti
     optimizer_g = torch.optim.Adam(generator_net.parameters(), lr=p.learning_rate, betas=(0.0, 0.999))
     optimizer_d = torch.optim.Adam(discriminator.parameters(), lr=p.discriminator_learning_rate, betas=(0.0, 0.999))
     average = training.averaged(generator_net, p.ema_decay)
+    share = parallel.share(p.batch_size)
 
     def judge(x):
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=p.bf16):
@@ -155,11 +158,12 @@ def fit(images: np.ndarray, p: Params, *, seed: int, points: int, checkpoint, ti
 
     def update(step, generator):
         real = training.batch(images, p.batch_size, p.shift_px, generator).to(device)
-        z = torch.randn(p.batch_size, p.latent, generator=generator).to(device)
+        z = torch.randn(p.batch_size, p.latent, generator=generator)[share.rows].to(device)
         with torch.autocast(real.device.type, dtype=torch.bfloat16, enabled=p.bf16):
             fake = generator_net(z)
         fake = fake.float()
-        real, cut = diffaugment.augment(real, generator), diffaugment.augment(fake.detach(), generator)
+        real = diffaugment.augment(real, generator, share)
+        cut = diffaugment.augment(fake.detach(), generator, share)
         whole_real, pixels_real = judge(real)
         whole_fake, pixels_fake = judge(cut)
         # Eqs. 3 and 4: the whole and every pixel.
@@ -172,14 +176,17 @@ def fit(images: np.ndarray, p: Params, *, seed: int, points: int, checkpoint, ti
             loss_d = loss_d + (mask * F.softplus(-pixels) + (1 - mask) * F.softplus(pixels)).mean()
             # Eq. 8: the verdict on the mixture is the mixture of the verdicts.
             loss_d = loss_d + F.mse_loss(pixels, mask * pixels_real + (1 - mask) * pixels_fake)
+        loss_d = share.weight * loss_d
         optimizer_d.zero_grad(set_to_none=True)
         loss_d.backward()
+        parallel.sum_gradients(discriminator.parameters())
         optimizer_d.step()
 
-        whole, pixels = judge(diffaugment.augment(fake, generator))
-        loss_g = _real(whole) + _real(pixels)  # eq. 5
+        whole, pixels = judge(diffaugment.augment(fake, generator, share))
+        loss_g = share.weight * (_real(whole) + _real(pixels))  # eq. 5
         optimizer_g.zero_grad(set_to_none=True)
         loss_g.backward()
+        parallel.sum_gradients(generator_net.parameters())
         optimizer_g.step()
         average.update_parameters(generator_net)
         return {"loss": loss_g.item(), "discriminator": loss_d.item()}

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from synthmri import sampling, training
+from synthmri import parallel, sampling, training
 from synthmri.imageset import to_uint8
 from synthmri.params import Section
 
@@ -62,9 +62,14 @@ def build(config: dict) -> VAE:
     return VAE(Params.model_validate(config["params"], strict=False), config["size"])
 
 
-def negative_elbo(x: torch.Tensor, y: torch.Tensor, mean: torch.Tensor, log_variance: torch.Tensor):
-    """Nats a picture: -log p(x|z) with the variance that fits the batch best, and the divergence from N(0, 1)."""
-    square = (x - y).square().mean()
+def negative_elbo(
+    x: torch.Tensor, y: torch.Tensor, mean: torch.Tensor, log_variance: torch.Tensor, weight: float = 1.0
+):
+    """Nats a picture: -log p(x|z) with the variance that fits the batch best, and the divergence from N(0, 1).
+
+    weight: that of these pictures in the mean over a batch of which they are this process's share.
+    """
+    square = parallel.summed(weight * (x - y).square().mean())
     likelihood = 0.5 * x[0].numel() * (torch.log(2 * torch.pi * square) + 1)
     divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=1).mean()
     return likelihood, divergence
@@ -80,6 +85,7 @@ def fit(images: np.ndarray, p: Params, *, seed: int, points: int, checkpoint, ti
     model = build(config).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=p.learning_rate)
     average = training.averaged(model, p.ema_decay)
+    share = parallel.share(p.batch_size)
 
     def update(step, generator):
         for group in optimizer.param_groups:
@@ -87,16 +93,17 @@ def fit(images: np.ndarray, p: Params, *, seed: int, points: int, checkpoint, ti
         x = training.batch(images, p.batch_size, p.shift_px, generator).to(device)
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=p.bf16):
             mean, log_variance = model.encode(x)
-            noise = torch.randn(mean.shape, generator=generator).to(device)
+            noise = torch.randn(p.batch_size, p.latent, generator=generator)[share.rows].to(device)
             y = model.decode(mean + noise * (log_variance / 2).exp()).float()
-        likelihood, divergence = negative_elbo(x, y, mean, log_variance)
-        loss = (likelihood + divergence) / x[0].numel()
+        likelihood, divergence = negative_elbo(x, y, mean, log_variance, share.weight)
+        loss = share.weight * (likelihood + divergence) / x[0].numel()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        parallel.sum_gradients(model.parameters())
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         average.update_parameters(model)
-        return {"loss": loss.item(), "divergence": divergence.item()}
+        return {"loss": loss.item(), "divergence": share.weight * divergence.item()}
 
     history, operations = training.run(
         {"model": model, "optimizer": optimizer, "average": average}, update, name="vae", seed=seed, steps=p.steps,

@@ -1,0 +1,79 @@
+"""How a stage starts that works in several processes: adaptation, fine-tuning, baselines, pretraining and sampling."""
+
+import logging
+import os
+import sys
+import threading
+import time
+
+from pydantic import Field
+
+from stages import common
+from synthmri import parallel, params
+from synthmri.errors import UserError
+
+# A process of a group has one of these, from torchrun and `accelerate launch`, or from mpirun.
+_IN_A_GROUP = ("LOCAL_RANK", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
+class Parallel(params.Section):
+    """Section `parallel`."""
+
+    processes: int = Field(ge=1, le=64)
+
+
+def start() -> params.Runtime:
+    """`common.start` in each of `parallel.processes` processes.
+
+    This one starts them with its own command line, waits, and ends with their status. A process that
+    `accelerate launch` has started is in a group already, whose size then counts.
+    Raises UserError for more processes than there are GPUs.
+    """
+    processes = params.read(common.PARAMS, "parallel", Parallel).processes
+    runtime = common.start()
+    if any(name in os.environ for name in _IN_A_GROUP):
+        _end_with_parent()
+        parallel.join(runtime.device, runtime.threads)
+    elif processes > 1:
+        import torch
+
+        if runtime.device != "cpu" and processes > torch.cuda.device_count():
+            raise UserError(
+                f"parallel.processes = {processes}, but torch sees {torch.cuda.device_count()} GPUs here, and each "
+                "process wants one; lower it"
+            )
+        sys.exit(_run(processes))
+    return runtime
+
+
+def _run(processes: int) -> int:
+    """This command line in a group of processes on this machine, by torch's launcher, as `accelerate launch` does.
+
+    Returns 1 where one of them failed: it has told why, and torch has ended the others.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=processes, max_restarts=0, local_addr="127.0.0.1",
+        rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0", run_id="synthmri",
+    )  # fmt: skip
+    module = sys.modules["__main__"].__spec__.name
+    try:
+        elastic_launch(config, sys.executable)("-m", module, *sys.argv[1:])
+    except ChildFailedError:
+        return 1
+    return 0
+
+
+def _end_with_parent() -> None:
+    """Otherwise the processes of a stage that was killed would work on."""
+    parent = os.getppid()
+
+    def wait() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
