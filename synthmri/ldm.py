@@ -176,7 +176,9 @@ def finetune(
     network.train()
     named = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
     weights = list(named.values())
-    optimizer = torch.optim.AdamW(weights, lr=p.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        weights, lr=p.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=accelerator.device.type == "cuda"
+    )
     # Prepared as for evaluation: accelerate then leaves gradients alone, of which shares may differ in weight.
     unet, optimizer = accelerator.prepare_model(pipe.unet, evaluation_mode=True), accelerator.prepare(optimizer)
     text_encoder = pipe.text_encoder
