@@ -17,7 +17,7 @@ os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PAT
 
 
 # The longest first, for workers that take a file at a time: at the end each has about as much left as the other.
-LONG = ["test_pipeline.py", "test_registry.py", "test_interruption.py", "test_sharing.py", "test_study_browser.py"]
+LONG = [f"test_{name}.py" for name in ("pipeline", "registry", "interruption", "sharing", "ldm", "benchmarks")]
 
 
 def pytest_collection_modifyitems(items):

@@ -3,6 +3,7 @@
 import json
 import os
 import select
+import shlex
 import shutil
 import signal
 import subprocess
@@ -70,20 +71,21 @@ class Forks:
 def stand_ins(preload: str) -> Iterator[Path]:
     """A folder for the PATH: its `python -m` and `dvc` run in forks of one process that has imported much already."""
     home = Path(tempfile.mkdtemp())  # not pytest's: the address of a socket has at most 107 bytes
-    ask = f"exec {sys.executable} -IS {ROOT}/tests/ask.py {home}/socket"
-    (home / "python").write_text(f'#!/bin/sh\n[ "$1" = -m ] || exec {sys.executable} "$@"\nshift\n{ask} "$@"\n')
+    python = shlex.quote(sys.executable)
+    ask = f"exec {python} -IS {shlex.quote(f'{ROOT}/tests/ask.py')} {shlex.quote(f'{home}/socket')}"
+    (home / "python").write_text(f'#!/bin/sh\n[ "$1" = -m ] || exec {python} "$@"\nshift\n{ask} "$@"\n')
     (home / "dvc").write_text(f'#!/bin/sh\n{ask} dvc "$@"\n')
     for name in ("python", "dvc"):
         (home / name).chmod(0o755)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
     process = subprocess.Popen(
         [sys.executable, "-P", ROOT / "tests/zygote.py", preload, home / "socket"],
-        stdout=subprocess.PIPE, env=environment, cwd=home,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, cwd=home,
     )  # fmt: skip
     try:
         assert process.stdout.readline() == b"ready\n"
         yield home
     finally:
-        process.kill()
+        process.stdin.close()
         process.wait()
         shutil.rmtree(home)

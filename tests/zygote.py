@@ -8,7 +8,7 @@ do not survive a fork. Two ways in, both of forks.py:
 the process id, and its status when it ends.
 
 `zygote.py WHAT SOCKET`: any number at once, each asked for by a command that ask.py stands in for, with that command's
-working folder, environment and standard streams.
+working folder, environment and standard streams. It ends when its own standard input does.
 """
 
 import atexit
@@ -18,6 +18,7 @@ import json
 import os
 import resource
 import runpy
+import select
 import signal
 import socket
 import sys
@@ -113,7 +114,7 @@ def all_at_once(answers, address: str) -> None:
         listener.bind(address)
         listener.listen(16)
         print("ready", file=answers)
-        while True:
+        while listener in select.select([listener, sys.stdin], [], [])[0]:
             asker, _ = listener.accept()
             if os.fork() == 0:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
