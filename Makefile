@@ -35,8 +35,9 @@ repro: install
 ui: install
 	$(BIN)/python -m stages.register --sync --ui --port $(PORT)
 
+# Two workers, each a file at a time, in the order of tests/conftest.py.
 test: install
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The same samples make the same packet; new ones a second, and then PACKET says which of them is read.
 study: install

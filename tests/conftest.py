@@ -1,19 +1,34 @@
 """Tests run in the repository's root, where params.yaml stands."""
 
+import os
 import sys
 from pathlib import Path
+
+# Before numpy and torch read them: tests run side by side, and a thread that waits must not keep a core from others.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
 
+torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # `dvc` and `python`
+
+
+# The longest first, for workers that take a file at a time: at the end each has about as much left as the other.
+LONG = [f"test_{name}.py" for name in ("pipeline", "registry", "interruption", "sharing", "ldm", "benchmarks")]
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 @pytest.fixture(autouse=True)
 def in_root(monkeypatch):
     monkeypatch.chdir(ROOT)
-    torch.set_num_threads(2)
     yield
+    torch.set_num_threads(1)  # stages set what their parameters say
     if "accelerate" in sys.modules:  # it keeps the precision of a process's first training for all that follow
         from accelerate.state import AcceleratorState
 

@@ -3,11 +3,15 @@
 import json
 import os
 import select
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -18,9 +22,8 @@ class Forks:
 
     def __init__(self, preload: str, cwd: Path, log: Path):
         self.cwd, self.log = cwd, log
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         self.environment = os.environ | {
-            "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
             "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1",
         }  # fmt: skip
         self.process = None
@@ -62,3 +65,27 @@ class Forks:
         for target in (os.killpg, os.kill):  # the group is there once setsid has run
             with suppress(ProcessLookupError):
                 target(pid, signal.SIGKILL)
+
+
+@contextmanager
+def stand_ins(preload: str) -> Iterator[Path]:
+    """A folder for the PATH: its `python -m` and `dvc` run in forks of one process that has imported much already."""
+    home = Path(tempfile.mkdtemp())  # not pytest's: the address of a socket has at most 107 bytes
+    python = shlex.quote(sys.executable)
+    ask = f"exec {python} -IS {shlex.quote(f'{ROOT}/tests/ask.py')} {shlex.quote(f'{home}/socket')}"
+    (home / "python").write_text(f'#!/bin/sh\n[ "$1" = -m ] || exec {python} "$@"\nshift\n{ask} "$@"\n')
+    (home / "dvc").write_text(f'#!/bin/sh\n{ask} dvc "$@"\n')
+    for name in ("python", "dvc"):
+        (home / name).chmod(0o755)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    process = subprocess.Popen(
+        [sys.executable, "-P", ROOT / "tests/zygote.py", preload, home / "socket"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, cwd=home,
+    )  # fmt: skip
+    try:
+        assert process.stdout.readline() == b"ready\n"
+        yield home
+    finally:
+        process.stdin.close()
+        process.wait()
+        shutil.rmtree(home)

@@ -19,7 +19,7 @@ from forks import ROOT, Forks
 from ruamel.yaml import YAML
 
 from stages import common
-from synthmri import training
+from synthmri import comparison, training
 from synthmri.errors import UserError
 
 KILLS = int(os.environ.get("SYNTHMRI_KILLS", "2"))
@@ -55,9 +55,53 @@ STAGES = {
         f"stages.sample --code ldm --model {LDM} --images data/slices/train --out data/samples --sheet metrics/x.png",
         ["data/samples", "metrics/x.png"],
     ),
-    "extract": ("stages.extract --images data/samples --out data/features", ["data/features"]),
+    "extract": (
+        "stages.extract --images data/samples --out data/features/latent_diffusion",
+        ["data/features/latent_diffusion"],
+    ),
+    **{
+        f"extract {split}": (
+            f"stages.extract --images data/slices/{split} --out data/features/{split}",
+            [f"data/features/{split}"],
+        )
+        for split in ("train", "val", "test")
+    },
+    "references": (
+        "stages.references --train data/slices/train --train-features data/features/train --test data/slices/test "
+        "--test-features data/features/test --metrics metrics/references.json",
+        ["metrics/references.json"],
+    ),
+    "evaluate": (
+        f"stages.evaluate --code ldm --model {LDM} --train data/slices/train --train-features data/features/train "
+        "--test data/slices/test --test-features data/features/test --validation data/slices/val "
+        "--validation-features data/features/val --samples data/samples "
+        "--samples-features data/features/latent_diffusion --before-features data/features/latent_diffusion "
+        "--metrics metrics/scores.json --picture metrics/held_out.png --closest metrics/closest.png",
+        ["metrics/scores.json", "metrics/held_out.png", "metrics/closest.png"],
+    ),
+    "sweep": (
+        f"stages.sweep --model {LDM} --images data/slices/train --validation data/slices/val --validation-features "
+        "data/features/val --table metrics/sweep.csv --picture metrics/sweep.png --choice metrics/sampling.json",
+        ["metrics/sweep.csv", "metrics/sweep.png", "metrics/sampling.json"],
+    ),
+    "utility": (
+        "stages.utility --train data/slices/train --test data/slices/test --samples data/samples "
+        "--metrics metrics/utility.json --markdown metrics/utility.md --picture metrics/utility.png",
+        ["metrics/utility.json", "metrics/utility.md", "metrics/utility.png"],
+    ),
+    "train ddpm": (
+        "stages.train --model ddpm --images data/slices/train --out models/ddpm --snapshots data/ddpm.npy "
+        "--log metrics/ddpm.csv --effort metrics/ddpm.json",
+        ["models/ddpm"],
+    ),
+    "privacy": (
+        "stages.privacy --slices data/slices --features data/features --models models --metrics metrics/privacy.json "
+        "--markdown metrics/privacy.md",
+        ["metrics/privacy.json", "metrics/privacy.md"],
+    ),
     "generate": ("stages.generate --n 6 --out generated", ["generated"]),
 }  # fmt: skip
+DISTURBED = [name for name in STAGES if " " not in name]  # the others are these stages once more, for those after them
 
 
 def contents(folder: Path, outs: list[str]) -> dict[str, tuple[int, str]]:
@@ -114,11 +158,15 @@ def project(tmp_path_factory):
         tree["cohort"]["subjects"] = 3
         tree["finetune"]["epochs"] = tree["progression"]["points"] = tree["progression"]["baseline_points"] = 3
         tree["baselines"]["vae"]["steps"] = 6
+        tree["sweep"]["steps"] = [1]
         yaml.dump(tree, folder / "params.yaml")
+        (folder / "data/features").mkdir(parents=True)
+        for name in set(comparison.MODELS) - {"latent_diffusion"}:  # whose samples these are, nothing here minds
+            (folder / "data/features" / name).symlink_to("latent_diffusion")
         yield Project(folder, forks)
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", DISTURBED)
 def test_killed_at_random_and_run_again_it_ends_with_the_same_bytes(project, name):
     project.until(name)
     outs = STAGES[name][1]
@@ -126,12 +174,16 @@ def test_killed_at_random_and_run_again_it_ends_with_the_same_bytes(project, nam
     shutil.rmtree(project.folder / ".ckpt", ignore_errors=True)
     moments = random.Random(name)
     killed = 0
-    for _ in range(KILLS):
-        status, told, _ = project.run(name, kill=moments.uniform(0.05, 1) * project.seconds[name])
+    for _ in range(5 * KILLS):
+        status, told, seconds = project.run(name, kill=moments.uniform(0.05, 1) * project.seconds[name])
         assert status in (0, -9), told
-        killed += status == -9
         remove(project.folder, outs)
-    assert killed or KILLS == 0
+        if status == 0:  # the moment came too late: the machine has more time for us now than it had before
+            project.seconds[name] = seconds
+        killed += status == -9
+        if killed == KILLS:
+            break
+    assert killed == KILLS
     status, told, _ = project.run(name)
     assert status == 0, told
     assert contents(project.folder, outs) == project.made[name]
@@ -175,7 +227,7 @@ def fails(project, name: str, **limits) -> str:
     return told
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", DISTURBED)
 def test_a_disk_that_takes_no_more_is_told_and_costs_nothing(project, name):
     """By a limit at half of the largest file that the stage writes, which any user can set anywhere."""
     project.until(name)

@@ -1,25 +1,26 @@
 """The pipeline as its users run it: what dvc.yaml declares, and `dvc repro` of the smoke profile in a clone."""
 
 import ast
+import functools
 import json
 import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from forks import ROOT, stand_ins
 
-ROOT = Path(__file__).parent.parent
 # Every import of the package passes through these two, and neither changes a result.
 NEUTRAL = {
     "synthmri/__init__.py", "synthmri/torchvision_cpu.py", "synthmri/baselines/__init__.py", "stages/__init__.py",
 }  # fmt: skip
 
 
+@functools.cache
 def imports(file: Path) -> set[str]:
     """The project's own files that a file imports, at its top or inside its functions."""
     names = set()
@@ -50,6 +51,7 @@ def fill(value, fields: dict):
     return re.sub(r"\$\{([\w.]+)\}", lambda m: str(fields.get(m[1], m[0])), value) if isinstance(value, str) else value
 
 
+@functools.cache
 def stages() -> dict[str, dict]:
     """Every stage by its name, those of a foreach one by one."""
     out = {}
@@ -145,25 +147,27 @@ def clone(folder: Path) -> Path:
     return folder
 
 
-def environment(folder: Path) -> dict[str, str]:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return os.environ | {"PATH": path, "PYTHONPATH": str(folder)}
+def environment(folder: Path, path: str | None = None) -> dict[str, str]:
+    return os.environ | {"PATH": path or os.environ["PATH"], "PYTHONPATH": str(folder)}
+
+
+@pytest.fixture(scope="module")
+def usual_path():
+    """The PATH as users have it. In tests that need this, a `python` and a `dvc` that start at once come first."""
+    usual = os.environ["PATH"]
+    with stand_ins("clones") as commands, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{commands}{os.pathsep}{usual}")
+        yield usual
 
 
 def read(folder: Path, *command: str) -> dict:
     """What a command of DVC says as JSON."""
-    command = [Path(sys.executable).parent / command[0], *command[1:], "--json"]
-    return json.loads(subprocess.run(command, cwd=folder, capture_output=True, env=environment(folder)).stdout)
+    done = subprocess.run([*command, "--json"], cwd=folder, capture_output=True, env=environment(folder))
+    return json.loads(done.stdout)
 
 
 def run(folder: Path, *command: str, ok: bool = True) -> str:
-    done = subprocess.run(
-        [Path(sys.executable).parent / command[0], *command[1:]],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env=environment(folder),
-    )
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment(folder))
     assert (done.returncode == 0) == ok, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -172,17 +176,19 @@ SAMPLED = [f"sample@{name}" for name in ("latent_diffusion", "vae", "dcgan", "dd
 
 
 @pytest.fixture(scope="module")
-def clones(tmp_path_factory):
+def clones(tmp_path_factory, usual_path):
     """Two clones after `dvc repro`, side by side: the smoke profile keeps to one thread.
 
-    The second stops at the samples: what comes after are numbers of files that are then known to be equal.
+    The first runs as its users run it. The second stops at the samples: what comes after are numbers of files that are
+    then known to be equal.
     """
     folders = [clone(tmp_path_factory.mktemp(name)) for name in ("first", "second")]
     runs = []
-    for folder, targets in zip(folders, ([], SAMPLED), strict=True):
+    for folder, path, targets in zip(folders, (usual_path, None), ([], SAMPLED), strict=True):
+        given = environment(folder, path)
         with open(folder.with_suffix(".log"), "w") as log:
-            command = [Path(sys.executable).parent / "dvc", "repro", *targets]
-            runs.append(subprocess.Popen(command, cwd=folder, env=environment(folder), stdout=log, stderr=log))
+            command = [shutil.which("dvc", path=given["PATH"]), "repro", *targets]
+            runs.append(subprocess.Popen(command, cwd=folder, env=given, stdout=log, stderr=log))
     for folder, process in zip(folders, runs, strict=True):
         assert process.wait() == 0, folder.with_suffix(".log").read_text()
     return folders

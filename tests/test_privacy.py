@@ -22,11 +22,6 @@ TINY = ddpm.Params(
 )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def blobs(n: int, *, seed: int, side: int = 32) -> np.ndarray:
     """uint8 (n, side, side): smooth random pictures, every one of another imaginary person."""
     noise = torch.randn(n, 1, side // 2, side // 2, generator=torch.Generator().manual_seed(seed))
@@ -43,7 +38,6 @@ def attacked(model, members: np.ndarray, others: np.ndarray) -> dict[str, float]
 
 @pytest.fixture(scope="module")
 def overfitted(tmp_path_factory):
-    torch.set_num_threads(1)
     checkpoint = tmp_path_factory.mktemp("overfitted") / "state.pt"
     model, *_ = ddpm.fit(
         blobs(8, seed=0), TINY, seed=0, points=1, checkpoint=checkpoint, tick=lambda *_: None, snapshot=lambda *_: None

@@ -496,7 +496,7 @@ def process(command, folder, alive: str, **more):
             start_new_session=True,
         )  # fmt: skip
     try:
-        for _ in range(600):
+        for _ in range(1800):
             assert started.poll() is None, (folder / "server.log").read_text()
             try:
                 urllib.request.urlopen(alive, timeout=1)

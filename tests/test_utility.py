@@ -19,11 +19,6 @@ SMALL = utility.Utility(
 )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def pictures(labels: np.ndarray, *, seed: int, truth: bool = True) -> np.ndarray:
     """uint8 (N, 16, 16): noise with a bright square, small in class 0 and large in class 1; without truth at random."""
     rng = np.random.default_rng(seed)
@@ -49,7 +44,6 @@ def synthetic(*, truth: bool, n: int = 80):
 @pytest.fixture(scope="module")
 def learned():
     """Synthetic slices that show the classes, and real training slices whose labels are wrong half of the time."""
-    torch.set_num_threads(1)
     return utility.measured(
         labelled(8, seed=1, truth=False), labelled(10, seed=2), synthetic(truth=True), 2, SMALL
     )  # fmt: skip
