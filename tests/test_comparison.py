@@ -96,12 +96,21 @@ def world():
     subjects = pd.Series([f"h{i // 5}" for i in range(30)])
     reference = scorecard.Reference(train, test, values["train"], values["test"], subjects)
     p = scores.Evaluate(
-        batch_size=16, min_images=8, inception_weights="", subsample_rounds=5, subsample_fraction=0.5, seed=0
+        batch_size=16,
+        min_images=8,
+        inception_weights="",
+        pairwise_features=100,
+        pairwise_images=100,
+        subsample_rounds=5,
+        subsample_fraction=0.5,
+        seed=0,
     )
     lpips = features.lpips_model()
 
     def measure(images):
-        result, correlation, which = scorecard.score(images, {"alexnet": features.alexnet(images)}, reference, p, lpips)
+        result, _, correlation, which = scorecard.score(
+            images, {"alexnet": features.alexnet(images)}, np.arange(len(images)), reference, p, lpips
+        )
         return result | {"correlations": correlation, "which": which}
 
     return {"train": train, "measure": measure, "fresh": measure(fresh), "images": fresh}

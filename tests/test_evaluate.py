@@ -31,6 +31,8 @@ PARAMS = {
         "batch_size": 8,
         "min_images": 10,
         "inception_weights": "",
+        "pairwise_features": 100,
+        "pairwise_images": 100,
         "subsample_rounds": 5,
         "subsample_fraction": 0.8,
         "seed": 0,

@@ -420,6 +420,7 @@ def test_unknown_profile_names_those_there_are(tmp_path):
 
 @pytest.mark.parametrize("profile", [path.stem for path in (ROOT / "profiles").glob("*.yaml")])
 def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, monkeypatch, profile):
+    from stages import workers
     from synthmri import (
         adaptation,
         autoencoder,
@@ -447,6 +448,7 @@ def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, m
     assert (tmp_path / "params.yaml").read_text().count("#") == (ROOT / "params.yaml").read_text().count("#")
     classes = {
         "runtime": params.Runtime, "cohort": cohort.Cohort, "data": slices.Data,
+        "workers": workers.Workers,
         "adapt": adaptation.Adapt, "encode": autoencoder.Encode,
         "prompt": prompt.Prompt, "finetune": ldm.Finetune, "sample": sampling.Sample, "evaluate": scores.Evaluate,
         "utility": utility.Utility, "privacy": privacy.Privacy,

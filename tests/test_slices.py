@@ -22,7 +22,6 @@ DATA = {
     "border_gap": 5,
     "duplicate_correlation": 0.99,
     "max_bad_fraction": 0.1,
-    "workers": 1,
 }
 
 
@@ -235,7 +234,6 @@ def test_pseudonym_is_known_sha256():
         ({"contrasts": ["t1"]}, "data.contrasts.0"),
         ({"plane": "oblique"}, "'axial', 'coronal' or 'sagittal'"),
         ({"salt": ""}, "at least 1 character"),
-        ({"workers": 0}, "greater than or equal to 1"),
     ],
 )
 def test_bad_parameters_name_the_bound(change, message):
