@@ -10,6 +10,8 @@ import typer
 from stages import common, workers
 from synthmri import features, imageset, params, scores
 
+PIECE = 4096  # images, about: what a worker does at a time
+
 
 def main(
     images: Annotated[Path, typer.Option(help="ImageSet to read")],
@@ -22,26 +24,28 @@ def main(
     count = len(imageset.read(images))
     extractors = ["alexnet", "effnet"] + (["inception"] if evaluate.inception_weights else [])
     # Whole batches of every extractor (EfficientNet takes at most 16), so that the pieces do not show in the bytes.
-    size = 16 * evaluate.batch_size * max(1, 4096 // (16 * evaluate.batch_size))
-    starts = list(range(0, count, size))
+    size = 16 * evaluate.batch_size * max(1, PIECE // (16 * evaluate.batch_size))
+    starts = range(0, count, size)
+    piece = partial(_piece, images=images.absolute(), size=size, runtime=runtime, evaluate=evaluate)
+    done = workers.ordered(
+        piece, [(name, start) for name in extractors for start in starts], hands.extract, hands.cluster,
+        name=lambda task: f"images from {task[1]} on of {images}, by {task[0]}",
+    )  # fmt: skip
     with common.replacing(out) as folder:
         folder.mkdir()
         for name in common.progress(extractors, f"extractors over {images.name}"):
-            piece = partial(_piece, images=images.absolute(), size=size, name=name, runtime=runtime, evaluate=evaluate)
-            done = workers.ordered(
-                piece, starts, hands.extract, hands.cluster, name=lambda start: f"images {start} ff. of {images}"
-            )
             first = next(done)
             with imageset.growing(folder / f"{name}.npy", first.shape[1:], np.float32) as append:
                 append(first)
-                for values in done:
-                    append(values)
+                for _ in starts[1:]:
+                    append(next(done))
 
 
 def _piece(
-    start: int, *, images: Path, size: int, name: str, runtime: params.Runtime, evaluate: scores.Evaluate
+    task: tuple[str, int], *, images: Path, size: int, runtime: params.Runtime, evaluate: scores.Evaluate
 ) -> np.ndarray:
-    """Features of `size` images from number `start` on."""
+    """Features by the extractor of that name of `size` images from that number on."""
+    name, start = task
     common.settle(runtime.threads)
     pictures = imageset.read(images).images[start : start + size]
     return features.extract(

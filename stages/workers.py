@@ -18,6 +18,7 @@ from synthmri.errors import UserError
 from synthmri.params import Section
 
 ATTEMPTS = 3  # of one item whose worker is killed each time
+CONNECT_S = 10  # for a cluster to answer
 PATIENCE_S = 60  # how long a cluster may be without workers
 
 Item = TypeVar("Item")
@@ -53,21 +54,15 @@ def _here(function, items, count, name) -> Iterator:
 
     first = killed = 0
     while first < len(items):
-        # A pool with a dead worker is lost, and nobody knows whose fault it was: so the oldest item runs alone next.
-        window = 1 if killed else 2 * count
-        pool = ProcessPoolExecutor(min(count, window), initializer=_end_with_parent)
-        pending = deque()
+        pool, pending = ProcessPoolExecutor(count, initializer=_end_with_parent), deque()
         try:
             while first < len(items):
-                while len(pending) < window and first + len(pending) < len(items):
+                # A dead worker takes the pool with it, and nobody knows whose fault it was: the oldest item alone next.
+                while len(pending) < (1 if killed else 2 * count) and first + len(pending) < len(items):
                     pending.append(pool.submit(function, items[first + len(pending)]))
-                result = pending[0].result()
-                pending.popleft()
-                first += 1
+                result = pending.popleft().result()
+                first, killed = first + 1, 0
                 yield result
-                if killed:
-                    killed = 0
-                    break  # the rest together again
         except BrokenProcessPool:
             killed += 1
             if killed == ATTEMPTS:
@@ -88,7 +83,7 @@ def _on_cluster(function, items, address, name) -> Iterator:
             f"workers.cluster = {address} needs dask; `pip install -c constraints.txt -e .[cluster]`, or {remedy}"
         ) from None
     try:
-        client = Client(address, timeout=10, set_as_default=False)
+        client = Client(address, timeout=CONNECT_S, set_as_default=False)
     except (OSError, ValueError) as error:  # a TimeoutError is an OSError
         raise UserError(f"no dask scheduler answers at {address} ({error}); {remedy}") from None
     with client:
