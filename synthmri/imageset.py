@@ -90,9 +90,7 @@ def growing(path: Path, shape: tuple[int, ...], dtype: type) -> Iterator[Callabl
     def append(piece: np.ndarray) -> int:
         nonlocal rows
         if piece.dtype != dtype or piece.shape[1:] != tuple(shape):
-            raise UserError(
-                f"{path.name} takes {dtype} (., {', '.join(map(str, shape))}); not {piece.dtype} {piece.shape}"
-            )
+            raise UserError(f"{path.name} takes rows of {dtype} {shape}; this is {piece.dtype} {piece.shape}")
         file.write(np.ascontiguousarray(piece).data)
         rows += len(piece)
         return len(piece)

@@ -29,7 +29,7 @@ class Evaluate(Section):
     batch_size: int = Field(ge=1)
     min_images: int = Field(ge=2)
     inception_weights: str
-    pairwise_features: int = Field(ge=10)
+    pairwise_features: int = Field(ge=100)
     pairwise_images: int = Field(ge=1)
     subsample_rounds: int = Field(ge=2)
     subsample_fraction: float = Field(gt=0, lt=1)
@@ -37,7 +37,7 @@ class Evaluate(Section):
 
 
 class Gaussian(NamedTuple):
-    """count: N. mean: float64 (D,). root: float64 (min(N, D), D), root' root = sum of squares about the mean."""
+    """count: N. mean: float64 (D,). root: float64 (at most D, D), root' root = sum of squares about the mean."""
 
     count: int
     mean: np.ndarray
