@@ -54,7 +54,7 @@ def _here(function, items, count, name) -> Iterator:
 
     first = killed = 0
     while first < len(items):
-        pool, pending = ProcessPoolExecutor(count, initializer=_end_with_parent), deque()
+        pool, pending = ProcessPoolExecutor(count, initializer=_end_with, initargs=(os.getpid(),)), deque()
         try:
             while first < len(items):
                 # A dead worker takes the pool with it, and nobody knows whose fault it was: the oldest item alone next.
@@ -136,9 +136,8 @@ def _result(client, future, address: str, remedy: str):
                 raise UserError(f"all workers of {address} are gone; start some, or {remedy}") from None
 
 
-def _end_with_parent() -> None:
+def _end_with(parent: int) -> None:
     """Initialise a worker process: otherwise those of a stage that was killed would work on, and wait, for ever."""
-    parent = os.getppid()
 
     def wait() -> None:
         while os.getppid() == parent:
