@@ -15,6 +15,7 @@ import typer
 
 from benchmarks import measure
 from stages import common, preprocess
+from stages.workers import Workers
 from synthmri import params, readers, slices
 from synthmri.errors import UserError
 from synthmri.imageset import to_uint8
@@ -63,14 +64,15 @@ def main(
     common.start()
     torch.set_num_threads(1)
     data = params.read(common.PARAMS, "data", slices.Data)
+    hands = params.read(common.PARAMS, "workers", Workers)
     found, _ = readers.find(raw)
     sources = [source for source in found if source.contrast in data.contrasts or not data.contrasts][:volumes]
     if len(sources) < 4:
         raise UserError(f"{raw} holds {len(sources)} volumes of {data.contrasts}; 4 are needed: `dvc repro simulate`")
     files = [path for source in sources for path in source.paths]
 
-    def own(workers: int) -> None:
-        for _ in preprocess._results(sources, data.model_copy(update={"workers": workers})):
+    def own(count: int) -> None:
+        for _ in preprocess._results(sources, data, hands.model_copy(update={"preprocess": count, "cluster": ""})):
             pass
 
     alone, two = (len(sources) / measure.seconds(lambda w=w: own(w), repeats=2) for w in (1, 2))

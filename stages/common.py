@@ -86,17 +86,24 @@ def start() -> params.Runtime:
     runtime = params.read(PARAMS, "runtime", params.Runtime)
     import torch
 
-    torch.set_num_threads(runtime.threads)
-    # MKL's vector functions are set up by their first call: where threads share it, one of them may compute its part in
-    # lower accuracy (1e-4), in some runs and not in others. A first call of one number is made by one thread alone.
-    for function in (torch.exp, torch.log, torch.sin, torch.cos, torch.tanh, torch.erf):
-        function(torch.ones(1))
+    settle(runtime.threads)
     if runtime.device != "cpu" and int(runtime.device.partition(":")[2] or 0) >= torch.cuda.device_count():
         raise UserError(
             f"runtime.device = {runtime.device}, but torch sees {torch.cuda.device_count()} GPUs here; set it to cpu, "
             "or install a torch with CUDA"
         )
     return runtime
+
+
+def settle(threads: int) -> None:
+    """Set the threads of torch, here or in a worker: their number changes the rounding of sums."""
+    import torch
+
+    torch.set_num_threads(threads)
+    # MKL's vector functions are set up by their first call: where threads share it, one of them may compute its part in
+    # lower accuracy (1e-4), in some runs and not in others. A first call of one number is made by one thread alone.
+    for function in (torch.exp, torch.log, torch.sin, torch.cos, torch.tanh, torch.erf):
+        function(torch.ones(1))
 
 
 def end_with_parent() -> None:
@@ -221,13 +228,13 @@ def read_json(path: Path) -> dict:
 
 
 def read_features(folder: Path, count: int | None) -> dict:
-    """Extractor -> float32 (count, D), of what stages.extract wrote."""
+    """Extractor -> float32 (count, D), memory-mapped, of what stages.extract wrote."""
     import numpy as np
 
     found = {}
     for file in sorted(folder.glob("*.npy")):
         try:
-            values = np.load(file, allow_pickle=False)
+            values = np.load(file, mmap_mode="r", allow_pickle=False)
         except Exception as error:  # on damaged files numpy raises nearly anything
             raise UserError(f"{file} cannot be read as features ({error}); run `dvc repro`") from None
         if not isinstance(values, np.ndarray) or values.dtype != np.float32:

@@ -47,15 +47,12 @@ def main(
         )
     # A Frechet distance grows as N falls, so all that is compared has one N and one reference: every held-out image.
     n = min(len(made), len(reference_set.train))
-    rows = draw(len(made), n, p.seed)
-    images, lpips = np.array(made.images[rows]), features.lpips_model(device=runtime.device)
-    result, correlation, which = scorecard.score(
-        images, {name: array[rows] for name, array in values.items()}, reference_set, p, lpips
-    )
+    rows, lpips = scorecard.draw(len(made), n, p.seed), features.lpips_model(device=runtime.device)
+    result, compared, correlation, which = scorecard.score(made.images, values, rows, reference_set, p, lpips)
     held_back = imageset.read(validation)  # what a champion is chosen on: the test split must not be
     if len(held_back) >= p.min_images:
         seen = common.read_features(validation_features, len(held_back))["alexnet"]
-        result |= scorecard.validation(values["alexnet"][rows], seen, held_back.manifest.get("subject"), p)
+        result |= scorecard.validation(values["alexnet"], rows, seen, held_back.manifest.get("subject"), p)
     else:
         print(
             f"{validation} holds {len(held_back)} images, below evaluate.min_images = {p.min_images}: no "
@@ -63,8 +60,8 @@ def main(
             file=sys.stderr,
         )
     if samples_features != before_features:
-        before = common.read_features(before_features, len(made))["alexnet"][rows]
-        distance = scores.frechet_distance(before, reference_set.test_features["alexnet"])
+        before = common.read_features(before_features, len(made))["alexnet"]
+        distance = scores.frechet_distance(scores.gaussian(before, rows), reference_set.test_features["alexnet"])
         result["fd_alexnet_before"] = distance
         result["fd_alexnet_reduction"] = (distance - result["fd_alexnet"]) / distance
     some = np.unique(np.linspace(0, len(reference_set.test) - 1, RECONSTRUCTED).astype(int))
@@ -76,14 +73,14 @@ def main(
         result |= {f"recon_{name}": value for name, value in pairs_now.items()}
         result["recon_fd_alexnet"] = scores.frechet_distance(values_now, reference_set.test_features["alexnet"][some])
     order = np.argsort(-correlation, kind="stable")[:CLOSEST]
-    pairs = np.concatenate([images[order], reference_set.train[which[order]]])
+    pairs = np.concatenate([made.images[compared[order]], reference_set.train[which[order]]])
     captions = [f"r = {correlation[i]:.3f}" for i in order] + ["train"] * len(order)
     # Simulated data is called simulated, here too.
     source = imageset.read(test).meta.get("data", {}).get("source")
     title = "Held out, simulated cohort" if source == "simulated" else "Held out"
     with common.replacing(metrics) as json, common.replacing(picture) as beside, common.replacing(closest) as sheet:
         common.write_metrics(json, result)
-        plots.save(plots.held_out_against_synthetic(reference_set.test, images, title=title), beside)
+        plots.save(plots.held_out_against_synthetic(reference_set.test, made.images, title=title), beside)
         plots.save(plots.contact_sheet(pairs, columns=len(order), captions=captions), sheet)
 
 
@@ -125,11 +122,6 @@ def read_set(folder: Path, least: int) -> imageset.ImageSet:
             "lower the bound and trust the Frechet distance less"
         )
     return found
-
-
-def draw(size: int, n: int, seed: int) -> np.ndarray:
-    """n of the rows 0 .. size - 1 in ascending order, at random: a set may be sorted by subject or by prompt."""
-    return np.sort(np.random.default_rng(seed).choice(size, n, replace=False))
 
 
 if __name__ == "__main__":

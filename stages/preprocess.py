@@ -1,11 +1,10 @@
 """data/raw -> data/slices/{train,val,test}: read what is there, slice it, split it by subject."""
 
 import json
-import multiprocessing
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.progress import Progress
 
-from stages import common
+from stages import common, workers
 from synthmri import imageset, params, readers, slices
 from synthmri.errors import UserError
 
@@ -37,6 +36,7 @@ def main(
     """Slice and split the scans of a folder. No name of a person or a file gets into any output."""
     common.start()
     data = params.read(common.PARAMS, "data", slices.Data)
+    hands = params.read(common.PARAMS, "workers", workers.Workers)
     console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     found, skipped = readers.find(raw)
     for error in skipped:
@@ -51,7 +51,7 @@ def main(
     ):
         out_part.mkdir()
         pixels = out_part / "all.raw"  # grows scan by scan, so that memory holds one at a time
-        rows, dropped = _slice(sources, skipped, data, pixels, console)
+        rows, dropped = _slice(_results(sources, data, hands), sources, skipped, data, pixels, console)
         if _failures(skipped) > data.max_bad_fraction * tried:
             raise UserError(
                 f"{_failures(skipped)} of {tried} scans cannot be used, more than data.max_bad_fraction = "
@@ -64,7 +64,7 @@ def main(
             )
         images = np.memmap(pixels, np.uint8, "r", shape=(len(rows), data.image_size, data.image_size))
         splits = _split(rows, data)
-        copies = slices.duplicates(images, splits, data.duplicate_correlation)
+        copies = slices.duplicates(images, splits, data.duplicate_correlation, scratch=out_part)
         dropped["border_gap"] = int((splits == "").sum())
         dropped["duplicate_exact"] = int((copies == "exact").sum())
         dropped["duplicate_near"] = int((copies == "near").sum())
@@ -78,7 +78,8 @@ def main(
                     f"{data.border_gap} (pictures) or widen data.depth_mm = {list(data.depth_mm)} (volumes)"
                 )
             manifest = rows.iloc[chosen][COLUMNS].reset_index(drop=True)
-            imageset.write(out_part / name, imageset.ImageSet(images[chosen], manifest, _meta(rows, data)))
+            part = (piece for _, piece in imageset.pieces(images, imageset.PIECE, chosen))
+            imageset.write_pieces(out_part / name, part, images.shape[1:], manifest, _meta(rows, data))
         del images
         pixels.unlink()
 
@@ -111,15 +112,16 @@ def _wanted(found: list, skipped: list, raw: Path, data: slices.Data) -> list[re
 
 
 def _slice(
-    sources: list[readers.Source], skipped: list, data: slices.Data, pixels: Path, console: Console
-) -> tuple[pd.DataFrame, Counter]:
+    results: Iterator[slices.Slices | readers.BadFile], sources: list[readers.Source], skipped: list, data: slices.Data,
+    pixels: Path, console: Console,
+) -> tuple[pd.DataFrame, Counter]:  # fmt: skip
     """Write the slices of all sources to the file `pixels` (uint8) -> a row for each slice, and what was dropped.
 
     `skipped` grows by the sources that cannot be used. The columns person and block are for splitting alone.
     """
-    rows, dropped = [], Counter()
+    rows, depths, dropped = [], [], Counter()
     with pixels.open("wb") as file, Progress(console=console) as progress:
-        results = progress.track(_results(sources, data), total=len(sources), description="slices")
+        results = progress.track(results, total=len(sources), description="slices")
         for number, (source, result) in enumerate(zip(sources, results, strict=True), start=1):
             if isinstance(result, readers.BadFile):
                 skipped.append(result)
@@ -137,34 +139,28 @@ def _slice(
                 "plane": data.plane if volume else "",
                 "label": source.label,
                 "slice_mm": f"{result.slice_mm:.3f}" if volume else "",
+                "count": len(result.images),
             }
-            depths = [f"{depth:.2f}" for depth in result.depth_mm] if volume else [""] * len(result.images)
-            rows += [row | {"depth_mm": depth} for depth in depths]
-    labels = sorted({row["label"] for row in rows} - {""})
+            rows.append(row)
+            depths += [f"{depth:.2f}" for depth in result.depth_mm] if volume else [""] * len(result.images)
+    labels = sorted({row["label"] for row in rows if row["count"]} - {""})
     if labels:
         console.print(f"labels, which the outputs show: {', '.join(labels)}")
-    return pd.DataFrame(rows), dropped
+    if not depths:
+        return pd.DataFrame(), dropped
+    of_sources = pd.DataFrame(rows)
+    of_slices = of_sources.loc[of_sources.index.repeat(of_sources["count"])].drop(columns="count")
+    return of_slices.reset_index(drop=True).assign(depth_mm=depths), dropped
 
 
-def _results(sources: list[readers.Source], data: slices.Data) -> Iterator[slices.Slices | readers.BadFile]:
+def _results(
+    sources: list[readers.Source], data: slices.Data, hands: workers.Workers
+) -> Iterator[slices.Slices | readers.BadFile]:
     """The result of each source, in order, whatever the number of workers."""
-    if data.workers == 1:
-        yield from (_one(source, data) for source in sources)
-        return
-    context = multiprocessing.get_context("forkserver")
-    with ProcessPoolExecutor(data.workers, mp_context=context, initializer=common.end_with_parent) as pool:
-        pending = deque()
-        try:
-            for source in sources:
-                pending.append(pool.submit(_one, source, data))
-                if len(pending) > 2 * data.workers:  # bounds the results that wait in memory
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        except BrokenProcessPool:
-            raise UserError(
-                f"a worker was killed, likely for want of memory; lower data.workers = {data.workers} in params.yaml"
-            ) from None
+    # Workers of a cluster may run in another folder.
+    sources = [replace(source, paths=tuple(path.absolute() for path in source.paths)) for source in sources]
+    one = partial(_one, data=data)
+    return workers.ordered(one, sources, hands.preprocess, hands.cluster, name=lambda source: source.name)
 
 
 def _one(source: readers.Source, data: slices.Data) -> slices.Slices | readers.BadFile:
@@ -195,7 +191,7 @@ def _meta(rows: pd.DataFrame, data: slices.Data) -> dict:
     """The parameters that shape the bytes, the pixel spacing and the orientation (null: pictures do not tell)."""
     volumes = bool((rows["plane"] != "").all())
     return {
-        "data": data.model_dump(mode="json", exclude={"salt", "workers"}),
+        "data": data.model_dump(mode="json", exclude={"salt"}),
         "pixel_mm": data.field_of_view_mm / data.image_size if volumes else None,
         "orientation": ORIENTATION[data.plane] if volumes else None,
     }

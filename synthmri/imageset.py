@@ -10,6 +10,9 @@ A folder of three files:
 """
 
 import json
+import mmap
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,14 +48,76 @@ class ImageSet:
         return ImageSet(np.asarray(self.images[rows]), self.manifest.iloc[rows].reset_index(drop=True), self.meta)
 
 
+PIECE = 256  # images at a time: 16 MiB at 256 x 256
+
+
 def write(folder: Path, imageset: ImageSet) -> None:
     """Write the three files into `folder` (made if absent). The same set gives the same bytes."""
+    images = (piece for _, piece in pieces(imageset.images, PIECE))
+    write_pieces(folder, images, imageset.images.shape[1:], imageset.manifest, imageset.meta)
+
+
+def write_pieces(
+    folder: Path, images: Iterable[np.ndarray], shape: tuple[int, int], manifest: pd.DataFrame, meta: dict
+) -> None:
+    """The same of images that come piece by piece, uint8 (., H, W), of which one piece is in memory at a time.
+
+    shape: (H, W). Raises UserError where the images are of another type or number than the rows of the manifest.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / "images.npy", np.ascontiguousarray(imageset.images))
-    imageset.manifest.to_csv(folder / "manifest.csv", index=False, lineterminator="\n")
-    text = json.dumps(imageset.meta, indent=1, sort_keys=True, allow_nan=False)
+    with growing(folder / "images.npy", shape, np.uint8) as append:
+        count = sum(append(piece) for piece in images)
+    if count != len(manifest):
+        raise UserError(f"{count} images but {len(manifest)} rows in the manifest; write both again")
+    manifest.to_csv(folder / "manifest.csv", index=False, lineterminator="\n")
+    text = json.dumps(meta, indent=1, sort_keys=True, allow_nan=False)
     (folder / "meta.json").write_text(text + "\n", encoding="utf-8")
+
+
+@contextmanager
+def growing(path: Path, shape: tuple[int, ...], dtype: type) -> Iterator[Callable[[np.ndarray], int]]:
+    """A .npy of (N, *shape) whose N is known at the end: what is yielded appends a piece and returns its rows.
+
+    The bytes are those of np.save: its header leaves room for any N. Raises UserError for a piece of another type.
+    """
+    dtype, rows = np.dtype(dtype), 0
+
+    def header() -> None:
+        description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (rows, *shape)}
+        np.lib.format.write_array_header_1_0(file, description)
+
+    def append(piece: np.ndarray) -> int:
+        nonlocal rows
+        if piece.dtype != dtype or piece.shape[1:] != tuple(shape):
+            raise UserError(f"{path.name} takes rows of {dtype} {shape}; this is {piece.dtype} {piece.shape}")
+        file.write(np.ascontiguousarray(piece).data)
+        rows += len(piece)
+        return len(piece)
+
+    with open(path, "wb") as file:
+        header()
+        yield append
+        file.seek(0)
+        header()
+
+
+def pieces(array: np.ndarray, size: int, rows: np.ndarray | None = None) -> Iterator[tuple[int, np.ndarray]]:
+    """`array`, or its `rows` in ascending order, as copies of at most `size` rows, each with the number of its first.
+
+    One copy is in memory at a time: the pages of a memory-mapped file, which would count as memory until another
+    process wants it, are given back behind each.
+    """
+    for start in range(0, len(array) if rows is None else len(rows), size):
+        part = slice(start, start + size)
+        yield start, np.array(array[part] if rows is None else array[rows[part]])
+        release(array)
+
+
+def release(array: np.ndarray) -> None:
+    """Give back the pages in memory of a memory-mapped file; it stays open. Nothing for other arrays."""
+    if isinstance(array, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+        array._mmap.madvise(mmap.MADV_DONTNEED)
 
 
 def read(folder: Path) -> ImageSet:

@@ -12,7 +12,10 @@ NAMES = {"alexnet": "fd_alexnet", "effnet": "fd_effnet", "inception": "fid"}  # 
 
 @dataclass(frozen=True)
 class Reference:
-    """What all models are measured against. images: uint8 (., H, W); features: extractor -> float32 (., D)."""
+    """What all models are measured against. images: uint8 (., H, W); features: extractor -> float32 (., D).
+
+    All may be memory-mapped: no score holds more of them in memory than a block.
+    """
 
     train: np.ndarray
     test: np.ndarray
@@ -21,49 +24,62 @@ class Reference:
     subjects: pd.Series | None  # of the held-out images; None where fewer than two are known
 
 
-def distribution(features: dict[str, np.ndarray], reference: Reference, p: scores.Evaluate) -> dict[str, float]:
-    """Distances between the sets, and `*_std`: their spread over subsets of held-out subjects."""
+def draw(rows: np.ndarray | int, most: int, seed: int) -> np.ndarray:
+    """`most` of the rows (a number: of 0 .. rows - 1) in ascending order, at random; all where there are no more.
 
-    def alexnet(test: np.ndarray) -> dict[str, float]:
-        values = {
-            "fd_alexnet": scores.frechet_distance(features["alexnet"], test),
-            "kid_alexnet": scores.kernel_distance(features["alexnet"], test),
-        }
-        return values | scores.precision_recall_density_coverage(test, features["alexnet"])
+    At random, as a set may be sorted by subject or by prompt.
+    """
+    rows = np.arange(rows) if isinstance(rows, int) else rows
+    if len(rows) <= most:
+        return rows
+    return rows[np.sort(np.random.default_rng(seed).choice(len(rows), most, replace=False))]
 
-    result = alexnet(reference.test_features["alexnet"])
-    others = {NAMES[name]: name for name in features if name != "alexnet"}
-    for name, extractor in others.items():
-        result[name] = scores.frechet_distance(features[extractor], reference.test_features[extractor])
+
+def distribution(
+    features: dict[str, np.ndarray], rows: np.ndarray, reference: Reference, p: scores.Evaluate
+) -> dict[str, float]:
+    """Distances between `rows` of a set and the held-out one, and `*_std`: their spread over held-out subjects.
+
+    Frechet distances take all rows, what compares every pair at most `pairwise_features` of each set.
+    """
+    made = {name: scores.gaussian(values, rows) for name, values in features.items()}
+    ours = features["alexnet"][draw(rows, p.pairwise_features, p.seed)]
+    theirs = draw(len(reference.test), p.pairwise_features, p.seed)
+
+    def all_of(part: np.ndarray) -> dict[str, float]:  # of the rows of the held-out set
+
+        def frechet(name: str) -> float:
+            return scores.frechet_distance(made[name], scores.gaussian(reference.test_features[name], part))
+
+        some = reference.test_features["alexnet"][np.intersect1d(part, theirs)]
+        result = {"fd_alexnet": frechet("alexnet"), "kid_alexnet": scores.kernel_distance(ours, some)}
+        result |= scores.precision_recall_density_coverage(some, ours)
+        return result | {NAMES[name]: frechet(name) for name in features if name != "alexnet"}
+
+    every = np.arange(len(reference.test))
+    result = all_of(every)
     if reference.subjects is not None:
-        rows = np.arange(len(reference.test))
-
-        def all_of(part: np.ndarray) -> np.ndarray:
-            values = alexnet(reference.test_features["alexnet"][part])
-            values |= {
-                name: scores.frechet_distance(features[extractor], reference.test_features[extractor][part])
-                for name, extractor in others.items()
-            }
-            return np.array([values[name] for name in result])
-
         spread = scores.by_subject(
-            all_of, rows, reference.subjects, rounds=p.subsample_rounds, fraction=p.subsample_fraction, seed=p.seed
-        )
+            lambda part: np.array(list(all_of(part).values())), every, reference.subjects,
+            rounds=p.subsample_rounds, fraction=p.subsample_fraction, seed=p.seed,
+        )  # fmt: skip
         result |= {f"{name}_std": float(value) for name, value in zip(list(result), spread, strict=True)}
     return result
 
 
 def validation(
-    features: np.ndarray, held_back: np.ndarray, subjects: pd.Series | None, p: scores.Evaluate
+    features: np.ndarray, rows: np.ndarray, held_back: np.ndarray, subjects: pd.Series | None, p: scores.Evaluate
 ) -> dict[str, float]:
-    """`val_kid_alexnet` of features (N, D) against those of the validation slices (M, D): what models are chosen by.
+    """`val_kid_alexnet` of rows of features (N, D) against those of the validation slices (M, D), to choose models by.
 
     And `val_kid_alexnet_std`, its standard error over validation subjects, where two or more are known.
     """
-    result = {"val_kid_alexnet": scores.kernel_distance(features, held_back)}
-    if subjects is not None and subjects.nunique() > 1:
+    ours = features[draw(rows, p.pairwise_features, p.seed)]
+    theirs = draw(len(held_back), p.pairwise_features, p.seed)
+    result = {"val_kid_alexnet": scores.kernel_distance(ours, held_back[theirs])}
+    if subjects is not None and subjects.iloc[theirs].nunique() > 1:
         spread = scores.by_subject(
-            lambda part: scores.kernel_distance(features, part), held_back, subjects,
+            lambda part: scores.kernel_distance(ours, part), held_back[theirs], subjects.iloc[theirs],
             rounds=p.subsample_rounds, fraction=p.subsample_fraction, seed=p.seed,
         )  # fmt: skip
         result["val_kid_alexnet_std"] = float(spread)
@@ -71,28 +87,36 @@ def validation(
 
 
 def against_train(
-    images: np.ndarray, features: dict[str, np.ndarray], reference: Reference, p: scores.Evaluate, lpips
-) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
-    """What tells of resemblance and copying, image by image, for uint8 (N, H, W) and its features.
+    images: np.ndarray, features: dict[str, np.ndarray], rows: np.ndarray, reference: Reference, p: scores.Evaluate,
+    lpips,
+) -> tuple[dict[str, float], np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+    """What tells of resemblance and copying, image by image, for `rows` of uint8 (N, H, W) and of its features.
 
-    Returns the numbers by name, and for each image its largest pixel correlation with a train image and which one.
+    At most `pairwise_images` of them, drawn at random, are compared with every train image by their pixels, and
+    `pairwise_features` by their features. Returns the numbers by name, and of the images compared by pixels: which rows
+    they are, the largest correlation with a train image, and which that is.
     """
-    nearest = reference.train[scores.nearest_by_pixels(images, reference.train)]
-    correlation, which = scores.largest_correlation(images, reference.train)
-    result = scores.resemblance(images, nearest, lpips, batch=p.batch_size)
+    some = draw(rows, p.pairwise_images, p.seed)
+    compared = np.array(images[some])
+    nearest = reference.train[scores.nearest_by_pixels(compared, reference.train)]
+    correlation, which = scores.largest_correlation(compared, reference.train)
+    result = scores.resemblance(compared, nearest, lpips, batch=p.batch_size)
     result["memorised"] = scores.memorised(
-        features["alexnet"], reference.test_features["alexnet"], reference.train_features["alexnet"]
+        features["alexnet"][draw(rows, p.pairwise_features, p.seed)],
+        reference.test_features["alexnet"][draw(len(reference.test), p.pairwise_features, p.seed)],
+        reference.train_features["alexnet"],
     )
     result["largest_correlation"] = float(correlation.max())
-    diversity = scores.ms_ssim(images, seed=p.seed)
+    diversity = scores.ms_ssim(compared, seed=p.seed)
     if diversity is not None:
         result["ms_ssim"] = diversity
-    return result | {"n": float(len(images))}, correlation, which
+    return result | {"n": float(len(rows))}, some, correlation, which
 
 
 def score(
-    images: np.ndarray, features: dict[str, np.ndarray], reference: Reference, p: scores.Evaluate, lpips
-) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
-    """All numbers of a set by name; docs/evaluation.md says what each means. Otherwise as `against_train`."""
-    result, correlation, which = against_train(images, features, reference, p, lpips)
-    return distribution(features, reference, p) | result, correlation, which
+    images: np.ndarray, features: dict[str, np.ndarray], rows: np.ndarray, reference: Reference, p: scores.Evaluate,
+    lpips,
+) -> tuple[dict[str, float], np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+    """All numbers of `rows` of a set by name; docs/evaluation.md says what each means. Otherwise as `against_train`."""
+    result, *closest = against_train(images, features, rows, reference, p, lpips)
+    return distribution(features, rows, reference, p) | result, *closest

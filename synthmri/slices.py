@@ -1,7 +1,9 @@
 """Slices: oriented volumes and pictures -> 8-bit slices on one canonical field of view, split by subject."""
 
 import hashlib
+import tempfile
 from collections import Counter
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -9,11 +11,13 @@ from PIL import Image
 from pydantic import Field, field_validator, model_validator
 from scipy import ndimage
 
+from synthmri import imageset
 from synthmri.errors import UserError
 from synthmri.imageset import to_uint8
 from synthmri.params import Section
 
 SPLITS = ("train", "val", "test")
+BLOCK = 1024  # small images compared at a time, with 4 as many
 
 
 class Fractions(Section):
@@ -49,7 +53,6 @@ class Data(Section):
     border_gap: int = Field(ge=0, le=1000)
     duplicate_correlation: float = Field(ge=0.9, le=1)
     max_bad_fraction: float = Field(ge=0, le=1)
-    workers: int = Field(ge=1, le=64)
 
     @field_validator("depth_mm")
     @classmethod
@@ -225,39 +228,98 @@ def _shares(count: int, fractions: Fractions) -> tuple[int, int, int]:
     return count - val - test, val, test
 
 
-def duplicates(images: np.ndarray, splits: np.ndarray, correlation: float) -> np.ndarray:
+def duplicates(
+    images: np.ndarray, splits: np.ndarray, correlation: float, *, scratch: Path | None = None
+) -> np.ndarray:
     """What is the same image in two splits: "", "exact" or "near" for each of N, the latter two in val and test only.
 
-    images: uint8 (N, H, W); splits: N of train, val, test or "", which is left aside. Test is compared with train,
-    val with train and what is left of test. Near: Pearson correlation above `correlation` after shrinking to 32 x 32.
+    images: uint8 (N, H, W), may be memory-mapped; splits: N of train, val, test or "", which is left aside. Test is
+    compared with train, val with train and what is left of test. Near: Pearson correlation above `correlation` after
+    shrinking to 32 x 32. scratch: folder for the small images (1 KiB each) while this runs; None: the system's.
     Raises UserError where more than half of test is in train too.
     """
     splits = np.asarray(splits)
     found = np.full(len(splits), "", dtype="<U5")
-    small = thumbnails(images)
-    digest = np.array([hashlib.sha256(np.ascontiguousarray(image)).hexdigest() for image in images])
-    for later, earlier in (("test", ["train"]), ("val", ["train", "test"])):
-        ours = np.flatnonzero(splits == later)
-        theirs = np.flatnonzero(np.isin(splits, earlier) & (found == ""))
-        for start in range(0, len(ours), 1024):  # bounds the matrix below to 1024 x N
-            rows = ours[start : start + 1024]
-            if len(theirs):
-                found[rows[(small[rows] @ small[theirs].T).max(1) > correlation]] = "near"
-        found[ours[np.isin(digest[ours], digest[theirs])]] = "exact"
-        if later == "test" and 2 * np.count_nonzero(found[ours]) > len(ours):
-            raise UserError(
-                f"the split leaks: {np.count_nonzero(found[ours])} of {len(ours)} test images are in train too. Is one "
-                "patient there under two names? Put both under one, or raise data.duplicate_correlation"
-            )
+    with tempfile.TemporaryFile(dir=scratch) as file:
+        small, digest = _small(images, file)
+        bound = _bound(small)
+        for later, earlier in (("test", ["train"]), ("val", ["train", "test"])):
+            ours = np.flatnonzero(splits == later)
+            theirs = np.flatnonzero(np.isin(splits, earlier) & (found == ""))
+            for start in range(0, len(ours), BLOCK):
+                rows = ours[start : start + BLOCK]
+                found[rows[_largest(rows, theirs, small, bound, correlation) > correlation]] = "near"
+            found[ours[np.isin(digest[ours], digest[theirs])]] = "exact"
+            if later == "test" and 2 * np.count_nonzero(found[ours]) > len(ours):
+                raise UserError(
+                    f"the split leaks: {np.count_nonzero(found[ours])} of {len(ours)} test images are in train too. Is "
+                    "one patient there under two names? Put both under one, or raise data.duplicate_correlation"
+                )
     return found
 
 
 def thumbnails(images: np.ndarray) -> np.ndarray:
     """uint8 (N, H, W) -> float32 (N, 1024): of 32 x 32 pixels, of mean 0 and norm 1; a dot product is a correlation."""
-    out = np.empty((len(images), 1024), dtype=np.float32)
+    return _standard(_shrunk(images))
+
+
+def _shrunk(images: np.ndarray) -> np.ndarray:
+    """uint8 (N, H, W) -> uint8 (N, 1024), the means of 32 x 32 fields."""
+    out = np.empty((len(images), 1024), dtype=np.uint8)
     for row, image in zip(out, images, strict=True):
-        small = Image.fromarray(np.asarray(image)).resize((32, 32), Image.Resampling.BOX)
-        row[:] = np.asarray(small, dtype=np.float32).ravel()
+        row[:] = np.asarray(Image.fromarray(np.asarray(image)).resize((32, 32), Image.Resampling.BOX)).ravel()
+    return out
+
+
+def _standard(small: np.ndarray) -> np.ndarray:
+    """uint8 (N, 1024) -> float32 (N, 1024) of mean 0 and norm 1 (0 where an image has one value)."""
+    out = small.astype(np.float32)
+    for row in out:
         row -= row.mean()
         row /= max(float(np.linalg.norm(row)), 1e-6)
     return out
+
+
+def _small(images: np.ndarray, file) -> tuple[np.ndarray, np.ndarray]:
+    """The shrunk images, uint8 (N, 1024) memory-mapped from `file`, and the hexadecimal SHA-256 of each, (N,)."""
+    digest = np.empty(len(images), "S64")
+    for start, piece in imageset.pieces(images, imageset.PIECE):
+        file.write(_shrunk(piece).data)
+        digest[start : start + len(piece)] = [hashlib.sha256(image).hexdigest() for image in piece]
+    file.flush()
+    return np.memmap(file, np.uint8, "r", shape=(len(images), 1024)), digest
+
+
+def _bound(small: np.ndarray) -> np.ndarray:
+    """float32 (N, 33) whose dot products are at least the correlations of the shrunk images: a quick first look.
+
+    An image of norm 1 is p in the span of some orthonormal directions and the rest r, and by Cauchy and Schwarz
+    a.b = p(a).p(b) + r(a).r(b) <= p(a).p(b) + |r(a)| |r(b)|. The directions are those along which images differ most
+    (principal components of up to 2048 of them), but any would do: they change the time, never the result.
+    """
+    some = np.unique(np.linspace(0, len(small) - 1, 2048).astype(int))
+    values = _standard(np.array(small[some]))
+    _, vectors = np.linalg.eigh(values.T @ values)
+    axes = vectors[:, -32:]
+    out = np.empty((len(small), 33), np.float32)
+    for start, piece in imageset.pieces(small, BLOCK):
+        values = _standard(piece)
+        rows = out[start : start + len(piece)]
+        rows[:, :32] = values @ axes
+        rows[:, 32] = np.linalg.norm(values - rows[:, :32] @ axes.T, axis=1)
+    return out
+
+
+def _largest(
+    rows: np.ndarray, theirs: np.ndarray, small: np.ndarray, bound: np.ndarray, correlation: float
+) -> np.ndarray:
+    """The largest correlation of each of `rows` with any of `theirs`, (len(rows),); below `correlation` any value."""
+    ours = _standard(np.array(small[rows]))
+    largest = np.full(len(rows), -1.0, np.float32)
+    for start in range(0, len(theirs), 4 * BLOCK):
+        part = theirs[start : start + 4 * BLOCK]
+        likely = part[(bound[rows] @ bound[part].T).max(0) > correlation - 1e-4]  # a margin for float32
+        if len(likely):
+            np.maximum(largest, (ours @ _standard(np.array(small[likely])).T).max(1), out=largest)
+    imageset.release(small)
+    return largest

@@ -126,18 +126,47 @@ def test_preprocessing(small):
     assert result("preprocessing")["ratio"] > 0
 
 
-def test_scaling(small, monkeypatch):
-    monkeypatch.setattr(scaling, "child", lambda arguments, folder: {"seconds": float(len(arguments)), "peak_mib": 1})
-    scaling.main(sizes=[20, 40])
-    found = result("scaling")
-    assert found["ratio"]["preprocess"] == 1 and found["ratio_of_slices"] == 2
-    assert found["dvc_repro_with_nothing_to_do_seconds"] is None  # no pipeline is here
+def test_scaling_measures_size_by_size(small, monkeypatch, capsys):
+    def measured(n, folder, device):
+        features = {"seconds": 2.0 * n, "peak_mib": 400, "images": 2 * n}
+        return {
+            "preprocess": {"seconds": n**2 / 1000, "peak_mib": 300},
+            "features": features,
+            "evaluate": {"seconds": float(n), "peak_mib": 900},
+        }
+
+    monkeypatch.setattr(scaling, "measured", measured)
+    scaling.main(sizes=[1000])
+    scaling.main(sizes=[2000], cores=64)
+    text = capsys.readouterr().out
+    assert set(result("scaling")["slices"]) == {"1000", "2000"} and Path("docs/scaling.png").stat().st_size > 1000
+    assert "| 2,000 | 4000 s | 300 MiB | 4000 s | 400 MiB | 2000 s | 900 MiB |" in text
+    assert "as N to the power: preprocess 2.00, features 1.00, evaluate 1.00" in text
+    assert f"{2e6 * result('scaling')['machine']['cores'] / 64 / 3600:.1f} h" in text  # preprocess: 2 s a slice
+
+
+def test_the_cohort_of_scaling_is_one_that_can_be_read(small):
+    from synthmri import readers
+
+    base = evaluation.textures(4, seed=0)
+    scaling.cohort(Path("raw"), 40, base)
+    found, bad = readers.find(Path("raw"))
+    scan = readers.read(found[1])
+    assert [source.contrast for source in found] == ["T1w", "T1w"] and not bad
+    assert scan.data.shape == (256, 256, 20) and scan.spacing_mm == pytest.approx((scaling.MM, scaling.MM, 5))
+    scaling.samples(Path("samples"), 300, base)
+    made = imageset.read(Path("samples"))
+    assert len(made) == 300 and len({image.tobytes() for image in made.images}) == 300
 
 
 def test_time_and_memory_of_a_process_of_its_own(small):
-    (small / "hungry.py").write_text("import numpy; numpy.ones(25_000_000)", encoding="utf-8")  # 200 MB
-    found = scaling.child(["hungry"], small)
-    assert 200 < found["peak_mib"] < 400 and found["seconds"] > 0
+    code = "import numpy, subprocess, sys, time; a = numpy.ones(25_000_000); time.sleep(1.5)\n"  # 191 MiB
+    (small / "hungry.py").write_text(code, encoding="utf-8")
+    (small / "two.py").write_text(f"{code}subprocess.run([sys.executable, 'hungry.py'])", encoding="utf-8")
+    found = scaling.child(["two"], small)
+    assert 2 * 191 < found["peak_mib"] < 600 and found["seconds"] > 3
+    with pytest.raises(RuntimeError, match="nowhere failed: .*No module named"):
+        scaling.child(["nowhere"], small)
 
 
 def test_pays_compares_the_same_training_from_two_starts(small, tiny_model, monkeypatch):

@@ -96,15 +96,27 @@ def world():
     subjects = pd.Series([f"h{i // 5}" for i in range(30)])
     reference = scorecard.Reference(train, test, values["train"], values["test"], subjects)
     p = scores.Evaluate(
-        batch_size=16, min_images=8, inception_weights="", subsample_rounds=5, subsample_fraction=0.5, seed=0
+        batch_size=16,
+        min_images=8,
+        inception_weights="",
+        pairwise_features=100,
+        pairwise_images=100,
+        subsample_rounds=5,
+        subsample_fraction=0.5,
+        seed=0,
     )
     lpips = features.lpips_model()
 
     def measure(images):
-        result, correlation, which = scorecard.score(images, {"alexnet": features.alexnet(images)}, reference, p, lpips)
+        result, _, correlation, which = scorecard.score(
+            images, {"alexnet": features.alexnet(images)}, np.arange(len(images)), reference, p, lpips
+        )
         return result | {"correlations": correlation, "which": which}
 
-    return {"train": train, "measure": measure, "fresh": measure(fresh), "images": fresh}
+    return {
+        "train": train, "measure": measure, "fresh": measure(fresh), "images": fresh, "reference": reference, "p": p,
+        "lpips": lpips, "values": {"alexnet": features.alexnet(fresh)},
+    }  # fmt: skip
 
 
 def test_every_number_is_finite_and_has_its_spread(world):
@@ -135,3 +147,24 @@ def test_copies_are_caught_although_they_look_best(world):
     assert copies["ssim"] == pytest.approx(1) and copies["lpips"] == pytest.approx(0, abs=1e-6)
     assert (copies["which"] == np.arange(30)).all()
     assert world["fresh"]["memorised"] < 0.3
+
+
+def test_rows_are_those_that_are_scored_and_bounds_leave_the_frechet_distance(world):
+    rows = np.arange(2, 30)
+    arguments = world["images"], world["values"], rows, world["reference"]
+    whole, *_ = scorecard.score(*arguments, world["p"], world["lpips"])
+    few = world["p"].model_copy(update={"pairwise_features": 25, "pairwise_images": 4})
+    bounded, compared, correlation, which = scorecard.score(*arguments, few, world["lpips"])
+    assert whole["n"] == bounded["n"] == 28 and len(compared) == len(correlation) == len(which) == 4
+    assert set(compared) < set(rows)
+    assert bounded["fd_alexnet"] == whole["fd_alexnet"] and bounded["kid_alexnet"] != whole["kid_alexnet"]
+    alone = world["measure"](world["images"][rows])
+    assert {name: alone[name] for name in whole} == pytest.approx(whole, rel=1e-5)
+
+
+def test_draw_is_ascending_and_takes_all_where_there_are_few():
+    assert scorecard.draw(5, 9, 0).tolist() == [0, 1, 2, 3, 4]
+    rows = np.arange(10, 60, 5)
+    found = scorecard.draw(rows, 4, 0)
+    assert len(set(found)) == 4 and set(found) < set(rows) and (np.diff(found) > 0).all()
+    assert found.tolist() != scorecard.draw(rows, 4, 1).tolist()

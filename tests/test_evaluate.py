@@ -17,6 +17,7 @@ from synthmri import imageset, scores
 
 PARAMS = {
     "runtime": {"seed": 0, "threads": 2, "device": "cpu"},
+    "workers": {"preprocess": 1, "extract": 1, "cluster": ""},
     "sample": {
         "n": 14,
         "seed": 0,
@@ -31,6 +32,8 @@ PARAMS = {
         "batch_size": 8,
         "min_images": 10,
         "inception_weights": "",
+        "pairwise_features": 100,
+        "pairwise_images": 100,
         "subsample_rounds": 5,
         "subsample_fraction": 0.8,
         "seed": 0,
@@ -252,7 +255,15 @@ def test_sets_that_overlap_wholly_are_refused(workspace, said):
 
 
 @pytest.mark.parametrize(
-    "key, value", [("batch_size", 0), ("min_images", 1), ("subsample_fraction", 1.0), ("subsample_rounds", 1)]
+    "key, value",
+    [
+        ("batch_size", 0),
+        ("min_images", 1),
+        ("subsample_fraction", 1.0),
+        ("subsample_rounds", 1),
+        ("pairwise_features", 99),
+        ("pairwise_images", 0),
+    ],
 )
 def test_bounds_of_the_parameters(workspace, said, key, value):
     text = yaml.safe_dump(PARAMS | {"evaluate": PARAMS["evaluate"] | {key: value}})

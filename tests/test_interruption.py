@@ -193,7 +193,7 @@ def test_killed_at_random_and_run_again_it_ends_with_the_same_bytes(project, nam
 def test_the_workers_of_a_killed_stage_end_too(project, tmp_path):
     project.until("simulate")
     (tmp_path / "params.yaml").write_text(
-        (project.folder / "params.yaml").read_text().replace("workers: 1", "workers: 2")
+        (project.folder / "params.yaml").read_text().replace("preprocess: 1 ", "preprocess: 2 ")
     )
     line = STAGES["preprocess"][0].replace("data/simulated", str(project.folder / "data/simulated")).split()
     stage = subprocess.Popen(

@@ -428,7 +428,7 @@ def test_unknown_profile_names_those_there_are(tmp_path):
 
 @pytest.mark.parametrize("profile", [path.stem for path in (ROOT / "profiles").glob("*.yaml")])
 def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, monkeypatch, profile):
-    from stages import launch
+    from stages import launch, workers
     from synthmri import (
         adaptation,
         autoencoder,
@@ -455,7 +455,8 @@ def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, m
     run(tmp_path, "python", "-m", "stages.profile", profile)
     assert (tmp_path / "params.yaml").read_text().count("#") == (ROOT / "params.yaml").read_text().count("#")
     classes = {
-        "runtime": params.Runtime, "parallel": launch.Parallel, "cohort": cohort.Cohort, "data": slices.Data,
+        "runtime": params.Runtime, "parallel": launch.Parallel, "workers": workers.Workers, "cohort": cohort.Cohort,
+        "data": slices.Data,
         "adapt": adaptation.Adapt, "encode": autoencoder.Encode,
         "prompt": prompt.Prompt, "finetune": ldm.Finetune, "sample": sampling.Sample, "evaluate": scores.Evaluate,
         "utility": utility.Utility, "privacy": privacy.Privacy,

@@ -32,9 +32,10 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def parameters(**changes) -> None:
+def parameters(*, workers: int = 1, cluster: str = "", **changes) -> None:
     data = DATA | {"min_head_fraction": 0.05} | changes
-    Path("params.yaml").write_text(yaml.safe_dump({"runtime": RUNTIME, "data": data}))
+    hands = {"preprocess": workers, "extract": 1, "cluster": cluster}
+    Path("params.yaml").write_text(yaml.safe_dump({"runtime": RUNTIME, "data": data, "workers": hands}))
 
 
 def head(seed: int) -> np.ndarray:

@@ -1,3 +1,4 @@
+import functools
 import math
 
 import numpy as np
@@ -129,6 +130,78 @@ def test_distances_refuse_what_is_no_pair_of_features(score):
 
 
 # Known direction
+
+
+@pytest.mark.parametrize("n, block", [(40, 7), (40, 1), (900, 100), (900, 4096)])
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+def test_merged_gaussians_are_those_of_all_rows(n, block, offset):
+    """Below and above D = 60 rows, on badly scaled columns, with a mean a million times the spread."""
+    rng = np.random.default_rng(n)
+    x = rng.normal(size=(n, 60)) * np.logspace(-3, 3, 60) + offset * np.logspace(-3, 3, 60)
+    found = scores.gaussian(x, block=block)
+    exact = x.astype(np.longdouble)
+    mean = exact.mean(axis=0)
+    covariance = ((exact - mean).T @ (exact - mean)).astype(float) / (n - 1)
+    spread = np.sqrt(np.diag(covariance))
+    assert found.count == n and len(found.root) <= 60
+    np.testing.assert_allclose(found.mean, mean.astype(float), rtol=1e-14, atol=1e-13)
+    error = (found.root.T @ found.root / (n - 1) - covariance) / np.outer(spread, spread)
+    assert np.abs(error).max() < (1e-8 if offset else 1e-13)
+    if offset:  # sums of squares, not of differences, would have lost everything
+        naive = (x.T @ x - n * np.outer(x.mean(axis=0), x.mean(axis=0))) / (n - 1)
+        assert np.abs((naive - covariance) / np.outer(spread, spread)).max() > 1e-5
+
+
+def test_pieces_merge_in_any_order_and_number():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(300, 20)) + 5, rng.normal(size=(200, 20))
+    cuts = np.sort(rng.choice(np.arange(2, 299, 2), 6, replace=False))
+    parts = [scores.gaussian(part) for part in np.split(x, cuts)]
+    for order in (range(7), [3, 1, 6, 0, 5, 2, 4]):
+        total = functools.reduce(scores.merged, [parts[i] for i in order])
+        assert total.count == 300
+        np.testing.assert_allclose(total.mean, x.mean(axis=0), rtol=1e-13)
+        np.testing.assert_allclose(total.root.T @ total.root / 299, np.cov(x.T), atol=1e-13)
+        assert scores.frechet_distance(total, y) == pytest.approx(scores.frechet_distance(x, y), rel=1e-11)
+    rows = np.sort(rng.choice(300, 100, replace=False))
+    assert scores.frechet_distance(scores.gaussian(x, rows, block=9), x[rows]) == pytest.approx(0, abs=1e-10)
+    with pytest.raises(UserError, match=r"1 row\(s\)"):
+        scores.gaussian(x, rows[:1])
+    x[250, 3] = np.inf
+    with pytest.raises(UserError, match="row 250 first"):
+        scores.gaussian(x, block=100)
+
+
+def test_blocks_do_not_show_in_the_kernel_distance():
+    x, y = _gaussians(130, 90, 24)
+    k = [(a @ b.T / 24 + 1) ** 3 for a, b in ((x, x), (y, y), (x, y))]
+    expected = sum((m.sum() - np.trace(m)) / (len(m) * (len(m) - 1)) for m in k[:2]) - 2 * k[2].mean()
+    for block in (1, 32, 90, 1000):
+        assert scores.kernel_distance(x, y, block=block) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("block", [16, 1000])
+def test_neighbourhoods_are_those_of_the_package_prdc(monkeypatch, block):
+    from prdc import compute_prdc
+
+    monkeypatch.setattr(scores, "BLOCK", block)
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        real, made = rng.normal(size=(90, 8)), rng.normal(size=(70, 8)) * 0.8 + 0.3
+        expected = compute_prdc(real, made, nearest_k=5)
+        assert scores.precision_recall_density_coverage(real, made) == pytest.approx(expected)
+        assert expected["precision"] > 0.1 and expected["recall"] < 1
+
+
+def test_nearest_distances_are_exact_in_blocks(monkeypatch):
+    from scipy.spatial.distance import cdist
+
+    monkeypatch.setattr(scores, "BLOCK", 8)
+    x, y = _gaussians(50, 30, 16)
+    x, y = x + 1e4, y + 1e4  # where |a|^2 + |b|^2 - 2 a.b alone has lost 8 digits
+    y[7] = x[3]
+    np.testing.assert_allclose(scores.nearest_distances(x, y), cdist(x, y).min(axis=1), rtol=1e-12, atol=0)
+    assert scores.nearest_distances(x, y)[3] == 0
 
 
 def test_distances_grow_with_blur_noise_and_collapse(images):

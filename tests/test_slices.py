@@ -22,7 +22,6 @@ DATA = {
     "border_gap": 5,
     "duplicate_correlation": 0.99,
     "max_bad_fraction": 0.1,
-    "workers": 1,
 }
 
 
@@ -205,6 +204,27 @@ def test_duplicates_are_found_outside_train():
     assert found.tolist() == ["", "", "", "", "", "exact", "exact", "", "near", "", "", ""]
 
 
+@pytest.mark.parametrize("bound", [0.9, 0.95, 0.99])
+def test_the_quick_first_look_loses_no_duplicate(monkeypatch, bound):
+    """Against all correlations at once, of images that are alike by all degrees."""
+    rng, (kinds, size) = np.random.default_rng(0), (300, 400)
+    shared = rng.normal(size=(kinds, 32, 32))[rng.integers(0, kinds, size)]
+    own = rng.normal(size=(size, 32, 32)) * rng.uniform(0.02, 0.5, size)[:, None, None]
+    images = np.clip(128 + 30 * (shared + own), 0, 255).astype(np.uint8)
+    images[5], images[300] = 0, 255  # of one value: like nothing
+    splits = np.array(["train", "val", "test", ""])[np.clip(rng.integers(0, 6, size) - 2, 0, 3)]
+    small = slices.thumbnails(images).astype(float)
+    likeness = small @ small.T
+    test, val, train = (np.flatnonzero(splits == name) for name in ("test", "val", "train"))
+    expected = np.full(size, "", "<U5")
+    expected[test[likeness[np.ix_(test, train)].max(1) > bound]] = "near"
+    left = np.concatenate([train, test[expected[test] == ""]])
+    expected[val[likeness[np.ix_(val, left)].max(1) > bound]] = "near"
+    assert (expected[test] == "near").sum() < len(test) / 2 and (expected == "near").sum() > 2
+    monkeypatch.setattr(slices, "BLOCK", 16)
+    np.testing.assert_array_equal(slices.duplicates(images, splits, bound), expected)
+
+
 def test_a_leaking_split_is_refused():
     images = noise(8, 0)
     images[5:] = images[:3]
@@ -235,7 +255,6 @@ def test_pseudonym_is_known_sha256():
         ({"contrasts": ["t1"]}, "data.contrasts.0"),
         ({"plane": "oblique"}, "'axial', 'coronal' or 'sagittal'"),
         ({"salt": ""}, "at least 1 character"),
-        ({"workers": 0}, "greater than or equal to 1"),
     ],
 )
 def test_bad_parameters_name_the_bound(change, message):

@@ -1,0 +1,147 @@
+"""Work shared out among processes of this machine (joblib's loky) or of a dask cluster.
+
+Results come in order, and the work of a process that is killed is done again.
+"""
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from typing import TypeVar
+
+from pydantic import Field
+
+from stages import common
+from synthmri.errors import UserError
+from synthmri.params import Section
+
+ATTEMPTS = 3  # of one item whose worker is killed each time
+CONNECT_S = 10  # for a cluster to answer
+PATIENCE_S = 60  # how long a cluster may be without workers
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Workers(Section):
+    """Section `workers`: where slices are cut and features are extracted. It changes no byte of the results."""
+
+    preprocess: int = Field(ge=1, le=256)
+    extract: int = Field(ge=1, le=256)
+    cluster: str = Field(pattern=r"^$|^(tcp|tls|ws|wss)://[^\s/]+:\d+$")
+
+
+def ordered(
+    function: Callable[[Item], Result], items: Sequence[Item], count: int, cluster: str, name: Callable[[Item], str]
+) -> Iterator[Result]:
+    """function(item) of each item, in order, by `count` processes, or by the dask cluster at the address `cluster`.
+
+    At most two items a worker are under way, which bounds the results that wait in memory. What a killed worker had
+    is done again. Raises UserError with `name` of the item whose worker was killed ATTEMPTS times.
+    """
+    if cluster:
+        yield from _on_cluster(function, items, cluster, name)
+    elif count == 1 or len(items) == 1:
+        yield from map(function, items)
+    else:
+        yield from _here(function, items, count, name)
+
+
+def _here(function, items, count, name) -> Iterator:
+    from joblib.externals.loky import BrokenProcessPool, ProcessPoolExecutor
+
+    first = killed = 0
+    while first < len(items):
+        pool, pending = ProcessPoolExecutor(count, initializer=_end_with, initargs=(os.getpid(),)), deque()
+        try:
+            while first < len(items):
+                # A dead worker takes the pool with it, and nobody knows whose fault it was: the oldest item alone next.
+                while len(pending) < (1 if killed else 2 * count) and first + len(pending) < len(items):
+                    pending.append(pool.submit(function, items[first + len(pending)]))
+                result = pending.popleft().result()
+                first, killed = first + 1, 0
+                yield result
+        except BrokenProcessPool:
+            killed += 1
+            if killed == ATTEMPTS:
+                raise UserError(
+                    f"{name(items[first])}: its worker was killed {killed} times, likely for want of memory; free "
+                    "memory, lower the numbers in section workers of params.yaml, or take it away"
+                ) from None
+        finally:
+            pool.shutdown(kill_workers=True)
+
+
+def _on_cluster(function, items, address, name) -> Iterator:
+    remedy = "mend workers.cluster in params.yaml, or set it to '' to work on this machine"
+    try:
+        from distributed import Client, KilledWorker
+    except ImportError:
+        raise UserError(
+            f"workers.cluster = {address} needs dask; `pip install -c constraints.txt -e .[cluster]`, or {remedy}"
+        ) from None
+    try:
+        client = Client(address, timeout=CONNECT_S, set_as_default=False)
+    except (OSError, ValueError) as error:  # a TimeoutError is an OSError
+        raise UserError(f"no dask scheduler answers at {address} ({error}); {remedy}") from None
+    with client:
+        slots = sum(_checked(client, address, remedy).values())
+        pending = deque()
+        for first in range(len(items)):
+            while len(pending) < 2 * slots and first + len(pending) < len(items):
+                pending.append(client.submit(function, items[first + len(pending)], pure=False))
+            try:
+                yield _result(client, pending.popleft(), address, remedy)
+            except KilledWorker:
+                raise UserError(
+                    f"{name(items[first])}: every worker of {address} that had it was killed, likely for want of "
+                    "memory; give the workers more, or take it away"
+                ) from None
+
+
+def _checked(client, address: str, remedy: str) -> dict[str, int]:
+    """Threads of each worker. Raises UserError where there are none, or one that has another version of this code."""
+    end = time.monotonic() + PATIENCE_S
+    while not client.nthreads() and time.monotonic() < end:
+        time.sleep(0.2)
+    if not client.nthreads():
+        raise UserError(
+            f"the dask scheduler at {address} has no workers; start some (`dask worker {address}`), or {remedy}"
+        )
+    try:
+        versions = client.run(common.code)
+    except Exception as error:  # whatever an import may raise over there
+        raise UserError(
+            f"the workers of {address} cannot run this project ({error}); install it there, or {remedy}"
+        ) from None
+    other = [worker for worker, version in versions.items() if version != common.code()]
+    if other:
+        raise UserError(f"{other[0]} of {address} has another version of this project; update it there, or {remedy}")
+    return client.nthreads()
+
+
+def _result(client, future, address: str, remedy: str):
+    end = None
+    while True:
+        try:
+            return future.result(timeout=1)
+        except CancelledError:
+            raise UserError(f"the dask scheduler at {address} is gone; start it again, or {remedy}") from None
+        except TimeoutError:
+            if client.nthreads():
+                end = None
+            elif (end := end or time.monotonic() + PATIENCE_S) < time.monotonic():
+                raise UserError(f"all workers of {address} are gone; start some, or {remedy}") from None
+
+
+def _end_with(parent: int) -> None:
+    """Initialise a worker process: otherwise those of a stage that was killed would work on, and wait, for ever."""
+
+    def wait() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
