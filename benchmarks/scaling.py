@@ -1,4 +1,5 @@
 """How preprocessing, features and evaluation grow with the number of slices: time, and peak memory of all processes.
+And how long `dvc repro` takes when there is nothing to do.
 
 python -m benchmarks.scaling --sizes 1000 --sizes 10000 --sizes 100000    # each size joins those measured before
 python -m benchmarks.scaling --table                                      # the table and what it comes to, for the docs
@@ -139,6 +140,21 @@ def measured(n: int, folder: Path, device: str) -> dict[str, dict[str, float]]:
     return made
 
 
+def ratio(rows: dict[str, dict]) -> dict[str, float]:
+    """How many times as long the largest size takes as the smallest: `slices` times as many slices."""
+    first, last = (rows[n] for n in (min(rows, key=int), max(rows, key=int)))
+    growth = {step: round(last[step]["seconds"] / first[step]["seconds"], 2) for step in STEPS}
+    return growth | {"slices": max(map(int, rows)) / min(map(int, rows))}
+
+
+def nothing_to_do() -> float | None:
+    """Seconds of `dvc repro` here, or None where it had something to do."""
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "dvc", "repro", "--dry"], capture_output=True, text=True)
+    idle = "Data and pipelines are up to date" in done.stdout + done.stderr
+    return round(time.perf_counter() - start, 2) if idle else None
+
+
 def table(result: dict) -> str:
     """Markdown: a row for each size, and below it how time grows."""
     sizes = sorted(int(n) for n in result["slices"])
@@ -213,6 +229,8 @@ def main(
     for n in () if table_only else sizes:
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
             result.setdefault("slices" if device == "cpu" else device, {})[str(n)] = measured(n, Path(folder), device)
+        result["ratio"] = ratio(result["slices"]) if result["slices"] else {}
+        result["dvc_repro_with_nothing_to_do_seconds"] = nothing_to_do()
         measure.write("scaling", result)
         result["machine"] = measure.machine()
         curve.parent.mkdir(exist_ok=True)

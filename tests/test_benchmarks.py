@@ -140,6 +140,8 @@ def test_scaling_measures_size_by_size(small, monkeypatch, capsys):
     scaling.main(sizes=[2000], cores=64)
     text = capsys.readouterr().out
     assert set(result("scaling")["slices"]) == {"1000", "2000"} and Path("docs/scaling.png").stat().st_size > 1000
+    assert result("scaling")["ratio"] == {"preprocess": 4, "features": 2, "evaluate": 2, "slices": 2}
+    assert result("scaling")["dvc_repro_with_nothing_to_do_seconds"] is None  # no pipeline is here
     assert "| 2,000 | 4000 s | 300 MiB | 4000 s | 400 MiB | 2000 s | 900 MiB |" in text
     assert "as N to the power: preprocess 2.00, features 1.00, evaluate 1.00" in text
     assert f"{2e6 * result('scaling')['machine']['cores'] / 64 / 3600:.1f} h" in text  # preprocess: 2 s a slice
