@@ -88,17 +88,26 @@ def _on_cluster(function, items, address, name) -> Iterator:
         raise UserError(f"no dask scheduler answers at {address} ({error}); {remedy}") from None
     with client:
         slots = sum(_checked(client, address, remedy).values())
-        pending = deque()
-        for first in range(len(items)):
-            while len(pending) < 2 * slots and first + len(pending) < len(items):
+        first, alone, pending = 0, False, deque()
+        while first < len(items):
+            while len(pending) < (1 if alone else 2 * slots) and first + len(pending) < len(items):
                 pending.append(client.submit(function, items[first + len(pending)], pure=False))
             try:
-                yield _result(client, pending.popleft(), address, remedy)
+                result = _result(client, pending[0], address, remedy)
             except KilledWorker:
-                raise UserError(
-                    f"{name(items[first])}: every worker of {address} that had it was killed, likely for want of "
-                    "memory; give the workers more, or take it away"
-                ) from None
+                if alone:
+                    raise UserError(
+                        f"{name(items[first])}: every worker of {address} that had it was killed, likely for want of "
+                        "memory; give the workers more, or take it away"
+                    ) from None
+                # Dask blames all that a dead worker had: only an item that ran alone is surely at fault.
+                client.cancel(list(pending))
+                pending.clear()
+                alone = True
+                continue
+            pending.popleft()
+            first, alone = first + 1, False
+            yield result
 
 
 def _checked(client, address: str, remedy: str) -> dict[str, int]:

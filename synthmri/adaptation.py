@@ -66,6 +66,7 @@ def train(
     seed: int,
     bf16: bool,
     checkpoint: Path,
+    section: str,
     latent: float = 0.0,
     every: int = 100,
     tick: Callable[[int, float], None] = lambda step, loss: None,
@@ -78,7 +79,7 @@ def train(
     adversarial and latent_noise; perceptual: as for `rebuild`; latent: weight of a pull of the latents towards zero
     mean and unit variance per channel. Written to `checkpoint` `every` so many steps; a run that was killed goes on
     from there to the same result. Of several processes each takes its share of every batch, and draws whole batches in
-    turn. Raises UserError when the loss stops being finite.
+    turn. Raises UserError, naming `section` of the parameters, when the loss stops being finite.
     """
     device = next(vae.parameters()).device
     # The pieces by their names in diffusers: both kinds have `decoder`, the KL kind a convolution before it.
@@ -134,8 +135,8 @@ def train(
         loss = parallel.total(value.item())
         if not np.isfinite(loss):
             raise UserError(
-                f"training the autoencoder diverged: the loss of step {step} is {loss}; lower its learning_rate "
-                f"(now {p.learning_rate}) or set its bf16 to false"
+                f"training the autoencoder diverged: the loss of step {step} is {loss}; lower "
+                f"{section}.learning_rate (now {p.learning_rate}) or set its bf16 to false"
             )
         if p.adversarial > 0:
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
@@ -167,7 +168,10 @@ def adapt(
     def draw(generator: torch.Generator) -> torch.Tensor:
         return autoencoder.to_tensor(_crops(images, p.batch_size, crop, generator))
 
-    train(vae, part, draw, p, perceptual, seed=p.seed, bf16=p.bf16, checkpoint=checkpoint, tick=tick)
+    train(
+        vae, part, draw, p, perceptual,
+        seed=p.seed, bf16=p.bf16, checkpoint=checkpoint, section="adapt", tick=tick,
+    )  # fmt: skip
 
 
 def _crops(images: np.ndarray, count: int, size: int, generator: torch.Generator) -> np.ndarray:

@@ -134,7 +134,8 @@ def fit_autoencoder(
     atlas = anatomy.load_atlas().to(device)
     adaptation.train(
         model, part, lambda generator: rgb(autoencoder_images(atlas, p, generator)), p, perceptual,
-        seed=run.seed, bf16=run.bf16, checkpoint=checkpoint, latent=p.latent, every=run.checkpoint_steps, tick=tick,
+        seed=run.seed, bf16=run.bf16, checkpoint=checkpoint, section="pretrain.autoencoder",
+        latent=p.latent, every=run.checkpoint_steps, tick=tick,
     )  # fmt: skip
     return model
 
