@@ -17,7 +17,10 @@ os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PAT
 
 
 # The longest first, for workers that take a file at a time: at the end each has about as much left as the other.
-LONG = [f"test_{name}.py" for name in ("pipeline", "registry", "interruption", "sharing", "ldm", "benchmarks")]
+LONG = [
+    f"test_{name}.py"
+    for name in ("pipeline", "registry", "interruption", "parallel", "sharing", "ldm", "workers", "benchmarks")
+]
 
 
 def pytest_collection_modifyitems(items):
