@@ -10,6 +10,7 @@ has drawn as many images as there are held-out slices. At 100,000 slices it take
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -119,7 +120,7 @@ def measured(n: int, folder: Path, device: str) -> dict[str, dict[str, float]]:
             folder,
         )
     }
-    subprocess.run(["rm", "-r", folder / "raw"], check=True)  # makes room
+    shutil.rmtree(folder / "raw")  # makes room
     counts = {name: len(imageset.read(folder / "slices" / name)) for name in ("train", "val", "test")}
     samples(folder / "slices/samples", counts["test"], base)
     parts = [
