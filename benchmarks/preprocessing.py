@@ -1,5 +1,5 @@
 """Volumes a second from NIfTI to 8-bit slices: this project's reader and slicer against the same steps in MONAI's
-transforms, on one core; and what a second worker brings.
+transforms, on one core; and what a second worker brings, where there is enough for it to do.
 
 python -m benchmarks.preprocessing        (needs: pip install -e '.[benchmarks]')
 
@@ -59,6 +59,7 @@ def with_monai(files: list[Path], data: slices.Data) -> int:
 def main(
     raw: Annotated[Path, typer.Option(help="folder of NIfTI volumes")] = Path("data/simulated"),
     volumes: Annotated[int, typer.Option(min=4, help="how many of them")] = 24,
+    rounds: Annotated[int, typer.Option(min=1, help="how often each is read for one and for two workers")] = 20,
 ):
     """Write benchmarks/results/preprocessing.json."""
     common.start()
@@ -71,19 +72,22 @@ def main(
         raise UserError(f"{raw} holds {len(sources)} volumes of {data.contrasts}; 4 are needed: `dvc repro simulate`")
     files = [path for source in sources for path in source.paths]
 
-    def own(count: int) -> None:
-        for _ in preprocess._results(sources, data, hands.model_copy(update={"preprocess": count, "cluster": ""})):
+    def own(count: int, times: int = 1) -> None:
+        work = sources * times
+        for _ in preprocess._results(work, data, hands.model_copy(update={"preprocess": count, "cluster": ""})):
             pass
 
-    alone, two = (len(sources) / measure.seconds(lambda w=w: own(w), repeats=2) for w in (1, 2))
+    alone = len(sources) / measure.seconds(lambda: own(1), repeats=2)
+    one, two = (rounds * len(sources) / measure.seconds(lambda w=w: own(w, rounds), repeats=1) for w in (1, 2))
     theirs = len(sources) / measure.seconds(lambda: with_monai(files, data), repeats=2)
     measure.write(
         "preprocessing",
         {
             "ratio": alone / theirs,
-            "ours": {"volumes_per_second": alone, "volumes_per_second_with_2_workers": two, "scaling": two / alone},
+            "ours": {"volumes_per_second": alone},
             "monai": {"volumes_per_second": theirs},
             "volumes": len(sources),
+            "workers": {"volumes": rounds * len(sources), "one": one, "two": two, "scaling": two / one},
         },
     )
 

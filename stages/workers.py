@@ -54,7 +54,9 @@ def _here(function, items, count, name) -> Iterator:
 
     first = killed = 0
     while first < len(items):
-        pool, pending = ProcessPoolExecutor(count, initializer=_end_with, initargs=(os.getpid(),)), deque()
+        # Numpy's own threads would only get in each other's way; torch's are set by each task.
+        pool = ProcessPoolExecutor(count, initializer=_end_with, initargs=(os.getpid(),), env={"OMP_NUM_THREADS": "1"})
+        pending = deque()
         try:
             while first < len(items):
                 # A dead worker takes the pool with it, and nobody knows whose fault it was: the oldest item alone next.

@@ -256,7 +256,7 @@ def _volume(data: np.ndarray, affine: np.ndarray) -> Scan:
     if abs(np.linalg.det(affine[:3, :3] / spacing)) < 0.1:
         raise BadFile("geometry", "has axes that lie in one plane; mend the orientation in its header")
     axes = nibabel.io_orientation(affine)
-    data = np.ascontiguousarray(nibabel.apply_orientation(data, axes))
+    data = nibabel.apply_orientation(data, axes)
     return Scan(_finite(data), tuple(float(spacing[np.flatnonzero(axes[:, 0] == axis)[0]]) for axis in range(3)))
 
 
@@ -272,24 +272,24 @@ def _nifti(path: Path) -> Scan:
         raise BadFile("shape", f"is {len(shape)}-dimensional {shape}, three dimensions are read; split or remove it")
     _check_size(shape)
     _check_numbers(image.get_data_dtype())
-    if path.name.lower().endswith(".gz"):
-        _check_gzip(path)
     zooms = np.asarray(image.header.get_zooms()[:3], dtype=float)
     if not (np.isfinite(zooms) & (zooms > 0)).all():
         raise BadFile("geometry", f"has pixdim {zooms.tolist()} mm, which must be above 0; mend its header")
     if not image.header["sform_code"] and not image.header["qform_code"]:
         raise BadFile("geometry", "has neither sform nor qform, so left and up are unknown; convert it anew from DICOM")
+    if path.name.lower().endswith(".gz"):
+        image = type(image).from_bytes(_unpacked(path))
     return _volume(np.asarray(image.dataobj, dtype=np.float32).reshape(shape), image.affine)
 
 
-def _check_gzip(path: Path) -> None:
-    """Read it to its end, where the check sum is: nibabel stops at the last voxel, and takes damaged ones."""
-    left = 8 * MAX_VOXELS + 2**20
+def _unpacked(path: Path) -> bytes:
+    """To its end, where the check sum is: nibabel itself stops at the last voxel, and takes damaged ones."""
+    limit = 8 * MAX_VOXELS + 2**20
     with gzip.open(path) as file:
-        while left > 0 and (piece := file.read(2**20)):
-            left -= len(piece)
-    if left <= 0:
-        raise BadFile("size", f"unpacks to more than {8 * MAX_VOXELS} bytes; export it again")
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise BadFile("size", f"unpacks to more than {limit} bytes; export it again")
+    return content
 
 
 def _dicom_head(path: Path) -> dict:
