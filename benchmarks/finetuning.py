@@ -3,7 +3,8 @@ diffusers' text-to-image example does; same model, batch size and precision.
 
 python -m benchmarks.finetuning
 
-The whole of our side is timed: encoding all slices once is part of it, spread over the epochs of params.yaml.
+The whole of our side is timed: encoding all slices and their mirror images once is part of it, spread over the epochs
+of params.yaml.
 """
 
 import tempfile
@@ -74,6 +75,7 @@ def main(
     base: Annotated[Path, typer.Option(help="pipeline in Stable Diffusion format")] = Path("pretrained/base"),
     images: Annotated[Path, typer.Option(help="ImageSet to train on")] = Path("data/slices/train"),
     steps: Annotated[int, typer.Option(min=6, help="steps of each side")] = 16,
+    compiled: Annotated[bool, typer.Option("--compiled", help="time our side with finetune.compile too")] = False,
 ):
     """Write benchmarks/results/finetuning.json."""
     common.start()
@@ -81,17 +83,24 @@ def main(
     train = imageset.read(images)
     texts = prompt.prompts(train.manifest, params.read(common.PARAMS, "prompt", prompt.Prompt))
     pipe = ldm.load(base)
-    start = time.perf_counter()
-    some = np.array(train.images[:64])
-    mean, std = autoencoder.encode(pipe.vae, some, batch=16, bf16=p.precision == "bf16")
-    encode_once = (time.perf_counter() - start) / len(some) * p.batch_size / p.epochs  # a step's share of it
+    some, once = np.array(train.images[:64]), params.read(common.PARAMS, "encode", autoencoder.Encode)
+    mean, std = autoencoder.encode(pipe.vae, some, batch=once.batch_size, bf16=once.bf16)
+    one = measure.seconds(lambda: autoencoder.encode(pipe.vae, some, batch=once.batch_size, bf16=once.bf16)) / len(some)
+    views = 2 if once.flip else 1
+    encode_once = one * views * p.batch_size / p.epochs  # a step's share of it
     our_step = ours(pipe, mean[:, None], std[:, None], texts[: len(some)], p, steps) + encode_once
     their_step = textbook(ldm.load(base), some, texts[: len(some)], p, steps)
+    extra = {}
+    if compiled:
+        again = p.model_copy(update={"compile": True})
+        step = ours(ldm.load(base), mean[:, None], std[:, None], texts[: len(some)], again, steps) + encode_once
+        extra["ours_compiled"] = {"slices_per_second": p.batch_size / step}
     measure.write(
         "finetuning",
         {
             "ratio": their_step / our_step,
             "ours": {"slices_per_second": p.batch_size / our_step, "encoding_share": encode_once / our_step},
+            **extra,
             "textbook": {"slices_per_second": p.batch_size / their_step},
             "batch": p.batch_size,
             "precision": p.precision,

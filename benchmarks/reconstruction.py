@@ -3,10 +3,13 @@
 python -m benchmarks.reconstruction --model pretrained/base --ceiling 1000
 
 The ceiling is what the same network reaches once it has been trained on those very slices, for L1 alone: what latents
-of this size can hold, whatever they learnt before.
+of this size can hold, whatever they learnt before. Two yardsticks stand beside it: the best linear code of as many
+numbers (principal components of 8 x 8 blocks, fitted to those very slices), and WebP, which spends its bits where they
+are needed.
 """
 
 import copy
+import io
 import os
 import tempfile
 from pathlib import Path
@@ -14,6 +17,7 @@ from typing import Annotated
 
 import numpy as np
 import typer
+from PIL import Image
 
 from benchmarks import measure
 from stages import common
@@ -37,6 +41,29 @@ def real_sets(root: Path, data: slices.Data) -> dict[str, np.ndarray]:
             parts.append(made.images)
         found[name] = np.concatenate(parts)
     return found
+
+
+def linear(images: np.ndarray, numbers: int, side: int = 8) -> np.ndarray:
+    """uint8 (N, H, W) -> the same from `numbers` principal components of each block; sides are multiples of `side`."""
+    n, height, width = images.shape
+    blocks = images.reshape(n, height // side, side, width // side, side).transpose(0, 1, 3, 2, 4)
+    flat = blocks.reshape(-1, side * side) / 255.0
+    middle = flat.mean(0)
+    _, vectors = np.linalg.eigh(np.cov(flat - middle, rowvar=False))
+    kept = vectors[:, -numbers:]
+    rebuilt = imageset.to_uint8((flat - middle) @ kept @ kept.T + middle)
+    return rebuilt.reshape(blocks.shape).transpose(0, 1, 3, 2, 4).reshape(images.shape)
+
+
+def webp(images: np.ndarray, quality: int) -> tuple[np.ndarray, float]:
+    """uint8 (N, H, W) -> the same through WebP, and the bits it took a pixel."""
+    out, size = np.empty_like(images), 0
+    for i, image in enumerate(images):
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "WEBP", quality=quality)
+        size += file.tell()
+        out[i] = np.asarray(Image.open(file).convert("L"))
+    return out, 8 * size / images.size
 
 
 def main(
@@ -63,20 +90,24 @@ def main(
     vae = autoencoder.load(model / "vae")
     lpips, rows = features.lpips_model(), {}
 
-    def row(vae, images: np.ndarray) -> tuple[dict[str, float], np.ndarray]:
-        decoded = autoencoder.reconstruct(vae, images, batch=16, bf16=True)
+    def row(decoded: np.ndarray, images: np.ndarray) -> dict[str, float]:
         values = scores.resemblance(decoded, images, lpips)
-        return {"n": len(images)} | {key: round(value, 4) for key, value in values.items()}, decoded
+        return {"n": len(images)} | {key: round(value, 4) for key, value in values.items()}
 
     for name, images in sets.items():
-        rows[name], decoded = row(vae, images)
+        decoded = autoencoder.reconstruct(vae, images, batch=16, bf16=True)
+        rows[name] = row(decoded, images)
+        rows[f"{name}, linear"] = row(linear(images, vae.config.latent_channels), images)
+        coded, bits = webp(images, quality=5)
+        rows[f"{name}, WebP"] = row(coded, images) | {"bits_a_pixel": round(bits, 3)}
         if ceiling and name != "simulated":
             pupil = copy.deepcopy(vae)
             only_l1 = how.model_copy(update={"steps": ceiling, "perceptual": 0.0, "adversarial": 0.0})
             with tempfile.TemporaryDirectory() as folder, common.counter(f"{name}: ceiling", ceiling) as tick:
                 checkpoint = Path(folder) / "ceiling.pt"
                 adaptation.adapt(pupil, images, "full", only_l1, lpips, checkpoint=checkpoint, tick=tick)
-            rows[f"{name}, trained on them"] = row(pupil, images)[0] | {"steps": ceiling}
+            fitted = autoencoder.reconstruct(pupil, images, batch=16, bf16=True)
+            rows[f"{name}, trained on them"] = row(fitted, images) | {"steps": ceiling}
         if show:
             show.mkdir(parents=True, exist_ok=True)
             some = np.linspace(0, len(images) - 1, 8).astype(int)

@@ -3,12 +3,12 @@
 import errno
 import hashlib
 import json
-import multiprocessing
 import os
 import re
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -106,11 +106,12 @@ def settle(threads: int) -> None:
         function(torch.ones(1))
 
 
-def end_with_parent() -> None:
-    """Initialise a worker process: otherwise those of a stage that was killed would work on, and wait, for ever."""
+def end_with(parent: int) -> None:
+    """End this process when that one, which started it, has ended: those of a stage that was killed would work on."""
 
     def wait() -> None:
-        multiprocessing.parent_process().join()
+        while os.getppid() == parent:
+            time.sleep(0.2)
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()

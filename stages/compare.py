@@ -1,4 +1,4 @@
-"""Put the scores of all models and references into one table: CSV, JSON, Markdown and bars."""
+"""Put the scores of all models and references into one table: CSV, JSON, Markdown and a figure."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ def main(
     csv: Annotated[Path, typer.Option(help="CSV to write")],
     tree: Annotated[Path, typer.Option(help="JSON to write")],
     markdown: Annotated[Path, typer.Option(help="Markdown to write")],
-    picture: Annotated[Path, typer.Option(help="PNG to write: the distances as bars")],
+    picture: Annotated[Path, typer.Option(help="PNG to write: the distances and the coverage")],
 ) -> None:
     """Nothing is computed here but which lead is larger than its uncertainty."""
     models = {}
@@ -46,7 +46,7 @@ def main(
         everything = {"models": models, "references": references}
         nested.write_text(json.dumps(everything, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         text.write_text(comparison.markdown(models, references, comparison.readers_note(readers)), encoding="utf-8")
-        plots.save(plots.bars(list(comparison.MODELS.values()), panels), bars)
+        plots.save(plots.dots(list(comparison.MODELS.values()), panels), bars)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,6 @@
 import logging
 import os
 import sys
-import threading
-import time
 
 from pydantic import Field
 
@@ -32,7 +30,7 @@ def start() -> params.Runtime:
     processes = params.read(common.PARAMS, "parallel", Parallel).processes
     runtime = common.start()
     if any(name in os.environ for name in _IN_A_GROUP):
-        _end_with_parent()
+        common.end_with(os.getppid())
         parallel.join(runtime.device, runtime.threads)
     elif processes > 1:
         import torch
@@ -65,15 +63,3 @@ def _run(processes: int) -> int:
     except ChildFailedError:
         return 1
     return 0
-
-
-def _end_with_parent() -> None:
-    """Otherwise the processes of a stage that was killed would work on."""
-    parent = os.getppid()
-
-    def wait() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.2)
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()

@@ -1,19 +1,14 @@
 """Write the simulated cohort as a BIDS-like tree of NIfTI volumes."""
 
 import json
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from functools import cache
-from itertools import repeat
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from stages import common
+from stages import common, workers
 from synthmri import anatomy, cohort, params
-from synthmri.errors import UserError
 
 DESCRIPTION = {
     "Name": "Simulated brain MRI. Every subject is imaginary: deformed ICBM152 anatomy and signal equations",
@@ -30,16 +25,9 @@ def main(out: Annotated[Path, typer.Option(help="folder of the BIDS tree")]):
     p = params.read(common.PARAMS, "cohort", cohort.Cohort)
     with common.replacing(out) as folder:
         folder.mkdir()
-        context = multiprocessing.get_context("forkserver")
-        workers = min(runtime.threads, p.subjects)
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=common.end_with_parent) as pool:
-            try:
-                pending = pool.map(_one, range(p.subjects), repeat(p), repeat(folder))
-                rows = list(common.progress(pending, "simulated subjects", p.subjects))
-            except BrokenProcessPool:
-                raise UserError(
-                    "a process was killed, likely for want of memory; lower runtime.threads or raise cohort.pixel_mm"
-                ) from None
+        one = partial(_one, p=p, folder=folder)
+        made = workers.ordered(one, range(p.subjects), runtime.threads, "", name=lambda i: f"simulated subject {i + 1}")
+        rows = list(common.progress(made, "simulated subjects", p.subjects))
         text = "\n".join("\t".join(row) for row in [COLUMNS, *rows])
         (folder / "participants.tsv").write_text(text + "\n", encoding="utf-8")
         (folder / "dataset_description.json").write_text(json.dumps(DESCRIPTION, indent=1) + "\n", encoding="utf-8")
@@ -51,18 +39,15 @@ def _one(i: int, p: cohort.Cohort, folder: Path) -> tuple[str, ...]:
     import torch
 
     torch.set_num_threads(1)  # so that the bytes are the same, however many processes there are
-    subject = cohort.simulate_one(_atlas(), p, i)
+    subject = cohort.simulate_one(anatomy.load_atlas(), p, i)
     place = folder / subject.name / "anat"
-    place.mkdir(parents=True)
+    place.mkdir(parents=True, exist_ok=True)  # of a worker that was killed
     for contrast, volume in subject.volumes.items():
         image = nibabel.Nifti1Image(volume, subject.affine)
         image.header.set_xyzt_units("mm")
         nibabel.save(image, place / f"{subject.name}_{contrast}.nii.gz")
     label = "lesions" if subject.lesion_ml > 0 else "none"
     return subject.name, str(subject.age_like), f"{subject.lesion_ml:.2f}", label
-
-
-_atlas = cache(anatomy.load_atlas)  # once a process
 
 
 if __name__ == "__main__":

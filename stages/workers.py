@@ -4,7 +4,6 @@ Results come in order, and the work of a process that is killed is done again.
 """
 
 import os
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -55,7 +54,8 @@ def _here(function, items, count, name) -> Iterator:
     first = killed = 0
     while first < len(items):
         # Numpy's own threads would only get in each other's way; torch's are set by each task.
-        pool = ProcessPoolExecutor(count, initializer=_end_with, initargs=(os.getpid(),), env={"OMP_NUM_THREADS": "1"})
+        environment = {"OMP_NUM_THREADS": "1"}
+        pool = ProcessPoolExecutor(count, initializer=common.end_with, initargs=(os.getpid(),), env=environment)
         pending = deque()
         try:
             while first < len(items):
@@ -70,7 +70,8 @@ def _here(function, items, count, name) -> Iterator:
             if killed == ATTEMPTS:
                 raise UserError(
                     f"{name(items[first])}: its worker was killed {killed} times, likely for want of memory; free "
-                    "memory, lower the numbers in section workers of params.yaml, or take it away"
+                    "memory, have fewer workers (section workers of params.yaml; for simulation, runtime.threads), or "
+                    "take it away"
                 ) from None
         finally:
             pool.shutdown(kill_workers=True)
@@ -145,14 +146,3 @@ def _result(client, future, address: str, remedy: str):
                 end = None
             elif (end := end or time.monotonic() + PATIENCE_S) < time.monotonic():
                 raise UserError(f"all workers of {address} are gone; start some, or {remedy}") from None
-
-
-def _end_with(parent: int) -> None:
-    """Initialise a worker process: otherwise those of a stage that was killed would work on, and wait, for ever."""
-
-    def wait() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()

@@ -4,6 +4,7 @@ Scheduler, prediction type, betas and latent scaling are read from the checkpoin
 """
 
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -45,6 +46,7 @@ class Finetune(Section):
     ema_decay: float = Field(ge=0, lt=1)
     empty_prompt: float = Field(ge=0, lt=1)
     precision: Literal["no", "bf16", "fp16"]
+    compile: bool
     train_text_encoder: bool
 
 
@@ -138,11 +140,13 @@ def finetune(
 
     mean, std: (N, V, 4, h, w) unscaled posterior of V views of each image (itself, mirrored); texts: N prompts;
     token: a token of theirs that the tokenizer is to learn, or "".
+    With p.compile the UNet runs through torch.compile, save in the first step: the same to the rounding of sums.
     Written to `checkpoint` after every epoch; a run that was killed goes on from there to the same result. Before the
     first epoch and after each, `snapshot(epochs done)` is called while `pipe` holds the averaged weights.
     Of several processes (see `parallel`) each takes its share of every batch, and all end with the same weights.
     Returns (step, loss, learning rate) of every step, and the floating-point operations of the whole (those of one
-    step, counted by torch, times the steps). Raises UserError when the loss stops being finite.
+    step, counted by torch, times the steps). Raises UserError when the loss stops being finite, and where p.compile
+    finds no C++ compiler.
     """
     from accelerate import Accelerator
     from diffusers.training_utils import EMAModel
@@ -163,6 +167,8 @@ def finetune(
             f"the base model predicts {kind!r}, of which no loss is known here; choose a finetune.base_model that "
             "predicts epsilon or v_prediction"
         )
+    if p.compile and not any(map(shutil.which, ("g++", "clang++"))):
+        raise UserError("finetune.compile = true needs a C++ compiler; install g++, or set it to false")
     accelerator = Accelerator(mixed_precision=p.precision, cpu=device == "cpu")
     if token:
         add_token(pipe, token)
@@ -176,11 +182,10 @@ def finetune(
     network.train()
     named = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
     weights = list(named.values())
-    optimizer = torch.optim.AdamW(
-        weights, lr=p.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=accelerator.device.type == "cuda"
-    )
+    optimizer = torch.optim.AdamW(weights, lr=p.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     # Prepared as for evaluation: accelerate then leaves gradients alone, of which shares may differ in weight.
-    unet, optimizer = accelerator.prepare_model(pipe.unet, evaluation_mode=True), accelerator.prepare(optimizer)
+    plain, optimizer = accelerator.prepare_model(pipe.unet, evaluation_mode=True), accelerator.prepare(optimizer)
+    compiled = torch.compile(plain) if p.compile else plain
     text_encoder = pipe.text_encoder
     if p.train_text_encoder:
         text_encoder = accelerator.prepare_model(text_encoder, evaluation_mode=True)
@@ -230,8 +235,9 @@ def finetune(
                 with accelerator.autocast():
                     states = text_encoder(ids[which])[0] if cached is None else cached[which]
                     value = diffusion.loss(
-                        unet, x0, pipe.scheduler, generator, min_snr=p.min_snr, share=share,
-                        encoder_hidden_states=states,
+                        # Operations are counted as they are called, which compiled ones are not.
+                        compiled if operations else plain, x0, pipe.scheduler, generator,
+                        min_snr=p.min_snr, share=share, encoder_hidden_states=states,
                     )  # fmt: skip
                 accelerator.backward(value)
             parallel.sum_gradients(weights)

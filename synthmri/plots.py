@@ -92,19 +92,25 @@ def curve(
     return figure
 
 
-def bars(names: Sequence[str], panels: dict[str, tuple[Sequence[float], Sequence[float], float | None]]) -> Figure:
-    """Horizontal bars of each model, a panel a score: title -> (values, uncertainties, the floor as a line or None)."""
+def dots(names: Sequence[str], panels: dict[str, tuple[Sequence[float], Sequence[float], float | None]]) -> Figure:
+    """Each model's score as a point, a panel a score: title -> (values, uncertainties, the floor as a line or None).
+
+    The axis is logarithmic where values are positive and differ more than tenfold.
+    """
     figure = Figure(figsize=(4.2 * len(panels), 0.45 * len(names) + 1.6), dpi=150, layout="constrained")
     for axes, (title, (values, spread, floor)) in zip(
         np.atleast_1d(figure.subplots(1, len(panels), sharey=True)), panels.items(), strict=True
     ):
-        axes.barh(range(len(names)), values, xerr=spread, color="#4477aa", error_kw={"capsize": 3})
+        axes.errorbar(values, range(len(names)), xerr=spread, fmt="o", color="#4477aa", capsize=3)
+        shown = [*values, *([] if floor is None else [floor])]
+        if min(shown) > 0 and max(shown) > 10 * min(shown):
+            axes.set_xscale("log")
         if floor is not None:
             axes.axvline(floor, color="#cc3311", linestyle="--", label="real, other people")
             axes.legend(frameon=False, fontsize=8)
         axes.set_title(title, fontsize=11)
         axes.set_yticks(range(len(names)), names)
-        axes.grid(axis="x", alpha=0.3)
+        axes.grid(alpha=0.3)
     axes.invert_yaxis()
     return figure
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -253,6 +254,35 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tiny_model, tmp_path):
     again, counted = ldm.finetune(halves, mean, std, texts, p, checkpoint=tmp_path / "b.pt")
     assert again == full and counted == operations > 0
     assert torch.equal(weights(whole), weights(halves))
+
+
+def test_a_compiled_unet_learns_the_same(tiny_model, tmp_path, monkeypatch):
+    """Through dynamo and autograd, without the code generation that wants minutes: that is torch's own."""
+    mean, std, texts = data()
+    p = section("finetune", ldm.Finetune, **FINETUNE)
+    traced = []
+
+    def backend(graph, inputs):
+        traced.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    pipes = [ldm.load(tiny_model) for _ in range(2)]
+    (plain, operations), (compiled, counted) = (
+        ldm.finetune(pipe, mean, std, texts, p.model_copy(update={"compile": on}), checkpoint=tmp_path / f"{on}.pt")
+        for pipe, on in zip(pipes, (False, True), strict=True)
+    )
+    assert traced and counted == operations
+    assert [loss for _, loss, _ in compiled] == pytest.approx([loss for _, loss, _ in plain], rel=1e-4)
+    torch.testing.assert_close(weights(pipes[1]), weights(pipes[0]), rtol=0, atol=1e-4)
+
+
+def test_compiling_without_a_compiler_is_told(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    mean, std, texts = data()
+    p = section("finetune", ldm.Finetune, **FINETUNE | dict(compile=True))
+    with pytest.raises(UserError, match="finetune.compile"):
+        ldm.finetune(ldm.load(tiny_model), mean, std, texts, p, checkpoint=tmp_path / "c.pt")
 
 
 def test_no_epochs_leave_the_base_as_it_is(tiny_model, tmp_path):
