@@ -19,7 +19,7 @@ import yaml
 
 from benchmarks import measure
 from stages import common, profile
-from synthmri import ldm, sampling
+from synthmri import ldm, sampling, sweep
 
 BASELINES = ("vae", "dcgan", "ddpm", "unet_gan")
 
@@ -39,7 +39,7 @@ def baseline(name: str, tree: dict, size: int) -> dict[str, float]:
 
 
 def latent_diffusion(tree: dict, slices: int) -> dict[str, float]:
-    """The same of fine-tuning and drawing with the base that `tree` names."""
+    """The same of fine-tuning and drawing with the base that `tree` names, and of the sweep of its sampler."""
     p = ldm.Finetune.model_validate(tree["finetune"], strict=False)
     drawing = sampling.Sample.model_validate(tree["sample"], strict=False)
     pipe = ldm.load(p.base_model)
@@ -48,8 +48,12 @@ def latent_diffusion(tree: dict, slices: int) -> dict[str, float]:
     small = p.model_copy(update={"epochs": 1, "batch_size": 2, "precision": "no"})
     with tempfile.TemporaryDirectory() as folder:
         _, operations = ldm.finetune(pipe, mean, 0 * mean, ["", ""], small, checkpoint=Path(folder) / "one.pt")
-    evaluations = drawing.steps * (2 if drawing.guidance > 1 else 1)
-    return _petaflop(operations / 2, p.epochs * slices, 2 * drawing.n * evaluations)  # of the base too
+    evaluations = ldm.evaluations(["a prompt"], drawing)
+    tried = sweep.Sweep.model_validate(tree["sweep"], strict=False)
+    swept = sum(ldm.evaluations(["a prompt"], each) for each in sweep.grid(tried, drawing, guided=True))
+    return _petaflop(operations / 2, p.epochs * slices, 2 * drawing.n * evaluations) | {  # of the base too
+        "sweep_petaflop": _petaflop(operations / 2, 0, tried.n * swept)["drawing_petaflop"]
+    }
 
 
 def _petaflop(operations_an_image: float, seen: int, drawn: int) -> dict[str, float]:
@@ -69,7 +73,8 @@ def main(
     rows = {model: baseline(model, tree, tree["data"]["image_size"]) for model in BASELINES}
     rows["latent_diffusion"] = latent_diffusion(tree, slices)
     for row in rows.values():
-        row["hours"] = (row["training_petaflop"] + row["drawing_petaflop"]) * 1000 / teraflops / 3600
+        petaflop = sum(value for key, value in row.items() if key.endswith("_petaflop"))
+        row["hours"] = petaflop * 1000 / teraflops / 3600
     result = {model: {key: float(f"{value:.3g}") for key, value in row.items()} for model, row in rows.items()}
     measure.write("effort", {"profile": name, "slices": slices, "assumed_teraflops": teraflops, **result})
 

@@ -1,10 +1,12 @@
-"""Does the base model pay? Fine-tuned from it against from random weights: same slices, steps, seeds and autoencoder.
+"""Does the base model pay? Fine-tuned from it against from random weights of its UNet: same slices, steps, seeds,
+autoencoder and text encoder.
 
 REAL_MRI=folder python -m benchmarks.pays
 
 On the FLAIR volumes of open-ms and on 500 of the t1ce-tumor pictures; takes some 15 minutes on two cores.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -24,7 +26,7 @@ from synthmri.errors import UserError
 
 SETS = {  # what differs from params.yaml
     "open-ms": {"source": "raw", "contrasts": ["FLAIR"], "split": {"train": 0.4, "val": 0.2, "test": 0.4}},
-    "t1ce-tumor": {"source": "raw", "contrasts": []},
+    "t1ce-tumor": {"source": "raw", "contrasts": [], "classes": ["glioma", "meningioma", "pituitary"]},
 }
 MOST_TRAIN = 500
 
@@ -53,7 +55,8 @@ def main(
     if not root:
         raise UserError("REAL_MRI is not set; name the folder of real volumes, which holds open-ms and t1ce-tumor")
     common.start()
-    result = {}
+    file = measure.RESULTS / "pays.json"
+    result = json.loads(file.read_text(encoding="utf-8")) if only and file.is_file() else {}
     for name in [only] if only else SETS:
         with tempfile.TemporaryDirectory() as folder:
             sets = preprocessed(Path(root) / name, SETS[name], Path(folder))
@@ -62,7 +65,7 @@ def main(
 
 
 def both(train: imageset.ImageSet, test: imageset.ImageSet, folder: Path, steps: int) -> dict:
-    """FD and KID to the held-out slices before training and after it, from the base and from random weights."""
+    """FD and KID to the held-out slices after training, from the base and from random weights of its UNet."""
     rows = np.unique(np.linspace(0, len(train) - 1, min(MOST_TRAIN, len(train))).astype(int))
     images, manifest = np.array(train.images[rows]), train.manifest.iloc[rows]
     texts = prompt.prompts(manifest, params.read(common.PARAMS, "prompt", prompt.Prompt))
@@ -106,6 +109,7 @@ def both(train: imageset.ImageSet, test: imageset.ImageSet, folder: Path, steps:
         "held_out_slices": len(test),
         "n": n,
         "epochs": p.epochs,
+        "steps": p.epochs * -(-len(texts) // p.batch_size),
     }
 
 

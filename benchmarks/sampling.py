@@ -5,7 +5,7 @@ python -m benchmarks.sampling
 
 One batch of the original takes a quarter of an hour on two cores. Its time is linear in the steps, so two and ten steps
 are timed and the line is carried on, unless --whole asks for all of it; the result says which. Whether the images are
-worse for it is measured by benchmarks.seed_recipe.
+worse for it is asked of few images, with no words in the prompt, by benchmarks.seed_recipe.
 """
 
 import contextlib

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -143,7 +144,8 @@ def replacing(path: Path) -> Iterator[Path]:
     _remove(part)
     try:
         yield part
-        _remove(path)
+        if part.is_dir() or path.is_dir():  # a file takes the place of another in one move, a folder does not
+            _remove(path)
         os.replace(part, path)
     except UserError:
         raise
@@ -217,7 +219,24 @@ def write_metrics(path: Path, tree: dict) -> None:
     def rounded(value):
         return {key: rounded(item) for key, item in value.items()} if isinstance(value, dict) else float(f"{value:.6g}")
 
-    path.write_text(json.dumps(rounded(tree), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    try:
+        text = json.dumps(rounded(tree), indent=1, allow_nan=False)
+    except ValueError:
+        bad = _not_finite(tree)
+        raise UserError(
+            f"{', '.join(bad)} would be no finite number; look at the images and features it is made from"
+        ) from None
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _not_finite(tree: dict, where: str = "") -> list[str]:
+    names = []
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            names += _not_finite(value, f"{where}{key}.")
+        elif not math.isfinite(value):
+            names.append(f"{where}{key}")
+    return names
 
 
 def read_json(path: Path) -> dict:

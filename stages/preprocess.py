@@ -1,6 +1,7 @@
 """data/raw -> data/slices/{train,val,test}: read what is there, slice it, split it by subject."""
 
 import json
+import secrets
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,6 +21,7 @@ from synthmri import imageset, params, readers, slices
 from synthmri.errors import UserError
 
 COLUMNS = ["subject", "source", "contrast", "plane", "label", "slice_mm", "depth_mm", "split"]
+LEAST_SALT = 16  # characters
 ORIENTATION = {
     "axial": "anterior up, left of the patient on the right",
     "coronal": "superior up, left of the patient on the right",
@@ -38,7 +40,8 @@ def main(
     data = params.read(common.PARAMS, "data", slices.Data)
     hands = params.read(common.PARAMS, "workers", workers.Workers)
     console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
-    found, skipped = readers.find(raw)
+    found, skipped = readers.find(raw, data.classes)
+    salt = _salt(raw, data)
     for error in skipped:
         console.print(f"skipped {error}")
     sources = _wanted(found, skipped, raw, data)
@@ -51,7 +54,7 @@ def main(
     ):
         out_part.mkdir()
         pixels = out_part / "all.raw"  # grows scan by scan, so that memory holds one at a time
-        rows, dropped = _slice(_results(sources, data, hands), sources, skipped, data, pixels, console)
+        rows, dropped = _slice(_results(sources, data, hands), sources, skipped, data, pixels, console, salt)
         if _failures(skipped) > data.max_bad_fraction * tried:
             raise UserError(
                 f"{_failures(skipped)} of {tried} scans cannot be used, more than data.max_bad_fraction = "
@@ -74,8 +77,9 @@ def main(
             chosen = np.flatnonzero(rows["split"] == name)
             if not len(chosen):
                 raise UserError(
-                    f"no image is left for {name} (left out: {dict(dropped)}); add scans, lower data.border_gap = "
-                    f"{data.border_gap} (pictures) or widen data.depth_mm = {list(data.depth_mm)} (volumes)"
+                    f"no image is left for {name} (left out: {dict(dropped)}); add scans, widen data.depth_mm = "
+                    f"{list(data.depth_mm)} (volumes), name the folders of pictures by person (sub-01, ...), or, "
+                    f"where nobody knows whose they are, lower data.border_gap = {data.border_gap}"
                 )
             manifest = rows.iloc[chosen][COLUMNS].reset_index(drop=True)
             part = (piece for _, piece in imageset.pieces(images, imageset.PIECE, chosen))
@@ -90,6 +94,22 @@ def main(
         counts["slices_dropped"] = dropped
         metrics_part.write_text(json.dumps(counts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         _sheet(sets).save(sheet_part, format="PNG")
+
+
+def _salt(raw: Path, data: slices.Data) -> str:
+    """What pseudonyms are hashed with: a random secret that stays among the scans. Simulated people have no secrets."""
+    if data.source == "simulated":
+        return "simulated"
+    file = raw / ".salt"
+    if not file.exists():
+        with common.replacing(file) as part:
+            part.write_text(secrets.token_hex(32) + "\n", encoding="utf-8")
+    salt = file.read_text(encoding="utf-8").strip()
+    if len(salt) < LEAST_SALT:
+        raise UserError(
+            f"{file} holds {len(salt)} characters, at least {LEAST_SALT} are a secret; remove it for a new one"
+        )
+    return salt
 
 
 def _failures(skipped: list[readers.BadFile]) -> int:
@@ -113,7 +133,7 @@ def _wanted(found: list, skipped: list, raw: Path, data: slices.Data) -> list[re
 
 def _slice(
     results: Iterator[slices.Slices | readers.BadFile], sources: list[readers.Source], skipped: list, data: slices.Data,
-    pixels: Path, console: Console,
+    pixels: Path, console: Console, salt: str,
 ) -> tuple[pd.DataFrame, Counter]:  # fmt: skip
     """Write the slices of all sources to the file `pixels` (uint8) -> a row for each slice, and what was dropped.
 
@@ -133,7 +153,7 @@ def _slice(
             row = {
                 "person": source.subject or "",
                 "block": source.block,
-                "subject": slices.pseudonym(source.subject, data.salt) if source.subject else "",
+                "subject": slices.pseudonym(source.subject, salt) if source.subject else "",
                 "source": f"{source.kind}-{number:04d}",
                 "contrast": source.contrast,
                 "plane": data.plane if volume else "",
@@ -191,7 +211,7 @@ def _meta(rows: pd.DataFrame, data: slices.Data) -> dict:
     """The parameters that shape the bytes, the pixel spacing and the orientation (null: pictures do not tell)."""
     volumes = bool((rows["plane"] != "").all())
     return {
-        "data": data.model_dump(mode="json", exclude={"salt"}),
+        "data": data.model_dump(mode="json"),
         "pixel_mm": data.field_of_view_mm / data.image_size if volumes else None,
         "orientation": ORIENTATION[data.plane] if volumes else None,
     }

@@ -76,6 +76,8 @@ def main(
             new = parallel.spread(lambda _: pretrain.new_tokenizer(), [] if known.is_dir() else [0])
             tokenizer = new[0] if new else CLIPTokenizer.from_pretrained(known)
             pipe = pretrain.new_pipeline(run, vae, tokenizer)
+        elif part == "all":
+            pretrain.standardise(vae, run)  # its encoder has moved
         if part != "decoder":
             tick = _ticker(progress, "unet", run.unet.steps, second.with_suffix(".csv"))
             pretrain.fit_unet(pipe, run, second, runtime.device, tick)

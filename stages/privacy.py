@@ -14,11 +14,11 @@ from synthmri.baselines import ddpm
 # Model -> the module that knows its errors, and the model before it saw anybody, where there is one.
 DIFFUSION = {"latent_diffusion": (ldm, "base"), "ddpm": (ddpm, None)}
 CAVEATS = """\
-{pairs} training slices against as many of held-out people, alike in contrast and level; 0.5 is chance; intervals are
-95 %, over {people}. By distance: to the nearest of the synthetic slices (AlexNet features). By loss: {loss_pairs} of
-each, the denoising error of the diffusion models, whose weights this attacker has; of latent diffusion relative to the
-error of the base, which saw none of them. Fewer than {least} people on a side know nothing: 0 to 1. Stronger attacks
-exist.
+{pairs} training slices against as many of held-out people, alike in contrast, label and level; 0.5 is chance;
+intervals are 95 %, over {people}. By distance: to the nearest of the synthetic slices (AlexNet features). By loss:
+{loss_pairs} of each, the denoising error of the diffusion models, whose weights this attacker has; of latent diffusion
+relative to the error of the base, which saw none of them. Fewer than {least} people on a side know nothing: 0 to 1.
+Stronger attacks exist.
 """
 
 
@@ -47,7 +47,7 @@ def main(
     kind = "people" if known else f"runs of {block} files, which stand for people, so optimistic"
     if len(ours) == 0:
         result = {name: {"mia_pairs": 0} for name in comparison.MODELS}
-        verdict = "Not measured: no training and held-out slices are alike in contrast, plane and level.\n"
+        verdict = "Not measured: no training and held-out slices are alike in contrast, plane, label and level.\n"
     else:
         near, far = read("train")[ours], np.concatenate([read("val"), read("test")])[theirs]
         some = np.unique(np.linspace(0, len(ours) - 1, min(p.loss_pairs, len(ours))).astype(int))

@@ -167,7 +167,12 @@ def _entry(
     if CODE[name] != "ldm":
         sections[f"baselines.{name}"] = tree["baselines"][name]
     adapters = MODELS / name / "lora"  # of finetune.method: lora
-    kinds = ("samples", "held_out", "closest", "progression")
+    kinds = ["samples", "progression"]
+    private = tree["data"]["source"] != "simulated"
+    if private and not _local(_uri(p)):
+        print(f"{name}: pictures of people's slices stay here, they do not go to {_uri(p)}", file=sys.stderr)
+    else:
+        kinds += ["held_out", "closest"]
     results = [METRICS / file for file in ("comparison.md", "comparison.png", "gate.json", "gate.md")]
     files = [(METRICS / kind / f"{name}.png", f"pictures/{kind}") for kind in kinds]
     files += [(file, "results") for file in results]
@@ -181,7 +186,7 @@ def _entry(
         "scored_as": " ".join(_hash(locked, METRICS / f"{file}.json") for file in (name, *OF_SCORES)),
         "git_head": _git("rev-parse", "HEAD") or "none",
         "machine": f"{platform.machine()}, {os.cpu_count()} processors, {runtime.device}",
-        "data": "simulated, not patients" if tree["data"]["source"] == "simulated" else "private",
+        "data": "private" if private else "simulated, not patients",
     }
     if os.environ.get("DVC_EXP_NAME"):
         tags["experiment"] = os.environ["DVC_EXP_NAME"]
@@ -227,6 +232,12 @@ def _tree() -> dict:
     """params.yaml, with the settings of the sampler that stage `sweep` chose: what the samples were drawn with."""
     tree = yaml.safe_load(common.PARAMS.read_text(encoding="utf-8"))
     tree["sample"] |= common.read_json(MODELS / "sampling.json")
+    made_of = common.read_json(SLICES / "train/meta.json").get("data", {}).get("source")
+    if made_of != tree["data"]["source"]:
+        raise UserError(
+            f"params.yaml says data.source = {tree['data']['source']}, but data/slices was made with {made_of}: the "
+            "cards would call the data what they are not; restore params.yaml, or run `dvc repro`"
+        )
     return tree
 
 
@@ -325,9 +336,10 @@ def _origin(tags: dict[str, str]) -> dict[str, str]:
     Stages run before there is such a commit, so it is looked for at each sync until found; experiments are commits too.
     """
     wanted = (tags["dvc_model"], tags["dvc_samples"])
-    candidates = ["HEAD"]
+    candidates = []
     for value in wanted:
         candidates += reversed(_git("log", "--all", "--format=%H", f"-S{value}", "--", "dvc.lock").splitlines())
+    candidates.append("HEAD")  # a shallow clone knows no more
     for commit in candidates:
         text = _git("show", f"{commit}:dvc.lock")
         if all(value in text for value in wanted):
@@ -348,6 +360,11 @@ def _root() -> Path:
 
 def _uri(p: gate.Registry) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or p.tracking_uri or f"sqlite:///{_root() / 'mlflow.db'}"
+
+
+def _local(uri: str) -> bool:
+    """Whether what is registered stays on this machine's disks: a data base of any kind keeps its files in mlruns."""
+    return not uri.startswith(("http", "databricks"))
 
 
 def _connect(p: gate.Registry):
@@ -425,7 +442,7 @@ def _override(model: str, reason: str) -> None:
     if bool(model) != bool(reason.strip()):
         raise UserError("an override needs a reason: add --reason \"...\" (and `--override ''` alone takes it back)")
     round_trip = YAML()
-    round_trip.width = 200
+    round_trip.width, round_trip.preserve_quotes = 200, True
     tree = round_trip.load(common.PARAMS)
     tree["registry"]["override"]["model"], tree["registry"]["override"]["reason"] = model, reason.strip()
     with common.replacing(common.PARAMS) as part:

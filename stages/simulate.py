@@ -14,7 +14,7 @@ DESCRIPTION = {
     "Name": "Simulated brain MRI. Every subject is imaginary: deformed ICBM152 anatomy and signal equations",
     "BIDSVersion": "1.10.0",
     "DatasetType": "raw",
-    "License": "CC0",
+    "License": "Derived from the ICBM152 atlas, copyright McConnell Brain Imaging Centre, free to use with its notice",
 }
 COLUMNS = ("participant_id", "age_like", "lesion_ml", "label")
 

@@ -66,7 +66,7 @@ def main(
             )
         else:
             gain, spread = sweep.gains(drawn, reference, people, seed=p.seed)
-            best = sweep.choose(gain, spread)
+            best = sweep.choose(gain, spread, len(set(people)))
             for k, row in enumerate(rows):
                 row |= {"kid_gain": gain[k], "kid_gain_std": spread[k]}
     frame = pd.DataFrame(rows).assign(chosen=[int(k == best) for k in range(len(rows))])

@@ -12,8 +12,10 @@ from synthmri import auroc, imageset, params, plots, utility
 
 CAVEATS = """\
 Intervals are 95 %, over held-out {people} and trainings; p is of a permutation test over {people}, without correction
-for the number of rows. All trainings have as many steps. The generator learned from **all** real training slices, so
-rows below 100 % say what synthetic slices give to one who has few of their own, not what a generator of so few would.
+for the number of rows, and speaks of the classifiers as they were trained here: where it disagrees with the interval,
+which holds the luck of training too, the interval counts. All trainings have as many steps. The generator learned from
+**all** real training slices, so rows below 100 % say what synthetic slices give to one who has few of their own, not
+what a generator of so few would.
 """
 NO_SUBJECTS = (
     "Whose the slices are is not known: runs of {block} files stand for people, so the intervals are optimistic.\n"

@@ -132,7 +132,7 @@ def dataset_sheet(data: dict, tree: dict) -> str:
     section = tree["data"]
     header = DatasetCardData(
         pretty_name="simulated brain MRI slices" if simulated else "private brain MRI slices", language="en",
-        license="apache-2.0" if simulated else "other",
+        license="other",
         task_categories=["unconditional-image-generation", "text-to-image"],
         tags=["brain-mri", *(["simulated-data"] if simulated else ["private"])],
     )  # fmt: skip

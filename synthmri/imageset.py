@@ -139,6 +139,12 @@ def read(folder: Path) -> ImageSet:
     ragged = not isinstance(manifest.index, pd.RangeIndex) or manifest.isna().any(axis=None)
     if ragged or not isinstance(images, np.ndarray) or not isinstance(meta, dict) or not images.size:
         raise UserError(f"{folder} is a damaged ImageSet; remove it and run `dvc repro`")
+    depths = pd.to_numeric(manifest.get("depth_mm", pd.Series(dtype=str)).replace("", "0"), errors="coerce")
+    if not np.isfinite(depths).all():
+        raise UserError(
+            f"{folder}/manifest.csv: depth_mm of row {int(np.argmin(np.isfinite(depths)))} is no number; remove the "
+            "folder and run `dvc repro`"
+        )
     return ImageSet(images, manifest, meta)
 
 

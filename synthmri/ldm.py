@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from synthmri import autoencoder, diffusion, parallel, sampling, training
 from synthmri.errors import UserError
@@ -48,6 +48,12 @@ class Finetune(Section):
     precision: Literal["no", "bf16", "fp16"]
     compile: bool
     train_text_encoder: bool
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _no(cls, value):
+        """YAML takes an unquoted no for false, and what writes it (`dvc exp run -S`) may leave the quotes out."""
+        return "no" if value is False else value
 
 
 def load(model: str | Path, *, revision: str = "", device: str = "cpu"):

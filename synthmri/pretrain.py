@@ -4,6 +4,7 @@ Every batch is new anatomy. The autoencoder learns from the widest randomisation
 that it rebuilds images it has never seen; the UNet from a canonical pose and field of view, or it never learns anatomy.
 """
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field
 
 from synthmri import adaptation, anatomy, diffusion, ldm, parallel, training
+from synthmri.errors import UserError
 from synthmri.params import Section
 
 CONTRASTS = ("T1w", "T2w", "FLAIR")
@@ -244,7 +246,7 @@ def fit_unet(pipe, run: Pretrain, checkpoint: Path, device: str, tick: Callable[
     """Train UNet and text encoder of `pipe` on latents of endless new slices, or go on from `checkpoint`.
 
     In place; the averaged (EMA) weights are what stays in it. Of several processes each takes its share of every batch,
-    and draws whole batches in turn.
+    and draws whole batches in turn. Raises UserError when the loss stops being finite.
     """
     from diffusers.training_utils import EMAModel
 
@@ -292,7 +294,13 @@ def fit_unet(pipe, run: Pretrain, checkpoint: Path, device: str, tick: Callable[
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         ema.step(network.parameters())
-        tick(step, parallel.total(value.item()))
+        value = parallel.total(value.item())
+        if not math.isfinite(value):
+            raise UserError(
+                f"training the UNet diverged: the loss of step {step} is {value}; lower pretrain.unet.learning_rate "
+                f"(now {p.learning_rate}) or set pretrain.bf16 to false"
+            )
+        tick(step, value)
         if (step + 1) % run.checkpoint_steps == 0 or step + 1 == p.steps:
             training.save_checkpoint(
                 checkpoint,

@@ -28,14 +28,15 @@ class Privacy(Section):
 
 
 def matched(members: pd.DataFrame, others: pd.DataFrame, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of two manifests, as many of each, alike in contrast, plane and level (whole centimetres): two int64 (K,).
+    """Rows of two manifests, as many of each, alike in contrast, plane, label and level (whole cm): two int64 (K,).
 
     Without that an attack could win by a difference of the sets that has nothing to do with training. K may be 0.
     """
 
     def key(manifest: pd.DataFrame) -> pd.Series:
         level = [str(round(float(depth) / 10)) if depth else "" for depth in manifest["depth_mm"]]
-        return manifest["contrast"] + "/" + manifest["plane"] + "/" + pd.Series(level, index=manifest.index, dtype=str)
+        columns = [manifest[name] for name in ("contrast", "plane", "label")]
+        return pd.Series(["/".join(parts) for parts in zip(*columns, level, strict=True)], index=manifest.index)
 
     ours, theirs, rng = key(members).to_numpy(), key(others).to_numpy(), np.random.default_rng(seed)
     first, second = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
@@ -108,9 +109,13 @@ def markdown(result: dict[str, dict[str, float]], titles: dict[str, str]) -> str
                 cells += ["", ""]
         lines.append("| " + " | ".join(cells) + " |")
     told = [titles[model] for model, scores in result.items() if scores["mia_auroc_low"] > 0.5]
-    verdict = (
-        f"An attack tells training slices from other people's better than chance for: {', '.join(told)}."
-        if told
-        else "No attack tells training slices from other people's better than chance, which is no proof that none can."
-    )
+    ends = {(scores["mia_distance_auroc_low"], scores["mia_distance_auroc_high"]) for scores in result.values()}
+    if ends == {(0.0, 1.0)}:
+        verdict = f"Nothing can be said: one side has fewer than {LEAST_PEOPLE} people."
+    elif told:
+        verdict = f"An attack tells training slices from other people's better than chance for: {', '.join(told)}."
+    else:
+        verdict = (
+            "No attack tells training slices from other people's better than chance, which is no proof that none can."
+        )
     return "\n".join([verdict, "", *lines])

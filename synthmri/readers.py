@@ -17,7 +17,8 @@ import pickle
 import re
 import warnings
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
@@ -46,8 +47,6 @@ _JUNK = re.compile(
 _NOT_ANATOMY = re.compile(r"(^|/)sub-[^/]+/(.+/)?(func|dwi|fmap|perf|pet)/|[_-](mask|dseg|probseg|seg)\.nii", re.I)
 _SUBJECT = re.compile(r"(?:^|[/_])(sub-[a-z0-9]+|(?:sub|subj|subject|pat|patient|case)[-_ ]?\d+)(?![a-z0-9])", re.I)
 _VISIT = re.compile(r"(ses|session|visit|study|timepoint|tp|run)\d*")
-_CLASS = re.compile(r"[a-z][a-z _-]*")
-_NO_CLASS = {"data", "images", "pictures", "png", "slices", "test", "train", "val"}
 _WORDS = {
     "FLAIR": {"flair", "t2flair", "t2f"},
     "T1ce": {"t1ce", "t1c", "t1gd", "t1post"},
@@ -56,6 +55,8 @@ _WORDS = {
     "PD": {"pd", "pdw"},
 }
 _AGENT = {"ce", "c", "gd", "gad", "gadolinium", "post"}
+_NO_AGENT = re.compile(r"(^|[^a-z])(pre|no|non|without|w/o|wo)($|[^a-z])")
+LEAST_PEOPLE = 3  # fewer folders or tensors with a number in their name are no people: a split wants three
 
 
 class BadFile(UserError):
@@ -98,12 +99,13 @@ class Scan(NamedTuple):
     spacing_mm: tuple[float, float, float] | None
 
 
-def find(root: Path) -> tuple[list[Source], list[BadFile]]:
+def find(root: Path, classes: Sequence[str] = ()) -> tuple[list[Source], list[BadFile]]:
     """What can be read under `root`, in natural order of the names, and what cannot be.
 
-    Subject: PatientID (DICOM), else `sub-01` or `patient01` in the path, else, save for pictures and tensors, the top
-    folder or else the file's name, both without contrast and visit. Label: column `label` of participants.tsv, else
-    the folder of a picture if its name is in lower-case letters, as those of classes are and those of people are not.
+    Subject: PatientID (DICOM; unless folders of several people share one, as after de-identification), else `sub-01` or
+    `patient01` in the path. Else, of volumes, the top folder or else the file's name, both without contrast and visit;
+    of pictures the folder, of a tensor the file, if there are at least three with a number in their name, as in P0001.
+    Label: column `label` of participants.tsv, else the folder of a picture if it is one of `classes`.
     Raises UserError where `root` is no folder or its participants.tsv has no `participant_id`.
     """
     root = Path(root)
@@ -119,13 +121,27 @@ def find(root: Path) -> tuple[list[Source], list[BadFile]]:
                 head = _dicom_head(path)
                 series.setdefault(head.pop("series"), []).append((path, name, head))
             elif kind and not _NOT_ANATOMY.search(name):
-                sources.append(_source((path,), kind, name, root.name, labels))
+                sources.append(_source((path,), kind, name, root.name, labels, classes))
         except BadFile as error:
             bad.append(BadFile(error.category, f"{name}: {error}"))
+    shared: dict[str, set[str]] = {}  # PatientID -> the people that the paths name
+    for files in series.values():
+        _, name, head = files[0]
+        shared.setdefault(head["subject"], set()).update(_SUBJECT.findall(name))
     for files in series.values():
         paths = tuple(path for path, _, _ in files)
         _, name, head = files[0]
-        sources.append(_source(paths, "dicom", name, root.name, labels, **head))
+        if len(shared[head["subject"]]) > 1:
+            head = head | {"subject": ""}
+        sources.append(_source(paths, "dicom", name, root.name, labels, (), **head))
+    numbered = {source.subject for source in sources if source.kind in ("picture", "tensor") and source.subject}
+    if len(numbered) < LEAST_PEOPLE:
+        sources = [
+            replace(source, subject=None)
+            if source.kind in ("picture", "tensor") and not _SUBJECT.search(source.name)
+            else source
+            for source in sources
+        ]
     return sorted(sources, key=lambda source: _natural(source.name)), bad
 
 
@@ -180,7 +196,7 @@ def _kind(path: Path, root: Path) -> str | None:
     raise BadFile("format", f"not a format that is read; these are: {FORMATS}")
 
 
-def _source(paths, kind, name, root_name, labels, subject="", text="") -> Source:
+def _source(paths, kind, name, root_name, labels, classes, subject="", text="") -> Source:
     path = PurePosixPath(name)
     match = _SUBJECT.search(name)
     if match:
@@ -188,8 +204,11 @@ def _source(paths, kind, name, root_name, labels, subject="", text="") -> Source
     elif kind in ("nifti", "dicom") and not subject:
         subject = next(filter(None, map(_person, path.parts)), root_name)
     folder = path.parent.name
-    is_class = kind == "picture" and not match and _CLASS.fullmatch(folder) and not _contrast(folder)
-    label = labels.get(subject) or (folder if is_class and folder not in _NO_CLASS else "")
+    is_class = kind == "picture" and folder in classes
+    if not subject and not is_class:
+        unit = folder if kind == "picture" else path.stem
+        subject = unit if re.search(r"[0-9]", unit) and not _contrast(unit) else ""
+    label = labels.get(subject) or (folder if is_class else "")
     places = [text, path.name.split(".")[0], *[parent.name for parent in path.parents], root_name]
     contrast = next(filter(None, map(_contrast, places)), "")
     return Source(paths, kind, subject or None, contrast, label, name)
@@ -204,7 +223,9 @@ def _person(name: str) -> str:
 def _contrast(text: str) -> str:
     words = set(re.split(r"[^a-z0-9]+", text.lower().replace("*", "star")))
     found = next((contrast for contrast, known in _WORDS.items() if words & known), "")
-    return "T1ce" if found == "T1w" and words & _AGENT else found
+    if found == "FLAIR" and words & _WORDS["T1w"]:  # inversion for contrast, not against fluid
+        found = "T1w"
+    return "T1ce" if found == "T1w" and words & _AGENT and not _NO_AGENT.search(text.lower()) else found
 
 
 def _participants(path: Path) -> dict[str, str]:
@@ -301,7 +322,8 @@ def _dicom_head(path: Path) -> dict:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             head = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[*tags, "NumberOfFrames"])
-            agent = "ce" if head.get("ContrastBolusAgent") else ""
+            agent = str(head.get("ContrastBolusAgent") or "").strip().lower()
+            agent = "" if agent in ("", "none", "no", "n", "0") else "ce"
             text = f"{head.get('SeriesDescription', '')} {head.get('ProtocolName', '')} {agent}"
             frames = int(head.get("NumberOfFrames") or 1)
             series = str(head.get("SeriesInstanceUID") or path.parent)

@@ -269,7 +269,7 @@ def by_subject(
     rng = np.random.default_rng(seed)
     draws = [np.isin(subjects, rng.choice(names, kept, replace=False)) for _ in range(rounds)]
     values = [score(features[rows]) for rows in draws]
-    return np.std(values, axis=0) * math.sqrt(kept / (len(names) - kept))
+    return np.std(values, axis=0, ddof=1) * math.sqrt(kept / (len(names) - kept))
 
 
 def nearest_by_pixels(images: np.ndarray, references: np.ndarray, *, block: int = 256) -> np.ndarray:

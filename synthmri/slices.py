@@ -1,6 +1,7 @@
 """Slices: oriented volumes and pictures -> 8-bit slices on one canonical field of view, split by subject."""
 
 import hashlib
+import hmac
 import tempfile
 from collections import Counter
 from functools import lru_cache
@@ -52,7 +53,7 @@ class Data(Section):
     min_head_fraction: float = Field(ge=0, le=0.9)
     split: Fractions
     seed: int = Field(ge=0)
-    salt: str = Field(min_length=1)
+    classes: tuple[str, ...]
     border_gap: int = Field(ge=0, le=1000)
     duplicate_correlation: float = Field(ge=0.9, le=1)
     max_bad_fraction: float = Field(ge=0, le=1)
@@ -101,7 +102,10 @@ def from_volume(volume: np.ndarray, spacing_mm: tuple[float, float, float], data
         if axis == 0:
             first = where[0]
         else:
-            centre.append((where[0] + where[-1] + 1) / 2 * spacing[axis])
+            last = where[-1] + 1
+            if axis == 1 and data.plane != "axial":  # however much neck there is below, the vertex stays on the image
+                last = min(last, where[0] + data.field_of_view_mm / spacing[axis])
+            centre.append((where[0] + last) / 2 * spacing[axis])
     share = head.sum((1, 2)) * spacing[1] * spacing[2] / data.field_of_view_mm**2
 
     images, depths, dropped = [], [], Counter(outside_depth=0, empty=0)
@@ -214,8 +218,8 @@ def _pile(images: list[np.ndarray], size: int) -> np.ndarray:
 
 
 def pseudonym(subject: str, salt: str) -> str:
-    """The name under which a subject appears in outputs."""
-    return f"sub-{hashlib.sha256((salt + subject).encode()).hexdigest()[:8]}"
+    """The name under which a subject appears in outputs: who does not know the salt cannot try ids one by one."""
+    return f"sub-{hmac.new(salt.encode(), subject.encode(), hashlib.sha256).hexdigest()[:16]}"
 
 
 def split(subjects: list[str], fractions: Fractions, seed: int) -> dict[str, str]:

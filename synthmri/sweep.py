@@ -2,11 +2,11 @@
 
 import itertools
 import math
-from statistics import NormalDist
 from typing import Annotated
 
 import numpy as np
 from pydantic import Field
+from scipy.stats import t as student_t
 
 from synthmri import sampling, scores
 from synthmri.params import Section
@@ -58,15 +58,16 @@ def gains(
     return below_first(every, held_out), np.hypot(of_seeds, of_people)
 
 
-def choose(gain: np.ndarray, spread: np.ndarray) -> int:
+def choose(gain: np.ndarray, spread: np.ndarray, people: int) -> int:
     """The one of the largest gain among those that are surely above 0; else the first, what section `sample` says.
 
     Surely: by so many standard errors that the best of as many equals would pass with probability FALSE_ALARM at most
-    (Bonferroni). So a small sweep keeps what it cannot tell apart, and its noise chooses nothing.
+    (Bonferroni; Student's t, as the errors are estimated from so few `people`). So a small sweep keeps what it cannot
+    tell apart, and its noise chooses nothing.
     """
     if len(gain) == 1:
         return 0
-    bound = NormalDist().inv_cdf(1 - FALSE_ALARM / (len(gain) - 1))
+    bound = student_t.ppf(1 - FALSE_ALARM / (len(gain) - 1), people - 1)
     sure = np.where(gain > bound * spread, gain, -math.inf)
     sure[0] = 0.0
     return int(np.argmax(sure))

@@ -72,8 +72,10 @@ def connect(uri: str, experiment: str, artifacts: Path):
                 # The kind decides which of its pages MLflow opens: those of training, not of chat.
                 kind = {"mlflow.experimentKind": "custom_model_development"}
                 return client, client.create_experiment(experiment, artifact_location=location, tags=kind)
-            except MlflowException:  # someone else has just made it
-                found = client.get_experiment_by_name(experiment)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                found = client.get_experiment_by_name(experiment)  # someone else has just made it
         return client, found.experiment_id
 
 
@@ -251,7 +253,9 @@ def point(client, names: list[str], alias: str, target) -> None:
     for name in names:
         try:
             there = client.get_registered_model(name).aliases.get(alias)
-        except MlflowException:
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
             continue
         if target is not None and target.name == name:
             if there is None or str(there) != str(target.version):

@@ -22,7 +22,7 @@ from test_readers import AXIAL, dicom_slices, save_dicom, save_nifti, volume
 from test_slices import DATA
 
 from stages import common
-from synthmri import imageset, params, ratings, readers, scores, slices, training
+from synthmri import imageset, params, prompt, ratings, readers, scores, slices, training
 from synthmri.baselines import vae
 from synthmri.errors import UserError
 
@@ -187,6 +187,8 @@ def test_a_mutated_imageset_is_refused_or_whole(tmp_path, name):
         assert isinstance(found.manifest.index, pd.RangeIndex) and isinstance(found.meta, dict), told
         assert all(isinstance(cell, str) for cell in found.manifest.to_numpy().ravel()), told
         json.dumps(found.meta, allow_nan=False)
+        words = prompt.Prompt(template="{contrast} {plane} MRI, level {level}, {label}", token="")
+        assert len(prompt.prompts(found.manifest, words)) == len(found), told
 
 
 def test_mutated_features_are_refused_or_give_a_distance(tmp_path):

@@ -113,7 +113,7 @@ def test_pictures_are_split_in_blocks_of_each_folder(here):
     for n in range(30):
         picture(f"glioma/{n + 1}.png", n)
         picture(f"pituitary/{n + 901}.png", 100 + n)
-    parameters(border_gap=2)
+    parameters(border_gap=2, classes=["glioma", "pituitary"])
     sets, metrics = run()
     for label in ("glioma", "pituitary"):
         # The running number is that of the natural order over all, so of the file number in a folder.
@@ -286,7 +286,7 @@ def test_real_pictures(here):
         folder.mkdir(parents=True)
         for path in sorted(Path(REAL, "t1ce-tumor", label).iterdir())[:40]:
             (folder / path.name).write_bytes(path.read_bytes())
-    parameters(contrasts=["T1ce"], image_size=256)
+    parameters(contrasts=["T1ce"], image_size=256, classes=["glioma", "meningioma", "pituitary"])
     sets, metrics = run()
     assert metrics["train"]["label"] == {"glioma": 18, "meningioma": 18, "pituitary": 18}
     assert metrics["test"]["label"] == {"glioma": 6, "meningioma": 6, "pituitary": 6}

@@ -139,8 +139,9 @@ def test_easy_people_are_not_taken_for_members_where_a_reference_tells():
 
 
 def test_pairs_are_alike_in_contrast_and_level():
-    def manifest(levels, contrast):
-        return pd.DataFrame({"contrast": contrast, "plane": "axial", "depth_mm": [f"{10 * mm:.2f}" for mm in levels]})
+    def manifest(levels, contrast, label="none"):
+        depths = [f"{10 * mm:.2f}" for mm in levels]
+        return pd.DataFrame({"contrast": contrast, "plane": "axial", "label": label, "depth_mm": depths})
 
     members = manifest([3, 3, 4, 5, 7], ["T1w", "T1w", "T1w", "FLAIR", "T1w"])
     others = manifest([3, 4, 4, 5, 6], ["T1w", "T1w", "T1w", "T1w", "T1w"])
@@ -148,8 +149,8 @@ def test_pairs_are_alike_in_contrast_and_level():
     columns = ["contrast", "depth_mm"]
     assert members.iloc[ours][columns].values.tolist() == others.iloc[theirs][columns].values.tolist()
     assert len(ours) == 2 and len(set(theirs)) == 2
-    nothing = privacy.matched(members, manifest([9], ["PD"]), seed=0)
-    assert [len(side) for side in nothing] == [0, 0]
+    for other in (manifest([9], ["PD"]), manifest([3], ["T1w"], "lesions")):
+        assert [len(side) for side in privacy.matched(members, other, seed=0)] == [0, 0]
 
 
 def test_errors_are_those_of_training():

@@ -268,6 +268,7 @@ def test_subject_and_contrast_of_volumes(tmp_path, name, subject, contrast):
     "name, subject, contrast, label",
     [
         ("t1ce-tumor/glioma/0001.png", None, "T1ce", "glioma"),
+        ("anna meier/0001.png", None, "", ""),  # lower case alone makes no class
         ("0001.png", None, "", ""),
         ("images/0001.png", None, "", ""),
         ("FLAIR/0001.png", None, "FLAIR", ""),
@@ -279,8 +280,60 @@ def test_subject_and_label_of_pictures(tmp_path, name, subject, contrast, label)
     path = tmp_path / "raw" / name
     path.parent.mkdir(parents=True)
     Image.fromarray(PICTURE.astype(np.uint8)).save(path)
-    source = only(tmp_path / "raw")
-    assert (source.subject, source.contrast, source.label) == (subject, contrast, label)
+    (source,), bad = readers.find(tmp_path / "raw", classes=["glioma"])
+    assert (source.subject, source.contrast, source.label) == (subject, contrast, label) and not bad
+
+
+@pytest.mark.parametrize("suffix", ["/1.png", ".npy"])
+def test_three_numbered_folders_or_tensors_are_people_and_two_are_none(tmp_path, suffix):
+    for count in (1, 2, 3, 4):
+        path = tmp_path / f"P000{count}{suffix}"
+        path.parent.mkdir(exist_ok=True)
+        if suffix == ".npy":
+            np.save(path, PICTURE)
+        else:
+            Image.fromarray(PICTURE.astype(np.uint8)).save(path)
+        found = [source.subject for source in readers.find(tmp_path)[0]]
+        assert found == ([None] * count if count < 3 else [f"P000{n + 1}" for n in range(count)])
+
+
+def test_numbered_classes_are_no_people(tmp_path):
+    for name in ("grade1", "grade2", "grade3"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(PICTURE.astype(np.uint8)).save(tmp_path / name / "1.png")
+    sources, _ = readers.find(tmp_path, classes=["grade1", "grade2", "grade3"])
+    assert [(source.subject, source.label) for source in sources] == [(None, f"grade{n}") for n in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    "text, contrast",
+    [
+        ("Ax T1 FLAIR", "T1w"),
+        ("AX T2 FLAIR", "FLAIR"),
+        ("AX T1 PRE GAD", "T1w"),
+        ("T1 W/O C", "T1w"),
+        ("T1 no Gd", "T1w"),
+        ("T1 post GD", "T1ce"),
+    ],
+)
+def test_contrast_of_series_descriptions(tmp_path, text, contrast):
+    save_series(tmp_path, volume(), SeriesDescription=text)
+    assert only(tmp_path).contrast == contrast
+
+
+@pytest.mark.parametrize("agent", ["NONE", "no", "0", ""])
+def test_no_agent_is_no_agent(tmp_path, agent):
+    save_series(tmp_path, volume(), SeriesDescription="AX T1 SE", ContrastBolusAgent=agent)
+    assert only(tmp_path).contrast == "T1w"
+
+
+def test_one_id_for_all_after_deidentification_leaves_the_folders(tmp_path):
+    for n in (1, 2, 3):
+        folder = tmp_path / f"patient0{n}"
+        save_series(folder, volume(), PatientID="ANONYMOUS", SeriesInstanceUID=f"1.{n}", SeriesDescription="T1")
+    assert [source.subject for source in readers.find(tmp_path)[0]] == ["patient01", "patient02", "patient03"]
+    save_series(tmp_path / "visit2", volume(), PatientID="A7", SeriesInstanceUID="1.9", SeriesDescription="T1")
+    assert "A7" in [source.subject for source in readers.find(tmp_path)[0]]
 
 
 def test_contrast_agent_of_dicom(tmp_path):
@@ -543,7 +596,7 @@ def test_real_volumes():
 
 @real
 def test_real_pictures():
-    sources, bad = readers.find(Path(REAL, "t1ce-tumor"))
+    sources, bad = readers.find(Path(REAL, "t1ce-tumor"), ["glioma", "meningioma", "pituitary"])
     assert not bad
     assert {source.label for source in sources} == {"glioma", "meningioma", "pituitary"}
     assert {(source.contrast, source.subject) for source in sources} == {("T1ce", None)}

@@ -72,7 +72,7 @@ def test_gains_are_differences_of_kid_and_zero_for_the_first():
     kid = [scores.kernel_distance(one, held_out) for one in sets]
     np.testing.assert_allclose(gain, [0, kid[0] - kid[1], kid[0] - kid[2]])
     assert spread[0] == 0 and (spread[1:] > 0).all() and gain[1] > 0 > gain[2]
-    assert sweep.choose(gain, spread) == 1
+    assert sweep.choose(gain, spread, 6) == 1
 
 
 def test_equals_keep_section_sample():
@@ -82,7 +82,7 @@ def test_equals_keep_section_sample():
     taken = 0
     for _ in range(40):
         sets = [rng.normal(size=(12, 16)) for _ in range(4)]
-        taken += sweep.choose(*sweep.gains(sets, held_out, subjects, seed=0)) != 0
+        taken += sweep.choose(*sweep.gains(sets, held_out, subjects, seed=0), 6) != 0
     assert taken <= 6  # 2 are expected at most; more than 6 would have a chance of 0.003
 
 
@@ -96,18 +96,20 @@ def test_people_add_to_the_uncertainty():
 
 
 @pytest.mark.parametrize(
-    ("gain", "spread", "best"),
+    ("gain", "spread", "people", "best"),
     [
-        ([0.0], [0.0], 0),
-        ([0.0, 1.0], [0.0, 0.7], 0),  # 1.4 standard errors; 1.64 are needed of one
-        ([0.0, 1.0], [0.0, 0.5], 1),
-        ([0.0, 1.0, 0.1, 0.2], [0.0, 0.5, 1.0, 1.0], 0),  # 2.13 of three
-        ([0.0, 1.0, 2.0, 3.0], [0.0, 0.1, 0.1, 9.0], 2),
-        ([0.0, -1.0], [0.0, 0.1], 0),
+        ([0.0], [0.0], 5, 0),
+        ([0.0, 1.0], [0.0, 0.7], 9999, 0),  # 1.4 standard errors; 1.64 are needed of one
+        ([0.0, 1.0], [0.0, 0.5], 9999, 1),
+        ([0.0, 1.0], [0.0, 0.5], 5, 0),  # 2.13 of five people (Student's t with 4 degrees of freedom)
+        ([0.0, 1.0], [0.0, 0.4], 5, 1),
+        ([0.0, 1.0, 0.1, 0.2], [0.0, 0.5, 1.0, 1.0], 9999, 0),  # 2.13 of three
+        ([0.0, 1.0, 2.0, 3.0], [0.0, 0.1, 0.1, 9.0], 9999, 2),
+        ([0.0, -1.0], [0.0, 0.1], 5, 0),
     ],
 )
-def test_choice(gain, spread, best):
-    assert sweep.choose(np.array(gain), np.array(spread)) == best
+def test_choice(gain, spread, people, best):
+    assert sweep.choose(np.array(gain), np.array(spread), people) == best
 
 
 # what is written -----------------------------------------------------------------------------------------------------
