@@ -9,7 +9,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import base, effort, evaluation, finetuning, measure, pays, preprocessing, sampling, scaling
+from benchmarks import (
+    base,
+    effort,
+    evaluation,
+    finetuning,
+    measure,
+    pays,
+    preprocessing,
+    reconstruction,
+    sampling,
+    scaling,
+)
 from stages import profile
 from synthmri import imageset
 
@@ -83,6 +94,24 @@ def test_heads_are_those_of_the_training_and_each_is_another():
     images, prompts = base.heads(run, 20, 5)
     assert images.shape == (20, 64, 64) and images.dtype == np.uint8 and all(prompts)
     assert len({image.tobytes() for image in images}) == 20 and len(base.heads(run, 3, 5)[1]) == 3
+
+
+def test_the_linear_code_is_the_best_of_its_size_and_the_whole_of_all_numbers():
+    images = evaluation.textures(6, seed=0)[:, :64, :64]
+    np.testing.assert_array_equal(reconstruction.linear(images, 64), images)
+    errors = [np.square(reconstruction.linear(images, k).astype(float) - images).mean() for k in (1, 4, 16)]
+    means = images.reshape(6, 8, 8, 8, 8).mean((2, 4), keepdims=True)  # one number a block: its mean is one such code
+    of_means = np.square(np.broadcast_to(means, (6, 8, 8, 8, 8)) - images.reshape(6, 8, 8, 8, 8)).mean()
+    assert errors[0] > errors[1] > errors[2] and errors[0] < of_means + 0.5
+
+
+def test_reconstruction_and_its_yardsticks(small, tiny_model):
+    imageset.write(small / "set", slices(8))
+    reconstruction.main(model=tiny_model, simulated=small / "set")
+    found = result("reconstruction")
+    assert set(found) == {"simulated", "simulated, linear", "simulated, WebP", "machine"}
+    assert found["simulated"]["psnr"] < found["simulated, linear"]["psnr"]  # an untrained autoencoder
+    assert 0 < found["simulated, WebP"]["bits_a_pixel"] < 8
 
 
 def test_evaluation_agrees_with_torchmetrics(small, monkeypatch):

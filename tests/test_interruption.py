@@ -285,3 +285,9 @@ def test_an_error_of_the_program_stays_one(tmp_path):
         part.write_text("half")
         raise KeyError("bug")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_score_that_is_no_number_is_named(tmp_path):
+    with pytest.raises(UserError, match="outer.kid, fd would be no finite number"):
+        common.write_metrics(tmp_path / "m.json", {"outer": {"kid": float("nan"), "n": 3.0}, "fd": float("inf")})
+    assert not (tmp_path / "m.json").exists()

@@ -502,5 +502,11 @@ def test_every_scheduler_draws(tiny_model, scheduler):
     assert draw(tiny_model, [1], scheduler=scheduler).std() > 0
 
 
+def test_bfloat16_draws_nearly_the_same(tiny_model):
+    """Seen: 0.2 (v) and 0.4 (epsilon) grey levels on average, 3 at most."""
+    plain, quick = (draw(tiny_model, [0, 1], bf16=bf16).astype(float) for bf16 in (False, True))
+    assert 0 < np.abs(plain - quick).mean() < 2
+
+
 def test_guidance_changes_the_image(tiny_model):
     assert (draw(tiny_model, [1], guidance=1.0) != draw(tiny_model, [1], guidance=7.0)).any()

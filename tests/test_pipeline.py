@@ -226,6 +226,8 @@ def test_repro_makes_what_it_promises(repro):
     assert "the data are a simulated cohort, not patients" in " ".join(page.split()) and not re.search(
         r'(src|href)="(?!data:)', page
     )
+    rebuilt = json.loads((repro / "metrics/latent_diffusion.json").read_text())
+    assert ("This is poor" in page) == (rebuilt["recon_lpips"] > 0.1)
     text = run(repro, "python", "-m", "stages.summary")
     assert "fell by" in text and "Not for clinical use" in text
 

@@ -95,6 +95,37 @@ def test_volumes_are_split_by_subject(here):
     assert not list(Path("out").rglob("*.raw")) and not list(Path("out").glob(".*"))
 
 
+def test_pseudonyms_hang_on_a_secret_that_stays_with_the_scans(here):
+    cohort(4)
+
+    def people(out: str) -> list[str]:
+        sets, _ = run(out)
+        return [name for part in sets.values() for name in part.manifest["subject"]]
+
+    first = people("one")
+    secret = Path("raw/.salt").read_text()
+    assert people("again") == first and len(secret.strip()) == 64
+    outputs = [file for folder in ("one", "again") for file in Path(folder).rglob("*") if file.is_file()]
+    assert outputs and not any(secret.strip().encode() in file.read_bytes() for file in outputs)
+    Path("raw/.salt").unlink()
+    assert not set(people("other")) & set(first)
+    Path("raw/.salt").write_text("short")
+    with pytest.raises(UserError, match="raw/.salt holds 5 characters"):
+        run("last")
+
+
+def test_folders_of_pictures_that_are_people_are_split_by_person(here):
+    """P0001 is no name that says whose it is, but three or more such folders are people."""
+    for person in range(5):
+        for n in range(40):
+            picture(f"P{person:04d}/{n:03d}.png", 100 * person + n)
+    parameters(border_gap=2)
+    sets, metrics = run()
+    whose = {name: set(part.manifest["subject"]) for name, part in sets.items()}
+    assert [len(people) for people in whose.values()] == [3, 1, 1] and len(set.union(*whose.values())) == 5
+    assert metrics["slices_dropped"]["border_gap"] == 0 and metrics["train"]["images"] == 120
+
+
 def test_other_contrasts_are_left_out(here):
     cohort()
     nifti("patient9/study1_T1W.nii.gz", 99)

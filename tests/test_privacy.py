@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ import yaml
 from sklearn.metrics import roc_auc_score
 
 from stages import privacy as stage
-from synthmri import comparison, diffusion, imageset, ldm, privacy, scores, training
+from synthmri import autoencoder, comparison, diffusion, gate, imageset, ldm, params, privacy, scores, training
 from synthmri.baselines import ddpm
 from synthmri.errors import UserError
 
@@ -48,6 +49,43 @@ def overfitted(tmp_path_factory):
 def test_a_model_that_learned_its_images_by_heart_is_caught_by_loss(overfitted):
     found = attacked(overfitted, blobs(8, seed=0), blobs(24, seed=1))
     assert found["auroc"] > 0.8 and found["auroc_low"] > 0.6 and found["tpr_at_1pct_fpr"] > 0.1
+
+
+class Pooling(torch.nn.Module):
+    """An autoencoder's first half that tells images apart, as an untrained one does not: means of 4 x 4 pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.where = torch.nn.Parameter(torch.zeros(1))
+        self.config = SimpleNamespace(scaling_factor=2.0)
+
+    def encode(self, x):
+        small = torch.nn.functional.avg_pool2d(x[:, :1].float(), 4)
+        return SimpleNamespace(latents=torch.nn.functional.pixel_unshuffle(small, 2))
+
+
+@pytest.mark.parametrize("tiny_model", ["v_prediction"], indirect=True)
+def test_a_latent_diffusion_model_that_learned_its_images_by_heart_is_caught_and_refused(tiny_model, tmp_path):
+    """Relative to its base, as the stage does it; what it finds is what the gate refuses."""
+    members, others, text = blobs(8, seed=0, side=64), blobs(24, seed=1, side=64), "T1w axial brain MRI"
+    images, texts = np.concatenate([members, others]), [text] * 32
+    pipe = ldm.load(tiny_model)
+    pipe.vae = Pooling()
+
+    def errors() -> np.ndarray:
+        return ldm.denoising_errors(pipe, images, texts, P.timesteps, seed=0, batch=8)
+
+    before = errors()
+    mean, std = autoencoder.encode(pipe.vae, members, batch=8)
+    p = params.read("params.yaml", "finetune", ldm.Finetune)
+    p = p.model_copy(update=dict(epochs=150, batch_size=8, precision="no", warmup_steps=1, learning_rate=5e-3))
+    ldm.finetune(pipe, mean[:, None], 0 * std[:, None], texts[:8], p, checkpoint=tmp_path / "state.pt")
+    found = privacy.attack(*np.split(privacy.by_loss(errors(), before), [8]), np.arange(8), np.arange(24), P)
+    assert found["auroc_low"] > 0.6
+    honest = {"val_kid_alexnet": 0.1, "memorised": 0.05, "coverage": 0.5}
+    rules = params.read("params.yaml", "registry", gate.Registry)
+    verdict = gate.judge(honest | privacy.worst({"loss": found}), rules)
+    assert [rule for rule, why in verdict.items() if why] == ["mia_auroc_low"]
 
 
 def test_of_images_that_it_never_saw_it_tells_nothing(overfitted):

@@ -43,6 +43,7 @@ SCORES = {
     "largest_correlation": 0.8,
     "n": 6.0,
 }
+SIMULATED = {"data": {"source": "simulated"}}  # what preprocess writes beside the slices
 KIDS = {"vae": 0.3, "dcgan": 0.4, "ddpm": 0.5, "unet_gan": 0.6, "latent_diffusion": 0.2}
 pytestmark = pytest.mark.parametrize("tiny_model", ["epsilon"], indirect=True)
 
@@ -73,7 +74,7 @@ def template(tiny_model, tmp_path_factory):
             "depth_mm": [str(20 * k) for k in range(8)],
         }
         for split in ("train", "val", "test"):
-            imageset.write(Path("data/slices") / split, imageset.ImageSet(images, pd.DataFrame(cells)))
+            imageset.write(Path("data/slices") / split, imageset.ImageSet(images, pd.DataFrame(cells), SIMULATED))
         for name in comparison.MODELS:
             if name == "latent_diffusion":
                 shutil.copytree(tiny_model, "models/latent_diffusion")
@@ -268,6 +269,34 @@ def test_killed_in_the_middle_and_synced_again(project, template):
     os.chdir("calm")
     register._sync()
     assert seen == state()
+
+
+def test_two_experiments_register_at_once(project, template):
+    """As the queue does: from folders of their own into the store of the repository."""
+    other = project.parent / "other"
+    shutil.copytree(template, other)
+    os.chdir(other)
+    baseline("vae", seed=1)
+    draw("vae")
+    score("vae", val_kid_alexnet=0.1)
+    lock()
+    os.chdir(project)
+    command = [sys.executable, "-m", "stages.register", "--sync"]
+    both = [
+        subprocess.Popen(
+            command, cwd=folder, env=environment(folder) | {"DVC_ROOT": str(project)}, stderr=subprocess.PIPE
+        )
+        for folder in (project, other)
+    ]
+    for process in both:
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors.decode()
+    seen = state()
+    models = {name: seen[f"synthmri-{name}"] for name in comparison.MODELS}
+    assert {name: len(versions) for name, (versions, _) in models.items()} == dict.fromkeys(models, 1) | {"vae": 2}
+    assert [name for name, (_, aliases) in models.items() if "champion" in aliases] == ["vae"]
+    assert {status for _, status in seen["runs"]} == {"FINISHED"}
+    assert len(seen["runs"]) == 6 and not (other / "mlruns").exists()
 
 
 def test_a_second_experiment_becomes_a_second_version_and_the_better_one_champion(project):
@@ -661,8 +690,38 @@ def test_export_is_a_folder_for_the_hub(project, capsys):
         register.export(model="gan", out=Path("other"))
 
 
-def test_a_card_about_private_data_says_so(project):
+def private():
+    """The project as it is after a run on own scans."""
     Path("params.yaml").write_text(Path("params.yaml").read_text().replace("source: simulated ", "source: raw "))
+    Path("data/slices/train/meta.json").write_text(json.dumps({"data": {"source": "raw"}}))
+
+
+def test_cards_do_not_follow_parameters_that_the_slices_were_not_made_with(project):
+    private()
+    register.export(model="vae", out=Path("out"))
+    git(project, "checkout", "params.yaml")  # the default's, as after a look at another profile
+    for act in (register._sync, lambda: register.export(model="vae", out=Path("other"))):
+        with pytest.raises(UserError, match="data.source = simulated, but data/slices was made with raw"):
+            act()
+    assert not Path("other").exists()
+
+
+@pytest.mark.parametrize("uri, stay", [("https://mlflow.example.org", True), ("postgresql+psycopg2://x/y", False)])
+def test_pictures_of_people_do_not_go_to_another_machine(project, tmp_path, monkeypatch, capsys, uri, stay):
+    private()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    p, runtime = (params.read("params.yaml", *of) for of in (("registry", gate.Registry), ("runtime", params.Runtime)))
+    drawing = params.read("params.yaml", "sample", sample.sampling.Sample)
+    locked = register._locked(Path("dvc.lock").read_text())
+    entry = register._entry("vae", p, runtime, drawing, register._tree(), locked, tmp_path)
+    sent = {place for _, place in entry.files if place.startswith("pictures/")}
+    harmless = {"pictures/samples", "pictures/progression"}
+    assert sent == (harmless if stay else harmless | {"pictures/held_out", "pictures/closest"})
+    assert ("do not go to https://mlflow.example.org" in capsys.readouterr().err) == stay
+
+
+def test_a_card_about_private_data_says_so(project):
+    private()
     score("vae", memorised=0.9)
     register.export(model="vae", out=Path("out"))
     text = Path("out/README.md").read_text()
