@@ -35,12 +35,13 @@ def heads(run: pretrain.Pretrain, n: int, seed: int) -> tuple[np.ndarray, list[s
 def main(
     model: Annotated[Path, typer.Option(help="pipeline in Stable Diffusion format")] = Path("pretrained/base"),
     n: Annotated[int, typer.Option(min=8, help="images of each set")] = 200,
+    steps: Annotated[int, typer.Option(min=1, help="denoising steps; all else as section `sample` says")] = 40,
     sheet: Annotated[Path | None, typer.Option(help="PNG to write: some of the heads beside some samples")] = None,
 ):
     """Write benchmarks/results/base.json."""
     runtime = common.start()
     run = params.read(common.PARAMS, "pretrain", pretrain.Pretrain)
-    p = params.read(common.PARAMS, "sample", sampling.Sample)
+    p = params.read(common.PARAMS, "sample", sampling.Sample).model_copy(update={"steps": steps})
     first, prompts = heads(run, n, SEED)
     second, _ = heads(run, n, 2 * SEED)
     pipe = ldm.load(model, device=runtime.device)

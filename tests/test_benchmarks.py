@@ -79,7 +79,7 @@ def test_base_against_heads_of_its_own_distribution(small, tiny_model, monkeypat
     monkeypatch.setattr(
         base, "heads", lambda run, n, seed: (texture[:n] if seed == base.SEED else texture[20:], [""] * n)
     )
-    base.main(model=tiny_model, n=20, sheet=small / "sheet.png")
+    base.main(model=tiny_model, n=20, steps=2, sheet=small / "sheet.png")
     found = result("base")
     assert found["ratio"] == pytest.approx(
         found["samples"]["fd_alexnet"] / found["other heads"]["fd_alexnet"], abs=0.01
