@@ -5,6 +5,7 @@ each takes its rows. A loss is the share's part of the mean over the whole batch
 that of one process, but for the order of sums. Without a group there is one process, and nothing here changes a bit.
 """
 
+import atexit
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ def join(device: str, threads: int) -> None:
 
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # or accelerate takes a number of its own, and says so
     PartialState(cpu=device == "cpu")
+    if count() > 1:
+        # Its threads have to end before the interpreter does, or the process may end with "terminate called".
+        atexit.register(dist.destroy_process_group)
     if count() > 1 and ":" in device:
         raise UserError(f"runtime.device = {device} is one GPU, of {count()} processes; set it to cuda: one GPU each")
 

@@ -105,7 +105,8 @@ def test_the_linear_code_is_the_best_of_its_size_and_the_whole_of_all_numbers():
     assert errors[0] > errors[1] > errors[2] and errors[0] < of_means + 0.5
 
 
-def test_reconstruction_and_its_yardsticks(small, tiny_model):
+def test_reconstruction_and_its_yardsticks(small, tiny_model, monkeypatch):
+    monkeypatch.delenv("REAL_MRI", raising=False)
     imageset.write(small / "set", slices(8))
     reconstruction.main(model=tiny_model, simulated=small / "set")
     found = result("reconstruction")
