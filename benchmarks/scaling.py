@@ -5,7 +5,8 @@ python -m benchmarks.scaling --sizes 1000 --sizes 10000 --sizes 100000    # each
 python -m benchmarks.scaling --table                                      # the table and what it comes to, for the docs
 
 The cohort is made of smooth random textures in an ellipse, 20 slices a person, as NIfTI; the model that is evaluated
-has drawn as many images as there are held-out slices. At 100,000 slices it takes about 20 GB of disk below --scratch.
+has drawn as many images as there are held-out slices. One worker a core, of one thread. 100,000 slices take about
+20 GB of disk below --scratch.
 """
 
 import json
@@ -108,8 +109,10 @@ def children(process) -> list:
 def measured(n: int, folder: Path, device: str) -> dict[str, dict[str, float]]:
     """Each step at n slices: "preprocess", "features" (of `images` images), "evaluate"."""
     tree = yaml.safe_load(common.PARAMS.read_text(encoding="utf-8"))
-    tree["runtime"]["device"] = device
+    tree["runtime"] |= {"device": device, "threads": 1}
+    tree["workers"] |= {"preprocess": os.cpu_count(), "extract": os.cpu_count() if device == "cpu" else 1}
     tree["data"] |= {"source": "raw", "contrasts": [], "depth_mm": [0, 400], "image_size": 256}
+    tree["data"]["split"] = {"train": 0.9, "val": 0.05, "test": 0.05}  # of so many nobody holds out a quarter
     tree["evaluate"] |= {"min_images": 10}
     (folder / common.PARAMS.name).write_text(yaml.safe_dump(tree), encoding="utf-8")
     base = textures(200, seed=0)
