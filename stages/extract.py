@@ -10,7 +10,7 @@ import typer
 from stages import common, workers
 from synthmri import features, imageset, params, scores
 
-PIECE = 4096  # images, about: what a worker does at a time
+PIECE = 2048  # images, about: what a worker does at a time
 
 
 def main(

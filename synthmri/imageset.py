@@ -103,7 +103,7 @@ def growing(path: Path, shape: tuple[int, ...], dtype: type) -> Iterator[Callabl
 
 
 def pieces(array: np.ndarray, size: int, rows: np.ndarray | None = None) -> Iterator[tuple[int, np.ndarray]]:
-    """`array`, or its `rows` in ascending order, as copies of at most `size` rows, each with the number of its first.
+    """`array`, or its `rows`, as copies of at most `size` rows, each with the number of its first.
 
     One copy is in memory at a time: the pages of a memory-mapped file, which would count as memory until another
     process wants it, are given back behind each.
@@ -112,6 +112,14 @@ def pieces(array: np.ndarray, size: int, rows: np.ndarray | None = None) -> Iter
         part = slice(start, start + size)
         yield start, np.array(array[part] if rows is None else array[rows[part]])
         release(array)
+
+
+def rows(array: np.ndarray, which: np.ndarray) -> np.ndarray:
+    """A copy of the rows of these numbers, in that order; of a memory-mapped file no more stays in memory."""
+    copy = np.empty((len(which), *array.shape[1:]), array.dtype)
+    for start, piece in pieces(array, PIECE, which):
+        copy[start : start + len(piece)] = piece
+    return copy
 
 
 def release(array: np.ndarray) -> None:

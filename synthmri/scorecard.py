@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from synthmri import scores
+from synthmri import imageset, scores
 
 NAMES = {"alexnet": "fd_alexnet", "effnet": "fd_effnet", "inception": "fid"}  # only Inception may be called FID
 
@@ -97,20 +97,20 @@ def against_train(
     they are, the largest correlation with a train image, and which that is.
     """
     some = draw(rows, p.pairwise_images, p.seed)
-    compared = np.array(images[some])
-    nearest = reference.train[scores.nearest_by_pixels(compared, reference.train)]
-    correlation, which = scores.largest_correlation(compared, reference.train)
+    compared = imageset.rows(images, some)
+    closest = scores.closest_by_pixels(compared, reference.train)
+    nearest = imageset.rows(reference.train, closest.nearest)
     result = scores.resemblance(compared, nearest, lpips, batch=p.batch_size)
     result["memorised"] = scores.memorised(
         features["alexnet"][draw(rows, p.pairwise_features, p.seed)],
         reference.test_features["alexnet"][draw(len(reference.test), p.pairwise_features, p.seed)],
         reference.train_features["alexnet"],
     )
-    result["largest_correlation"] = float(correlation.max())
+    result["largest_correlation"] = float(closest.correlation.max())
     diversity = scores.ms_ssim(compared, seed=p.seed)
     if diversity is not None:
         result["ms_ssim"] = diversity
-    return result | {"n": float(len(rows))}, some, correlation, which
+    return result | {"n": float(len(rows))}, some, closest.correlation, closest.correlated
 
 
 def score(

@@ -224,7 +224,7 @@ def test_copies_and_mean_images_win_at_resemblance(images, lpips_model):
     train, test = images[:12], images[12:]
 
     def resemblance(x):
-        nearest = train[scores.nearest_by_pixels(x, train)]
+        nearest = train[scores.closest_by_pixels(x, train).nearest]
         return scores.ssim(x, nearest), scores.psnr(x, nearest), scores.lpips_distance(x, nearest, lpips_model)
 
     assert resemblance(train[::-1]) == (1, 100, 0)
@@ -286,21 +286,21 @@ def test_by_subject_keeps_subjects_whole_and_repeats():
 
 
 @pytest.mark.parametrize("block", [1, 7, 100])
-def test_nearest_by_pixels_equals_brute_force(images, block):
+def test_nearest_of_closest_by_pixels_equals_brute_force(images, block):
     rng = np.random.default_rng(0)
     references = images[rng.permutation(24)[:19]]
     squares = np.square(images[:, None].astype(np.int64) - references[None]).sum(axis=(2, 3))
-    found = scores.nearest_by_pixels(images, references, block=block)
+    found = scores.closest_by_pixels(images, references, block=block).nearest
     np.testing.assert_array_equal(found, squares.argmin(axis=1))
 
 
 @pytest.mark.parametrize("block", [1, 2, 64])
-def test_nearest_by_pixels_takes_the_first_of_equals_and_sees_one_grey_level(block):
+def test_nearest_of_closest_by_pixels_takes_the_first_of_equals_and_sees_one_grey_level(block):
     white = np.full((1, 256, 256), 255, np.uint8)
     almost = white.copy()
     almost[0, 255, 255] = 254
     references = np.concatenate([almost, white, white, almost])
-    found = scores.nearest_by_pixels(np.concatenate([white, almost]), references, block=block)
+    found = scores.closest_by_pixels(np.concatenate([white, almost]), references, block=block).nearest
     np.testing.assert_array_equal(found, [1, 0])
 
 
@@ -340,13 +340,13 @@ def test_scores_of_images_refuse_what_is_no_pair(images, lpips_model):
             call(images, images[1:])
         with pytest.raises(UserError, match="0 images"):
             call(images[:0], images[:0])
-    for call in (*calls, scores.nearest_by_pixels):
+    for call in (*calls, scores.closest_by_pixels):
         with pytest.raises(UserError, match="float64"):
             call(images, images / 255)
         with pytest.raises(UserError, match="64, 64"):
             call(images, images[:, 1:])
     with pytest.raises(UserError, match="no references"):
-        scores.nearest_by_pixels(images, images[:0])
+        scores.closest_by_pixels(images, images[:0])
     with pytest.raises(UserError, match="11 x 11"):
         scores.ssim(images[:, :10], images[:, :10])
 
@@ -393,12 +393,13 @@ def test_memorised_share_by_hand():
 
 
 def test_largest_correlation_is_pearsons(images):
-    values, which = scores.largest_correlation(images[:5], images[5:], block=4)
+    _, values, which = scores.closest_by_pixels(images[:5], images[5:], block=4)
     table = np.corrcoef(images.reshape(len(images), -1))[:5, 5:]
-    np.testing.assert_allclose(values, table.max(axis=1), atol=1e-5)
+    np.testing.assert_allclose(values, table.max(axis=1), atol=1e-12)
     np.testing.assert_array_equal(which, table.argmax(axis=1))
     flat = np.full((1, 64, 64), 9, np.uint8)
-    assert scores.largest_correlation(flat, images)[0] == pytest.approx(0)
+    assert scores.closest_by_pixels(flat, images).correlation == 0
+    assert scores.closest_by_pixels(images[:1], flat).correlation == 0
 
 
 def test_ms_ssim_is_torchmetrics_and_falls_with_diversity():
