@@ -1,21 +1,22 @@
-"""How preprocessing, features and evaluation grow with the number of slices: time, and peak memory of all processes.
-And how long `dvc repro` takes when there is nothing to do.
+"""How each step grows with the number of slices: time, and peak memory of all its processes. And how long `dvc repro`
+takes when there is nothing to do.
 
-python -m benchmarks.scaling --sizes 1000 --sizes 10000 --sizes 100000    # each size joins those measured before
-python -m benchmarks.scaling --table                                      # the table and what it comes to, for the docs
+python -m benchmarks.scaling --sizes 1000 --sizes 100000 --steps preprocess    # joins what was measured before
+python -m benchmarks.scaling --table                                           # the tables for the docs
 
-The cohort is made of smooth random textures in an ellipse, 20 slices a person, as NIfTI; the model that is evaluated
-has drawn as many images as there are held-out slices. One worker a core, of one thread. 100,000 slices take about
-20 GB of disk below --scratch.
+Each step runs as the pipeline runs it, on input that is made for it alone: smooth random textures in an ellipse, 20
+slices a person, as NIfTI for preprocessing. Preprocessing and features take one worker a core, of one thread. The
+features that are evaluated are random numbers, which take as long; the model has drawn as many images as are held out.
+Fine-tuning encodes the slices and trains one epoch. 100,000 slices take about 20 GB of disk below --scratch.
 """
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 from typing import Annotated
 
@@ -28,12 +29,12 @@ from matplotlib.figure import Figure
 from benchmarks import measure
 from benchmarks.evaluation import textures
 from stages import common
-from synthmri import imageset, plots
+from synthmri import imageset, ldm, params, plots
+from synthmri.errors import UserError
 
 SLICES_A_PERSON = 20
 MM = 240 / 256  # of a pixel, so that nothing is resampled
 BOUND_MIB = 1536
-STEPS = ("preprocess", "features", "evaluate")
 RESULT = measure.RESULTS / "scaling.json"
 
 
@@ -62,12 +63,17 @@ def cohort(folder: Path, n: int, base: np.ndarray) -> None:
         nibabel.save(image, place / f"sub-{person:05d}_T1w.nii")
 
 
-def samples(folder: Path, n: int, base: np.ndarray) -> None:
-    """n images as a model's."""
-    size = imageset.PIECE
-    made = (slices(min(size, n - start), 10**6 + start, base) for start in range(0, n, size))
-    manifest = pd.DataFrame({"model": "random", "seed": np.arange(n).astype(str), "prompt": "", "label": ""})
-    imageset.write_pieces(folder, made, (256, 256), manifest, {})
+def imagesets(folder: Path, counts: dict[str, int], base: np.ndarray) -> None:
+    """An ImageSet of so many slices under each name; "samples" are a model's."""
+    for part, (name, n) in enumerate(counts.items()):
+        starts = range(0, n, imageset.PIECE)
+        made = (slices(min(imageset.PIECE, n - start), 10**7 * (part + 1) + start, base) for start in starts)
+        if name == "samples":
+            columns = {"model": "random", "seed": np.arange(n).astype(str), "prompt": "", "label": ""}
+        else:
+            people = [f"{name}{i // SLICES_A_PERSON}" for i in range(n)]
+            columns = {"subject": people, "contrast": "T1w", "plane": "axial", "label": "", "depth_mm": "60.0"}
+        imageset.write_pieces(folder / name, made, (256, 256), pd.DataFrame(columns), {})
 
 
 def child(arguments: list[str], folder: Path) -> dict[str, float]:
@@ -106,49 +112,96 @@ def children(process) -> list:
         return []
 
 
-def measured(n: int, folder: Path, device: str) -> dict[str, dict[str, float]]:
-    """Each step at n slices: "preprocess", "features" (of `images` images), "evaluate"."""
+def parameters(folder: Path, device: str, threads: int | None = None) -> None:
+    """params.yaml as committed, but for the machine and for what so many slices need."""
     tree = yaml.safe_load(common.PARAMS.read_text(encoding="utf-8"))
-    tree["runtime"] |= {"device": device, "threads": 1}
+    tree["runtime"] |= {"device": device} | ({"threads": threads} if threads else {})
     tree["workers"] |= {"preprocess": os.cpu_count(), "extract": os.cpu_count() if device == "cpu" else 1}
     tree["data"] |= {"source": "raw", "contrasts": [], "depth_mm": [0, 400], "image_size": 256}
-    tree["data"]["split"] = {"train": 0.9, "val": 0.05, "test": 0.05}  # of so many nobody holds out a quarter
     tree["evaluate"] |= {"min_images": 10}
+    tree["finetune"] |= {"epochs": 1, "base_model": str(Path(tree["finetune"]["base_model"]).resolve())}
     (folder / common.PARAMS.name).write_text(yaml.safe_dump(tree), encoding="utf-8")
-    base = textures(200, seed=0)
+
+
+def splits(n: int) -> dict[str, int]:
+    """Of so many slices nobody holds out a quarter: one in twenty, but a person at least."""
+    held_out = max(SLICES_A_PERSON, n // 20)
+    return {"train": n - 2 * held_out, "val": held_out, "test": held_out}
+
+
+def preprocess(n: int, folder: Path, device: str, base: np.ndarray) -> dict[str, float]:
+    parameters(folder, device, threads=1)
     cohort(folder / "raw", n, base)
-    made = {
-        "preprocess": child(
-            ["stages.preprocess", "--raw", "raw", "--out", "slices", "--metrics", "data.json", "--sheet", "slices.png"],
-            folder,
-        )
-    }
-    shutil.rmtree(folder / "raw")  # makes room
-    counts = {name: len(imageset.read(folder / "slices" / name)) for name in ("train", "val", "test")}
-    samples(folder / "slices/samples", counts["test"], base)
-    parts = [
-        child(["stages.extract", "--images", f"slices/{name}", "--out", f"features/{name}"], folder)
-        for name in (*counts, "samples")
-    ]
-    made["features"] = {
-        "seconds": round(sum(part["seconds"] for part in parts), 2),
-        "peak_mib": max(part["peak_mib"] for part in parts),
-        "images": sum(counts.values()) + counts["test"],
-    }
+    arguments = ["--raw", "raw", "--out", "slices", "--metrics", "data.json", "--sheet", "slices.png"]
+    return child(["stages.preprocess", *arguments], folder)
+
+
+def features(n: int, folder: Path, device: str, base: np.ndarray) -> dict[str, float]:
+    parameters(folder, device, threads=1)
+    imagesets(folder, {"slices": n}, base)
+    return child(["stages.extract", "--images", "slices", "--out", "features"], folder)
+
+
+def evaluate(n: int, folder: Path, device: str, base: np.ndarray) -> dict[str, float]:
+    parameters(folder, device, threads=1)
+    counts = splits(n)
+    counts["samples"] = counts["test"]
+    imagesets(folder, counts, base)
     arguments = ["stages.evaluate", "--code", "baselines/dcgan", "--model", "none"]
     for option, name in (("train", "train"), ("validation", "val"), ("test", "test"), ("samples", "samples")):
-        arguments += [f"--{option}", f"slices/{name}", f"--{option}-features", f"features/{name}"]
+        numbers(folder / f"features/{name}", counts[name])
+        arguments += [f"--{option}", name, f"--{option}-features", f"features/{name}"]
     arguments += ["--before-features", "features/samples"]
     arguments += ["--metrics", "m.json", "--picture", "held_out.png", "--closest", "closest.png"]
-    made["evaluate"] = child(arguments, folder)
-    return made
+    return child(arguments, folder)
 
 
-def ratio(rows: dict[str, dict]) -> dict[str, float]:
-    """How many times as long the largest size takes as the smallest: `slices` times as many slices."""
-    first, last = (rows[n] for n in (min(rows, key=int), max(rows, key=int)))
-    growth = {step: round(last[step]["seconds"] / first[step]["seconds"], 2) for step in STEPS}
-    return growth | {"slices": max(map(int, rows)) / min(map(int, rows))}
+def numbers(folder: Path, n: int) -> None:
+    """Random features of n images by both extractors, in the shape of theirs."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(list(folder.name.encode()))
+    for name, width in (("alexnet", 256), ("effnet", 1280)):
+        with imageset.growing(folder / f"{name}.npy", (width,), np.float32) as append:
+            for start in range(0, n, 4096):
+                append(rng.random((min(4096, n - start), width), np.float32))
+
+
+def finetune(n: int, folder: Path, device: str, base: np.ndarray) -> dict[str, float]:
+    parameters(folder, device)
+    imagesets(folder, {"slices": n}, base)
+    start = params.read(folder / common.PARAMS.name, "finetune", ldm.Finetune).base_model
+    encoded = child(["stages.encode", "--images", "slices", "--model", f"{start}/vae", "--out", "latents"], folder)
+    arguments = ["stages.finetune", "--images", "slices", "--latents", "latents", "--base", start]
+    arguments += ["--vae", f"{start}/vae", "--out", "tuned", "--log", "log.csv", "--snapshots", "snapshots.npy"]
+    tuned = child([*arguments, "--effort", "effort.json"], folder)
+    return {
+        "seconds": round(encoded["seconds"] + tuned["seconds"], 2),
+        "peak_mib": max(encoded["peak_mib"], tuned["peak_mib"]),
+    }
+
+
+def sample(n: int, folder: Path, device: str, base: np.ndarray) -> dict[str, float]:
+    parameters(folder, device)
+    file = folder / common.PARAMS.name
+    tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    tree["sample"]["n"] = n
+    file.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    imagesets(folder, {"slices": 100}, base)
+    arguments = ["stages.sample", "--code", "ldm", "--model", tree["finetune"]["base_model"], "--images", "slices"]
+    return child([*arguments, "--out", "samples", "--sheet", "sheet.png"], folder)
+
+
+STEPS = {step.__name__: step for step in (preprocess, features, evaluate, finetune, sample)}
+
+
+def ratio(steps: dict[str, dict]) -> dict[str, dict[str, float]]:
+    """How many times as long the largest size of a step takes as its smallest: `slices` times as many slices."""
+    found = {}
+    for step, rows in steps.items():
+        less, more = min(rows, key=int), max(rows, key=int)
+        growth = rows[more]["seconds"] / rows[less]["seconds"]
+        found[step] = {"slices": int(more) / int(less), "time": round(growth, 2)}
+    return found
 
 
 def nothing_to_do() -> float | None:
@@ -163,57 +216,54 @@ def nothing_to_do() -> float | None:
     return round(measure.seconds(dvc), 2)
 
 
-def table(result: dict) -> str:
-    """Markdown: a row for each size, and below it how time grows."""
-    sizes = sorted(int(n) for n in result["slices"])
+def table(steps: dict[str, dict]) -> str:
+    """Markdown: a row for each size, and below it how time grows between the two largest of a step."""
     lines = [
-        "| slices | " + " | ".join(f"{step}: time | memory" for step in STEPS) + " |",
-        "|---:" * (1 + 2 * len(STEPS)) + "|",
+        "| slices | " + " | ".join(f"{step}: time | memory" for step in steps) + " |",
+        "|---:" * (1 + 2 * len(steps)) + "|",
     ]
-    for n in sizes:
-        row = result["slices"][str(n)]
-        cells = [f"{row[step]['seconds']:.0f} s | {row[step]['peak_mib']} MiB" for step in STEPS]
+    for n in sizes_of(steps):
+        cells = [
+            f"{rows[str(n)]['seconds']:.0f} s | {rows[str(n)]['peak_mib']} MiB" if str(n) in rows else " | "
+            for rows in steps.values()
+        ]
         lines.append(f"| {n:,} | " + " | ".join(cells) + " |")
-    if len(sizes) > 1:
-        growth = []
-        for step in STEPS:
-            less, more = (result["slices"][str(n)][step]["seconds"] for n in sizes[-2:])
-            growth.append(f"{step} {np.log(more / less) / np.log(sizes[-1] / sizes[-2]):.2f}")
-        lines += ["", f"Time grows from {sizes[-2]:,} to {sizes[-1]:,} slices as N to the power: {', '.join(growth)}."]
-    return "\n".join(lines)
+    growth = []
+    for step, rows in steps.items():
+        if len(rows) > 1:
+            less, more = sorted(rows, key=int)[-2:]
+            power = np.log(rows[more]["seconds"] / rows[less]["seconds"]) / np.log(int(more) / int(less))
+            growth.append(f"{step} {power:.2f}")
+    return "\n".join([*lines, "", f"Time grows between the two largest sizes as N to the power: {', '.join(growth)}."])
+
+
+def sizes_of(steps: dict[str, dict]) -> list[int]:
+    return sorted({int(n) for rows in steps.values() for n in rows})
 
 
 def million(result: dict, cores: int, gpus: int) -> list[str]:
     """What 1,000,000 slices come to on a machine of so many cores and GPUs: linear in slices, cores and GPUs."""
-
-    def each(place: str, step: str) -> float:  # seconds a slice, at the largest size measured
-        largest = max(result[place], key=int)
-        return result[place][largest][step]["seconds"] / result[place][largest][step].get("images", int(largest))
-
     here = result["machine"]["cores"]
-    images = max(row["features"]["images"] / int(n) for n, row in result["slices"].items()) * 1e6
-    lines = [
-        "",
-        "A million slices, from the largest size measured:",
-        f"preprocess: {each('slices', 'preprocess'):.4f} s x 1,000,000 x {here} / {cores} cores = "
-        f"{each('slices', 'preprocess') * 1e6 * here / cores / 3600:.1f} h",
-    ]
-    for place, parts, name in (("slices", cores / here, f"{here} / {cores} cores"), ("cuda", gpus, f"1 / {gpus} GPUs")):
-        if result.get(place):
-            hours = each(place, "features") * images / parts / 3600
-            lines.append(f"features: {each(place, 'features'):.5f} s x {images:,.0f} x {name} = {hours:.1f} h")
-            alone = each(place, "evaluate")
-            lines.append(f"evaluate, in one process: {alone:.5f} s x 1,000,000 = {alone * 1e6 / 3600:.1f} h")
+    divided = {"cpu": (cores / here, f"{here} / {cores} cores"), "cuda": (gpus, f"1 / {gpus} GPUs")}
+    lines = ["A million slices, from the largest size measured of each step:"]
+    for device, (parts, name) in divided.items():
+        for step in ("preprocess", "features", "evaluate"):
+            rows = result.get(device, {}).get(step)
+            if rows:
+                largest = max(rows, key=int)
+                each = rows[largest]["seconds"] / int(largest)
+                by, hours = ("in one process", 1) if step == "evaluate" else (f"x {name}", parts)
+                lines.append(f"{step}: {each:.5f} s x 1,000,000 {by} = {each * 1e6 / hours / 3600:.1f} h")
     return lines
 
 
-def picture(result: dict) -> Figure:
+def picture(steps: dict[str, dict]) -> Figure:
     """Seconds, and MiB beside the bound, of each step over the number of slices."""
-    sizes = sorted(int(n) for n in result["slices"])
     figure = Figure(figsize=(11, 4.2), dpi=120, layout="constrained")
     for axes, key, label in zip(figure.subplots(1, 2), ("seconds", "peak_mib"), ("seconds", "peak MiB"), strict=True):
-        for step in STEPS:
-            axes.plot(sizes, [result["slices"][str(n)][step][key] for n in sizes], marker="o", label=step)
+        for step, rows in steps.items():
+            sizes = sorted(rows, key=int)
+            axes.plot([int(n) for n in sizes], [rows[n][key] for n in sizes], marker="o", label=step)
         axes.set(xlabel="slices", ylabel=label, xscale="log")
         axes.grid(alpha=0.3)
     axes.axhline(BOUND_MIB, color="black", linestyle=":", label="1.5 GiB")
@@ -225,26 +275,34 @@ def picture(result: dict) -> Figure:
 
 def main(
     sizes: Annotated[list[int], typer.Option(min=100, help="numbers of slices, multiples of 20")] = (),
+    steps: Annotated[list[str], typer.Option(help=f"which of {', '.join(STEPS)}; all if not given")] = tuple(STEPS),
     scratch: Annotated[Path | None, typer.Option(help="folder for what is made; the system's own if not given")] = None,
-    device: Annotated[str, typer.Option(help="of features and evaluation; kept apart in the JSON if not cpu")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu or cuda; each is kept apart in the JSON")] = "cpu",
     table_only: Annotated[bool, typer.Option("--table", help="only print the table of what is measured")] = False,
     cores: Annotated[int, typer.Option(min=1, help="of the machine that a million slices are reckoned for")] = 64,
     gpus: Annotated[int, typer.Option(min=1, help="of that machine")] = 8,
     curve: Annotated[Path, typer.Option(help="PNG to write")] = Path("docs/scaling.png"),
 ):
-    """Write benchmarks/results/scaling.json and docs/scaling.png, after each size."""
-    result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {"slices": {}}
-    for n in () if table_only else sizes:
+    """Write benchmarks/results/scaling.json and docs/scaling.png, after each size of each step."""
+    for step in steps:
+        if step not in STEPS:
+            raise UserError(f"--steps {step} is none; the steps are {', '.join(STEPS)}")
+    result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
+    base = textures(200, seed=0)
+    for step, n in () if table_only else product(steps, sizes):
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
-            result.setdefault("slices" if device == "cpu" else device, {})[str(n)] = measured(n, Path(folder), device)
-        result["ratio"] = ratio(result["slices"]) if result["slices"] else {}
+            made = STEPS[step](n, Path(folder), device, base)
+        result.setdefault(device, {}).setdefault(step, {})[str(n)] = made
+        print(f"{step}, {n:,} slices: {made}", flush=True)
+        result["ratio"] = ratio(result["cpu"]) if "cpu" in result else {}
         result["dvc_repro_with_nothing_to_do_seconds"] = nothing_to_do()
         measure.write("scaling", result)
         result["machine"] = measure.machine()
         curve.parent.mkdir(exist_ok=True)
-        plots.save(picture(result), curve)
-    print(table(result))
-    print("\n".join(million(result, cores, gpus)))
+        plots.save(picture(result.get("cpu", {})), curve)
+    if result:
+        print(table(result.get("cpu", {})))
+        print("", *million(result, cores, gpus), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Turn the training slices into latents, once for all epochs."""
 
+import itertools
 from pathlib import Path
 from typing import Annotated
 
@@ -21,18 +22,26 @@ def main(
     slices = imageset.read(images).images
     vae = autoencoder.load(model, device=runtime.device)
     views = [slices, slices[:, :, ::-1]] if p.flip else [slices]
-    pieces = []
-    for start in common.progress(range(0, len(slices), p.batch_size), "encoded batches"):
+
+    def encoded(start: int) -> list[np.ndarray]:  # mean and deviation, (<= batch, views, 4, h, w) each
         batch = [
             autoencoder.encode(vae, view[start : start + p.batch_size], batch=p.batch_size, bf16=p.bf16)
             for view in views
         ]
-        pieces.append([np.stack(kind, axis=1) for kind in zip(*batch, strict=True)])
-    mean, std = (np.concatenate(kind) for kind in zip(*pieces, strict=True))
+        return [np.stack(kind, axis=1) for kind in zip(*batch, strict=True)]
+
+    batches = map(encoded, common.progress(range(0, len(slices), p.batch_size), "encoded batches"))
+    first = next(batches)
     with common.replacing(out) as folder:
         folder.mkdir()
-        np.save(folder / "mean.npy", mean)
-        np.save(folder / "std.npy", std)
+        with (
+            imageset.growing(folder / "mean.npy", first[0].shape[1:], np.float32) as append_mean,
+            imageset.growing(folder / "std.npy", first[1].shape[1:], np.float32) as append_std,
+        ):
+            for mean, std in itertools.chain([first], batches):
+                append_mean(mean)
+                append_std(std)
+                imageset.release(slices)
 
 
 if __name__ == "__main__":

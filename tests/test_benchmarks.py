@@ -23,6 +23,7 @@ from benchmarks import (
 )
 from stages import profile
 from synthmri import imageset
+from synthmri.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 
@@ -156,25 +157,50 @@ def test_preprocessing(small):
     assert result("preprocessing")["ratio"] > 0
 
 
-def test_scaling_measures_size_by_size(small, monkeypatch, capsys):
-    def measured(n, folder, device):
-        features = {"seconds": 2.0 * n, "peak_mib": 400, "images": 2 * n}
-        return {
-            "preprocess": {"seconds": n**2 / 1000, "peak_mib": 300},
-            "features": features,
-            "evaluate": {"seconds": float(n), "peak_mib": 900},
-        }
+def test_scaling_measures_step_by_step_and_size_by_size(small, monkeypatch, capsys):
+    def square(n, folder, device, base):
+        return {"seconds": n**2 / 1000, "peak_mib": 300}
 
-    monkeypatch.setattr(scaling, "measured", measured)
-    scaling.main(sizes=[1000])
-    scaling.main(sizes=[2000], cores=64)
+    def linear(n, folder, device, base):
+        return {"seconds": float(n), "peak_mib": 900}
+
+    monkeypatch.setattr(scaling, "STEPS", {"preprocess": square, "evaluate": linear})
+    scaling.main(sizes=[1000, 2000], steps=["preprocess"])
+    scaling.main(sizes=[2000], steps=["evaluate"], cores=64)
     text = capsys.readouterr().out
-    assert set(result("scaling")["slices"]) == {"1000", "2000"} and Path("docs/scaling.png").stat().st_size > 1000
-    assert result("scaling")["ratio"] == {"preprocess": 4, "features": 2, "evaluate": 2, "slices": 2}
-    assert result("scaling")["dvc_repro_with_nothing_to_do_seconds"] is None  # no pipeline is here
-    assert "| 2,000 | 4000 s | 300 MiB | 4000 s | 400 MiB | 2000 s | 900 MiB |" in text
-    assert "as N to the power: preprocess 2.00, features 1.00, evaluate 1.00" in text
-    assert f"{2e6 * result('scaling')['machine']['cores'] / 64 / 3600:.1f} h" in text  # preprocess: 2 s a slice
+    found = result("scaling")
+    assert set(found["cpu"]["preprocess"]) == {"1000", "2000"} and Path("docs/scaling.png").stat().st_size > 1000
+    assert found["ratio"] == {"preprocess": {"slices": 2, "time": 4}, "evaluate": {"slices": 1, "time": 1}}
+    assert found["dvc_repro_with_nothing_to_do_seconds"] is None  # no pipeline is here
+    assert "| 1,000 | 1000 s | 300 MiB |  |  |" in text and "| 2,000 | 4000 s | 300 MiB | 2000 s | 900 MiB |" in text
+    assert "as N to the power: preprocess 2.00." in text
+    assert f"{2e6 * found['machine']['cores'] / 64 / 3600:.1f} h" in text  # preprocess: 2 s a slice
+    with pytest.raises(UserError, match="--steps nap is none; the steps are preprocess, evaluate"):
+        scaling.main(sizes=[1000], steps=["nap"])
+
+
+@pytest.mark.parametrize("tiny_model", ["epsilon"], indirect=True)
+@pytest.mark.parametrize("step", ["features", "evaluate", "finetune", "sample"])
+def test_a_step_of_scaling_does_its_work(small, tiny_model, monkeypatch, step):
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    tree = yaml.load(Path("params.yaml"))
+    tree["finetune"]["base_model"] = str(tiny_model)
+    yaml.dump(tree, Path("params.yaml"))
+    monkeypatch.setattr(scaling, "slices", lambda n, seed, base: base[np.arange(seed, seed + n) % len(base)])
+    folder = small / "scratch"
+    folder.mkdir()
+    made = scaling.STEPS[step](60, folder, "cpu", np.random.default_rng(0).integers(0, 256, (99, 256, 256), np.uint8))
+    assert made["seconds"] > 0 and made["peak_mib"] > 100
+    if step == "features":
+        assert np.load(folder / "features/effnet.npy").shape == (60, 1280)
+    if step == "evaluate":
+        assert json.loads((folder / "m.json").read_text())["n"] == 20
+    if step == "finetune":
+        assert (folder / "tuned/unet").is_dir() and np.load(folder / "latents/mean.npy").shape[0] == 60
+    if step == "sample":
+        assert len(imageset.read(folder / "samples")) == 60
 
 
 def test_the_cohort_of_scaling_is_one_that_can_be_read(small):
@@ -186,7 +212,7 @@ def test_the_cohort_of_scaling_is_one_that_can_be_read(small):
     scan = readers.read(found[1])
     assert [source.contrast for source in found] == ["T1w", "T1w"] and not bad
     assert scan.data.shape == (256, 256, 20) and scan.spacing_mm == pytest.approx((scaling.MM, scaling.MM, 5))
-    scaling.samples(Path("samples"), 300, base)
+    scaling.imagesets(Path("."), {"train": 20, "samples": 300}, base)
     made = imageset.read(Path("samples"))
     assert len(made) == 300 and len({image.tobytes() for image in made.images}) == 300
 

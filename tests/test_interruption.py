@@ -43,13 +43,9 @@ STAGES = {
     ),
     "finetune": (
         "stages.finetune --images data/slices/train --latents data/latents --base models/base --vae models/autoencoder "
-        f"--out {LDM} --snapshots data/ldm.npy --log metrics/ldm.csv --effort metrics/ldm.json",
-        [LDM, "data/ldm.npy", "metrics/ldm.csv", "metrics/ldm.json"],
-    ),
-    "train": (
-        "stages.train --model vae --images data/slices/train --out models/vae --snapshots data/vae.npy "
-        "--log metrics/vae.csv --effort metrics/vae.json",
-        ["models/vae", "data/vae.npy", "metrics/vae.csv", "metrics/vae.json"],
+        f"--out {LDM} --snapshots data/snapshots/latent_diffusion.npy --log metrics/ldm.csv "
+        "--effort metrics/efforts/latent_diffusion.json",
+        [LDM, "data/snapshots/latent_diffusion.npy", "metrics/ldm.csv", "metrics/efforts/latent_diffusion.json"],
     ),
     "sample": (
         f"stages.sample --code ldm --model {LDM} --images data/slices/train --out data/samples --sheet metrics/x.png",
@@ -89,10 +85,19 @@ STAGES = {
         "--metrics metrics/utility.json --markdown metrics/utility.md --picture metrics/utility.png",
         ["metrics/utility.json", "metrics/utility.md", "metrics/utility.png"],
     ),
-    "train ddpm": (
-        "stages.train --model ddpm --images data/slices/train --out models/ddpm --snapshots data/ddpm.npy "
-        "--log metrics/ddpm.csv --effort metrics/ddpm.json",
-        ["models/ddpm"],
+    **{
+        f"train_{name}": (
+            f"stages.train --model {name} --images data/slices/train --out models/{name} "
+            f"--snapshots data/snapshots/{name}.npy --log metrics/{name}.csv --effort metrics/efforts/{name}.json",
+            [f"models/{name}", f"data/snapshots/{name}.npy", f"metrics/{name}.csv", f"metrics/efforts/{name}.json"],
+        )
+        for name in ("vae", "dcgan", "ddpm", "unet_gan")
+    },
+    "progression": (
+        "stages.progression --snapshots data/snapshots --efforts metrics/efforts --test-features data/features/test "
+        "--finetuning metrics/finetuning.csv --all-models metrics/all.csv --picture metrics/curve.png "
+        "--strips metrics/strips",
+        ["metrics/finetuning.csv", "metrics/all.csv", "metrics/curve.png", "metrics/strips"],
     ),
     "privacy": (
         "stages.privacy --slices data/slices --features data/features --models models --metrics metrics/privacy.json "
@@ -100,6 +105,7 @@ STAGES = {
         ["metrics/privacy.json", "metrics/privacy.md"],
     ),
     "generate": ("stages.generate --n 6 --out generated", ["generated"]),
+    "pretrain": ("stages.pretrain --start models/base --out models/longer", ["models/longer"]),
 }  # fmt: skip
 DISTURBED = [name for name in STAGES if " " not in name]  # the others are these stages once more, for those after them
 
@@ -158,6 +164,9 @@ def project(tmp_path_factory):
         tree["cohort"]["subjects"] = 3
         tree["finetune"]["epochs"] = tree["progression"]["points"] = tree["progression"]["baseline_points"] = 3
         tree["baselines"]["vae"]["steps"] = 6
+        tree["pretrain"] |= {"image_size": 64, "checkpoint_steps": 1}
+        tree["pretrain"]["autoencoder"] |= {"steps": 3, "batch": 2, "crop_px": 64}
+        tree["pretrain"]["unet"] |= {"steps": 3, "batch": 2, "reuse": 2}
         tree["sweep"]["steps"] = [1]
         yaml.dump(tree, folder / "params.yaml")
         (folder / "data/features").mkdir(parents=True)
@@ -236,7 +245,7 @@ def test_a_disk_that_takes_no_more_is_told_and_costs_nothing(project, name):
     assert "ulimit -f" in told or "checkpoint" in told, told
 
 
-@pytest.mark.parametrize("name", ["simulate", "train", "generate"])
+@pytest.mark.parametrize("name", ["simulate", "train_vae", "generate"])
 def test_a_folder_that_may_not_be_written_to_is_told(project, name):
     project.until(name)
     folder = (project.folder / STAGES[name][1][0]).parent
