@@ -277,6 +277,18 @@ def test_a_compiled_unet_learns_the_same(tiny_model, tmp_path, monkeypatch):
     torch.testing.assert_close(weights(pipes[1]), weights(pipes[0]), rtol=0, atol=1e-4)
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+@pytest.mark.parametrize("tiny_model", ["v_prediction"], indirect=True)
+def test_generated_code_learns_the_same(tiny_model, tmp_path):
+    """As it runs with profile gpu, but on the CPU: by torch's own compiler."""
+    mean, std, texts = data()
+    p = section("finetune", ldm.Finetune, **FINETUNE)
+    pipes = [ldm.load(tiny_model) for _ in range(2)]
+    for pipe, on in zip(pipes, (False, True), strict=True):
+        ldm.finetune(pipe, mean, std, texts, p.model_copy(update={"compile": on}), checkpoint=tmp_path / f"{on}.pt")
+    torch.testing.assert_close(weights(pipes[1]), weights(pipes[0]), rtol=0, atol=1e-4)
+
+
 def test_compiling_without_a_compiler_is_told(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     mean, std, texts = data()
