@@ -26,6 +26,8 @@ def textbook(pipe, images: np.ndarray, texts: list[str], p: ldm.Finetune, steps:
     """Seconds a step of the loop of the example: VAE and text encoder run on every batch; plain loss; AdamW and EMA."""
     from diffusers.training_utils import EMAModel
 
+    pipe.vae.disable_slicing()  # which `ldm.load` set, as it does the layout
+    pipe.vae.to(memory_format=torch.contiguous_format)
     unet = pipe.unet.requires_grad_(True).train()
     optimizer = torch.optim.AdamW(unet.parameters(), lr=p.learning_rate)
     ema = EMAModel(unet.parameters(), decay=p.ema_decay)

@@ -99,7 +99,9 @@ def load(model: str | Path, *, revision: str = "", device: str = "cpu"):
     pipe.set_progress_bar_config(disable=True)
     for part in (pipe.vae, pipe.unet, pipe.text_encoder):
         part.requires_grad_(False).eval()
-    return pipe.to(device, torch.float32)  # a text encoder would keep the precision of its file
+    pipe.to(device, torch.float32)  # a text encoder would keep the precision of its file
+    autoencoder.arranged(pipe.vae)
+    return pipe
 
 
 @torch.no_grad()

@@ -72,6 +72,16 @@ def test_reconstruct_is_decode_after_encode(vae):
     assert np.abs(out.astype(int) - expected).max() <= 1
 
 
+def test_one_image_at_a_time_gives_what_a_batch_gives(vae):
+    autoencoder.arranged(vae)
+    assert vae.use_slicing
+    quick = autoencoder.encode(vae, images(), batch=3), autoencoder.reconstruct(vae, images(), batch=3)
+    vae.disable_slicing()
+    plain = autoencoder.encode(vae, images(), batch=3), autoencoder.reconstruct(vae, images(), batch=3)
+    np.testing.assert_allclose(quick[0], plain[0], atol=1e-5)
+    assert np.abs(quick[1].astype(int) - plain[1]).max() <= 1
+
+
 def test_saved_and_opened_again_it_is_the_same(vae, tmp_path):
     vae.save_pretrained(tmp_path)
     back = autoencoder.load(tmp_path)
