@@ -289,13 +289,14 @@ def main(
             raise UserError(f"--steps {step} is none; the steps are {', '.join(STEPS)}")
     result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
     base = textures(200, seed=0)
+    if not table_only:
+        result["dvc_repro_with_nothing_to_do_seconds"] = nothing_to_do()
     for step, n in () if table_only else product(steps, sizes):
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
             made = STEPS[step](n, Path(folder), device, base)
         result.setdefault(device, {}).setdefault(step, {})[str(n)] = made
         print(f"{step}, {n:,} slices: {made}", flush=True)
         result["ratio"] = ratio(result["cpu"]) if "cpu" in result else {}
-        result["dvc_repro_with_nothing_to_do_seconds"] = nothing_to_do()
         measure.write("scaling", result)
         result["machine"] = measure.machine()
         curve.parent.mkdir(exist_ok=True)
