@@ -11,7 +11,7 @@ from synthmri.errors import UserError
 def main(forever: bool = False):
     launch.start()
     if forever:
-        print(os.getpid(), flush=True)
+        os.write(1, f"{os.getpid()}\n".encode())  # at once: print may write the number and the end of its line apart
         time.sleep(1000)
     if parallel.rank() == 1:
         raise UserError("the second process has failed")
