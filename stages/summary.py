@@ -12,8 +12,9 @@ SPLITS = ("train", "val", "test")
 SCORES = ("fd_alexnet", "kid_alexnet", "coverage", "memorised")
 NEXT = """\
 what to try next
-  .venv/bin/dvc exp run -S finetune.epochs=20 && .venv/bin/dvc metrics diff
-  .venv/bin/python -m stages.generate --n 20 --format png --out generated
+  source .venv/bin/activate                # once in a shell
+  dvc exp run -S finetune.epochs=20 && dvc metrics diff
+  python -m stages.generate --n 20 --format png --out generated
   own data: put files in data/raw/, set data.source to raw in params.yaml, `make repro`
 Research only. Not for clinical use."""
 
