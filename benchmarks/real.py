@@ -1,0 +1,73 @@
+"""The whole pipeline on real slices: what is committed, cloned, with a profile, on a set of REAL_MRI.
+
+REAL_MRI=folder python -m benchmarks.real open_ms --scratch FOLDER
+
+Takes 20 minutes (open_ms) to an hour (t1ce_tumor) on two cores. Run again with the same folder, it goes on.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from benchmarks import measure
+from stages import common
+from synthmri import plots
+from synthmri.errors import UserError
+
+SETS = {"open_ms": "open-ms", "t1ce_tumor": "t1ce-tumor"}  # profile: folder below REAL_MRI
+TABLES = {
+    "comparison": "The comparison",
+    "gate": "The gate",
+    "privacy": "Membership inference",
+    "utility": "What a classifier gains",
+}
+SHOWN = 24  # synthetic slices in the picture
+
+
+def main(
+    profile: Annotated[str, typer.Argument(help=f"one of {', '.join(SETS)}")],
+    scratch: Annotated[Path, typer.Option(help="folder outside the repository for the clone, which is kept")],
+):
+    """Write benchmarks/results/real_<profile>.json, docs/real_<profile>.md and the picture docs/real_<profile>.png."""
+    root = os.environ.get("REAL_MRI")
+    if profile not in SETS:
+        raise UserError(f"there are no real slices for profile {profile!r}; choose one of {', '.join(SETS)}")
+    if not root or not (source := Path(root) / SETS[profile]).is_dir():
+        raise UserError(f"REAL_MRI is {root!r}; name the folder of real volumes, which holds {SETS[profile]}")
+    clone = scratch / profile
+    if not clone.is_dir():
+        subprocess.run(["git", "clone", "--quiet", Path.cwd(), clone], check=True)
+        shutil.copytree(source, clone / "data" / "raw" / SETS[profile])
+        subprocess.run([sys.executable, "-m", "stages.profile", profile], cwd=clone, check=True)
+    subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=clone, check=True)
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=clone, check=True, capture_output=True, text=True)
+    commit = git.stdout.strip()
+    metrics = clone / "metrics"
+    numbers = {
+        name: json.loads((metrics / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("data", "autoencoder", "latent_diffusion", *TABLES)
+    }
+    measure.write(f"real_{profile}", {"commit": commit, **numbers})
+    chapters = [f"# {SETS[profile]}", f"Written by `python -m benchmarks.real {profile}`, of commit {commit}."]
+    for name, title in TABLES.items():
+        chapters += [f"## {title}", (metrics / f"{name}.md").read_text(encoding="utf-8").strip()]
+    made = np.load(clone / "data" / "samples" / "latent_diffusion" / "samples.npy", mmap_mode="r")
+    sheet = plots.contact_sheet(np.array(made[:SHOWN]), columns=8)
+    docs = Path("docs")
+    with (
+        common.replacing(docs / f"real_{profile}.md") as page,
+        common.replacing(docs / f"real_{profile}.png") as picture,
+    ):
+        page.write_text("\n\n".join(chapters) + "\n", encoding="utf-8")
+        plots.save(sheet, picture)
+
+
+if __name__ == "__main__":
+    common.run(main)
