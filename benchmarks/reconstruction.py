@@ -110,7 +110,7 @@ def main(
             rows[f"{name}, trained on them"] = row(fitted, images) | {"steps": ceiling}
         if show:
             show.mkdir(parents=True, exist_ok=True)
-            some = np.linspace(0, len(images) - 1, 8).astype(int)
+            some = imageset.evenly(len(images), 8)
             pair = np.concatenate([images[some], decoded[some]])
             plots.save(plots.contact_sheet(pair, columns=8), show / f"reconstruction_{name}.png")
     measure.write("reconstruction", rows)

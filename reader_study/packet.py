@@ -38,13 +38,16 @@ class Packet:
 
 
 def write(
-    folder: Path, key: Path, items: list[study.Item], images: list[np.ndarray], p: study.Study, *, simulated: bool
-) -> str:
+    folder: Path, key: Path, items: list[study.Item], images: list[np.ndarray], p: study.Study, *, secret: str,
+    simulated: bool,
+) -> str:  # fmt: skip
     """Write a packet and its key to two paths that do not exist; the hash that both are to be named by.
 
-    images: uint8 (H, W) of each item; simulated: the real slices are of a simulated cohort, which readers are told.
+    images: uint8 (H, W) of each item; secret: what names and orders are drawn with, besides the seed; simulated: the
+    real slices are of a simulated cohort, which readers are told.
     """
-    names = study.names(items, p)
+    hidden = int.from_bytes(hashlib.sha256(secret.encode()).digest())
+    names = study.names(items, p, hidden)
     table = pd.DataFrame(
         [(n, i.source, i.row, i.case, i.contrast, i.level_mm, study.sha256(a))
          for n, i, a in zip(names, items, images, strict=True)],
@@ -57,7 +60,7 @@ def write(
     content = {
         "study": p.model_dump(),
         "images": dict(zip(table["image"], table["sha256"], strict=True)),
-        "orders": [[[names[i], again] for i, again in study.order(items, p, r)] for r in range(p.readers)],
+        "orders": [[[names[i], again] for i, again in study.order(items, p, r, hidden)] for r in range(p.readers)],
         "simulated": simulated,
         "key_sha256": _sha256(key.read_bytes()),
     }

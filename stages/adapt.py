@@ -30,7 +30,7 @@ def main(
     p = params.read(common.PARAMS, "adapt", adaptation.Adapt)
     parallel.check(p.batch_size, "adapt.batch_size")
     held_out = imageset.read(validation).images
-    held_out = held_out[np.unique(np.linspace(0, len(held_out) - 1, min(MOST_IMAGES, len(held_out))).astype(int))]
+    held_out = held_out[imageset.evenly(len(held_out), MOST_IMAGES)]
     lpips = features.lpips_model(device=runtime.device)
 
     def measure(vae) -> dict[str, float]:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import secrets
 import shutil
 import sys
 import threading
@@ -22,6 +23,7 @@ from synthmri import params
 from synthmri.errors import UserError
 
 PARAMS = Path("params.yaml")
+LEAST_SECRET = 16  # characters
 # Where the file system refuses, what its owner can do about it.
 REMEDIES = {
     errno.ENOSPC: "make room on its disk",
@@ -93,6 +95,8 @@ def start() -> params.Runtime:
             f"runtime.device = {runtime.device}, but torch sees {torch.cuda.device_count()} GPUs here; set it to cpu, "
             "or install a torch with CUDA"
         )
+    if ":" in runtime.device:
+        torch.cuda.set_device(runtime.device)  # accelerate takes the current one
     return runtime
 
 
@@ -140,13 +144,16 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
+    part, old = (path.with_name(f".{path.name}.{end}") for end in ("part", "old.part"))
     _remove(part)
     try:
         yield part
         if part.is_dir() or path.is_dir():  # a file takes the place of another in one move, a folder does not
-            _remove(path)
+            _remove(old)
+            if os.path.lexists(path):
+                os.replace(path, old)
         os.replace(part, path)
+        _remove(old)
     except UserError:
         raise
     except Exception as error:
@@ -237,6 +244,19 @@ def _not_finite(tree: dict, where: str = "") -> list[str]:
         elif not math.isfinite(value):
             names.append(f"{where}{key}")
     return names
+
+
+def secret(file: Path) -> str:
+    """The random secret in a file, made where there is none. Raises UserError for one that is too short."""
+    if not file.exists():
+        with replacing(file) as part:
+            part.write_text(secrets.token_hex(32) + "\n", encoding="utf-8")
+    found = file.read_text(encoding="utf-8").strip()
+    if len(found) < LEAST_SECRET:
+        raise UserError(
+            f"{file} holds {len(found)} characters, at least {LEAST_SECRET} are a secret; remove it for a new one"
+        )
+    return found
 
 
 def read_json(path: Path) -> dict:

@@ -52,7 +52,7 @@ def main(
     held_back = imageset.read(validation)  # what a champion is chosen on: the test split must not be
     if len(held_back) >= p.min_images:
         seen = common.read_features(validation_features, len(held_back))["alexnet"]
-        result |= scorecard.validation(values["alexnet"], rows, seen, held_back.manifest.get("subject"), p)
+        result |= scorecard.validation(values["alexnet"], rows, seen, scorecard.known(held_back.manifest), p)
     else:
         print(
             f"{validation} holds {len(held_back)} images, below evaluate.min_images = {p.min_images}: no "
@@ -64,7 +64,7 @@ def main(
         distance = scores.frechet_distance(scores.gaussian(before, rows), reference_set.test_features["alexnet"])
         result["fd_alexnet_before"] = distance
         result["fd_alexnet_reduction"] = (distance - result["fd_alexnet"]) / distance
-    some = np.unique(np.linspace(0, len(reference_set.test) - 1, RECONSTRUCTED).astype(int))
+    some = imageset.evenly(len(reference_set.test), RECONSTRUCTED)
     originals = np.array(reference_set.test[some])
     rebuilt = reconstruction(code, model, runtime.device, originals)
     if rebuilt is not None:
@@ -94,13 +94,16 @@ def reference(
             f"{train} holds images of {train_set.images.shape[1:]} pixels, {test} of {test_set.images.shape[1:]}; "
             "run `dvc repro`"
         )
-    subjects = test_set.manifest.get("subject")
-    if subjects is None or subjects.nunique() < 2:  # then absent: an invented spread would mislead
-        print("fewer than 2 held-out subjects are known: no uncertainty (*_std)", file=sys.stderr)
-        subjects = None
+    subjects = scorecard.known(test_set.manifest)
+    if subjects is None:  # then absent: an invented spread would mislead
+        print(
+            "fewer than 2 held-out subjects are known, or some slices are of nobody known: no uncertainty (*_std)",
+            file=sys.stderr,
+        )
     train_values = common.read_features(train_features, len(train_set))
     test_values = common.read_features(test_features, len(test_set))
-    if scores.frechet_distance(train_values["alexnet"], test_values["alexnet"]) == 0:
+    # Equal sets leave a rounding error, some 1e-14.
+    if scores.frechet_distance(train_values["alexnet"], test_values["alexnet"]) < 1e-9:
         raise UserError(f"{test} holds the images of {train}; split by subject again")
     return scorecard.Reference(train_set.images, test_set.images, train_values, test_values, subjects)
 

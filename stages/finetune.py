@@ -33,8 +33,8 @@ def main(
     train = imageset.read(images)
     texts = prompt.prompts(train.manifest, words)
     key = common.digest(
-        common.code(), p.model_dump(), words.model_dump(), progress.model_dump(), runtime.model_dump(),
-        parallel.count(), latents, base, vae, images / "manifest.csv",
+        common.code(), p.model_dump(), words.model_dump(), progress.model_dump(exclude={"baseline_points"}),
+        runtime.model_dump(), parallel.count(), latents, base, vae, images / "manifest.csv",
     )  # fmt: skip
     pipe = ldm.load(base, device=runtime.device)
     pipe.vae = autoencoder.load(vae, device=runtime.device)

@@ -1,7 +1,6 @@
 """data/raw -> data/slices/{train,val,test}: read what is there, slice it, split it by subject."""
 
 import json
-import secrets
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,7 +20,6 @@ from synthmri import imageset, params, readers, slices
 from synthmri.errors import UserError
 
 COLUMNS = ["subject", "source", "contrast", "plane", "label", "slice_mm", "depth_mm", "split"]
-LEAST_SALT = 16  # characters
 ORIENTATION = {
     "axial": "anterior up, left of the patient on the right",
     "coronal": "superior up, left of the patient on the right",
@@ -34,6 +32,7 @@ def main(
     out: Annotated[Path, typer.Option(help="folder for the ImageSets train, val and test")],
     metrics: Annotated[Path, typer.Option(help="JSON of counts")],
     sheet: Annotated[Path, typer.Option(help="PNG of some slices of each split")],
+    least: Annotated[int, typer.Option(help="evaluate.min_images: what is warned of below it")] = 0,
 ) -> None:
     """Slice and split the scans of a folder. No name of a person or a file gets into any output."""
     common.start()
@@ -92,24 +91,37 @@ def main(
         counts["files"] = {"found": len(found), "asked_for": len(sources), "used": rows["source"].nunique()}
         counts["files_skipped"] = Counter(error.category for error in skipped)
         counts["slices_dropped"] = dropped
+        counts["simulated"] = int(data.source == "simulated")
         metrics_part.write_text(json.dumps(counts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         _sheet(sets).save(sheet_part, format="PNG")
+    for warning in _warnings({name: len(part) for name, part in sets.items()}, least, data):
+        console.print(f"warning: {warning}")
+
+
+def _warnings(images: dict[str, int], least: int, data: slices.Data) -> Iterator[str]:
+    """What will stop a later stage, after minutes of training."""
+    for name in ("train", "test"):
+        if images[name] < least:
+            yield (
+                f"{images[name]} {name} slices, below evaluate.min_images = {least}: nothing will be scored; add "
+                f"scans, raise data.split.{name}, or lower the bound and trust the distances less"
+            )
+    if images["val"] < least:
+        yield (
+            f"{images['val']} validation slices, below evaluate.min_images = {least}: no model can become champion; "
+            "add scans or raise data.split.val"
+        )
+    if data.image_size & (data.image_size - 1):
+        yield (
+            f"data.image_size = {data.image_size}: the baselines take 64, 128, 256, 512 or 1024 alone, and will stop"
+        )
 
 
 def _salt(raw: Path, data: slices.Data) -> str:
     """What pseudonyms are hashed with: a random secret that stays among the scans. Simulated people have no secrets."""
     if data.source == "simulated":
         return "simulated"
-    file = raw / ".salt"
-    if not file.exists():
-        with common.replacing(file) as part:
-            part.write_text(secrets.token_hex(32) + "\n", encoding="utf-8")
-    salt = file.read_text(encoding="utf-8").strip()
-    if len(salt) < LEAST_SALT:
-        raise UserError(
-            f"{file} holds {len(salt)} characters, at least {LEAST_SALT} are a secret; remove it for a new one"
-        )
-    return salt
+    return common.secret(raw / ".salt")
 
 
 def _failures(skipped: list[readers.BadFile]) -> int:
@@ -236,7 +248,7 @@ def _sheet(sets: dict[str, imageset.ImageSet], columns: int = 8, side: int = 128
         text = f"{name}: {len(part)} images, {subjects} subjects"
         ImageDraw.Draw(page).text((6, top + 4), text, fill=255, font=font)
         top += caption
-        picked = np.unique(np.linspace(0, len(part) - 1, lines[name] * columns).round().astype(int))
+        picked = imageset.evenly(len(part), lines[name] * columns)
         for place, index in enumerate(picked):
             tile = Image.fromarray(np.asarray(part.images[index])).resize((side, side), Image.Resampling.BOX)
             page.paste(tile, (place % columns * side, top + place // columns * side))

@@ -32,6 +32,8 @@ def main(
     """
     if part == "decoder" and start is None:
         raise UserError("--part decoder needs --start: the pipeline whose decoder it is")
+    if out.exists() and any(out.iterdir()) and not (out / "model_index.json").is_file():
+        raise UserError(f"{out} holds something else than a pipeline, which would be replaced; name another --out")
     runtime = launch.start()
     from synthmri import ldm, pretrain, training
 
@@ -46,7 +48,9 @@ def main(
         return common.digest(section.model_dump(exclude={"steps"}), shared, runtime.model_dump(), *origin)
 
     first = checkpoints / f"{'decoder' if part == 'decoder' else 'autoencoder'}-{key(run.autoencoder)}.pt"
-    second = checkpoints / f"unet-{key(run.unet)}-{key(run.autoencoder)}.pt"
+    # The UNet is one of latents, and these change with every step of the autoencoder.
+    latents = common.digest(key(run.autoencoder), 0 if part == "decoder" else run.autoencoder.steps)
+    second = checkpoints / f"unet-{key(run.unet)}-{latents}.pt"
     with common.bars(per_second=1) as progress:
         if part != "unet":
             from synthmri import features
@@ -62,6 +66,11 @@ def main(
             state = training.load_checkpoint(first)
             if state is None:
                 raise UserError(f"{first} is missing; run with --part autoencoder first, or name a pipeline by --start")
+            if state["step"] < run.autoencoder.steps:
+                raise UserError(
+                    f"{first} has {state['step']} of pretrain.autoencoder.steps = {run.autoencoder.steps}; finish it "
+                    "with --part autoencoder, or lower these"
+                )
             vae = pretrain.new_autoencoder(run.autoencoder)
             vae.load_state_dict(state["vae"])
             vae.eval()

@@ -50,7 +50,7 @@ def main(
         verdict = "Not measured: no training and held-out slices are alike in contrast, plane, label and level.\n"
     else:
         near, far = read("train")[ours], np.concatenate([read("val"), read("test")])[theirs]
-        some = np.unique(np.linspace(0, len(ours) - 1, min(p.loss_pairs, len(ours))).astype(int))
+        some = imageset.evenly(len(ours), p.loss_pairs)
         pictures = np.concatenate([sets["train"].images[ours[some]], _rows(sets, theirs[some])])
         texts = prompt.prompts(members.iloc[ours[some]], words) + prompt.prompts(others.iloc[theirs[some]], words)
         result = {}

@@ -31,13 +31,16 @@ def main(
         stack = np.load(file)
         stacks[file.stem] = stack
         values = features.alexnet(stack.reshape(-1, *stack.shape[2:]), batch=p.batch_size, device=runtime.device)
-        seen = common.read_json(efforts / f"{file.stem}.json")["images_seen"]
+        effort = common.read_json(efforts / f"{file.stem}.json")
+        shares = np.linspace(0, 1, len(stack))
+        if "epochs" in effort:  # drawn between two of them
+            epochs = progression.epochs_shown(round(effort["epochs"]), max(1, len(stack) - 1))
+            shares = np.array(epochs) / max(1, effort["epochs"])
         for point, part in enumerate(values.reshape(len(stack), stack.shape[1], -1)):
-            share = point / max(1, len(stack) - 1)
             rows.append(
                 {
                     "model": file.stem,
-                    "images_seen": round(share * seen),
+                    "images_seen": round(shares[point] * effort["images_seen"]),
                     "fd_alexnet": float(f"{scores.frechet_distance(part, held_out):.6g}"),
                     "kid_alexnet": float(f"{scores.kernel_distance(part, held_out):.6g}"),
                 }

@@ -1,5 +1,6 @@
 """Score what a model is to be compared with: real slices of other people, blurred ones, their mean, and copies."""
 
+import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -28,6 +29,13 @@ def main(
     reference = evaluate.reference(train, train_features, test, test_features, p)
     lpips = features.lpips_model(device=runtime.device)
     n = min(n, len(reference.train))
+    shown = min(n, len(reference.test))
+    if shown < n:
+        print(
+            f"{len(reference.test)} held-out slices for N = {n}: the blurred ones are {shown}, so their distances are "
+            "a little too large beside the others",
+            file=sys.stderr,
+        )
     rows = scorecard.draw(len(reference.train), n, p.seed)
     held_out = scorecard.draw(len(reference.test), n, p.seed)
     names = list(reference.train_features)
@@ -48,7 +56,7 @@ def main(
     one_mean = extracted(mean[None])
     with common.replacing(metrics) as part, tempfile.TemporaryFile(dir=metrics.parent) as file:
         for _, piece in imageset.pieces(reference.test, imageset.PIECE, held_out):
-            file.write(np.stack([gaussian_filter(image, BLUR_PX) for image in piece]).data)
+            file.write(imageset.to_uint8(gaussian_filter(piece / 255, (0, BLUR_PX, BLUR_PX))).data)
         file.flush()
         blurred = np.memmap(file, np.uint8, "r", shape=(len(held_out), *mean.shape))
         result = {

@@ -82,8 +82,7 @@ def export(
     _known(model)
     if out.exists():
         raise UserError(f"{out} exists already; name another folder with --out, or remove it")
-    if not (MODELS / model).is_dir():
-        raise UserError(f"{MODELS / model} is not there; run `dvc repro`, or `dvc checkout` to restore it")
+    _check(_lock_file(), _results(model))
     with common.replacing(out) as folder:
         shutil.copytree(MODELS / model, folder)
         tree = _tree()
@@ -100,7 +99,8 @@ def _sync() -> None:
     runtime = params.read(common.PARAMS, "runtime", params.Runtime)
     tree = _tree()
     drawing = params.parse(tree["sample"], "sample", sampling.Sample)
-    locked = _locked(Path("dvc.lock").read_text(encoding="utf-8") if Path("dvc.lock").exists() else "")
+    lock_file = _lock_file()
+    locked = _locked(lock_file)
     with _lock(), tempfile.TemporaryDirectory() as scratch:
         client, experiment = _connect(p)
         here, texts = {}, []
@@ -108,7 +108,7 @@ def _sync() -> None:
             entry = _entry(name, p, runtime, drawing, tree, locked, Path(scratch))
             there = tracking.find(client, entry.name, entry.identity)
             if there is None or there.tags.get("scored_as") != entry.tags["scored_as"]:
-                _check(locked, [MODELS / name, SAMPLES / name, METRICS / f"{name}.json", PRIVACY])
+                _check(lock_file, _results(name))
                 texts = texts or _prompts()
                 (Path(scratch) / name / "cards").mkdir(parents=True)
                 _write_cards(Path(scratch) / name / "cards", name, p, tree, texts)
@@ -295,8 +295,13 @@ def _known(name: str) -> None:
 
 def _locked(text: str) -> dict[str, str]:
     """Path -> hash of all outputs in the text of a dvc.lock."""
+    return {out["path"]: out["md5"] for stage in _stages(text) for out in stage.get("outs", [])}
+
+
+def _stages(text: str) -> list[dict]:
+    """All stages in the text of a dvc.lock."""
     tree = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
-    return {out["path"]: out["md5"] for stage in tree.get("stages", {}).values() for out in stage.get("outs", [])}
+    return list(tree.get("stages", {}).values())
 
 
 def _hash(locked: dict[str, str], path: Path) -> str:
@@ -305,11 +310,36 @@ def _hash(locked: dict[str, str], path: Path) -> str:
     return locked[str(path)]
 
 
-def _check(locked: dict[str, str], paths: list[Path]) -> None:
-    """Raise UserError unless these are what dvc.lock says: nothing is registered under another's hash."""
+def _lock_file() -> str:
+    return Path("dvc.lock").read_text(encoding="utf-8") if Path("dvc.lock").exists() else ""
+
+
+def _results(name: str) -> list[Path]:
+    """What goes into the registry or to the hub under the name of a model."""
+    return [MODELS / name, SAMPLES / name, *(METRICS / f"{file}.json" for file in (name, *OF_SCORES))]
+
+
+def _check(text: str, paths: list[Path]) -> None:
+    """Raise UserError unless these are what the text of dvc.lock says, and made from what it says of the rest.
+
+    So nothing is registered under another's hash, and no model with the scores of the one before it, as where `dvc
+    repro` was stopped between the two.
+    """
+    locked = _locked(text)
     for path in paths:
         if not path.exists() or _dvc_hash(path) != _hash(locked, path):
             raise UserError(f"{path} is not what dvc.lock says; run `dvc checkout` to restore it, or `dvc repro`")
+    makers = {out["path"]: stage for stage in _stages(text) for out in stage.get("outs", [])}
+    todo, seen = [str(path) for path in paths], set()
+    while todo:
+        path = todo.pop()
+        if path in seen or path not in makers:
+            continue
+        seen.add(path)
+        for dep in makers[path].get("deps", []):
+            if dep["md5"] != locked.get(dep["path"], dep["md5"]):
+                raise UserError(f"{path} was made from another {dep['path']} than the one of now; run `dvc repro`")
+            todo.append(dep["path"])
 
 
 def _dvc_hash(path: Path) -> str:

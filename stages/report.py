@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
 from jinja2 import Environment
 from markdown_it import MarkdownIt
 from PIL import Image
@@ -29,14 +28,16 @@ def main(
     """Everything is in the file: it opens offline. Of own data it shows slices of people."""
     data = common.read_json(metrics / "data.json")
     text_of_params = params.read_text(encoding="utf-8")
-    simulated = yaml.safe_load(text_of_params)["data"]["source"] == "simulated"
+    simulated = bool(data["simulated"])  # of the slices that are there: params.yaml may have changed since
     model = common.read_json(metrics / "latent_diffusion.json")
     template = Environment(autoescape=True).from_string(
         Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     )
 
     def rendered(name: str) -> str:
-        return MarkdownIt().enable("table").render((metrics / name).read_text(encoding="utf-8"))
+        # Labels come from elsewhere, so HTML in them stays text.
+        markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
+        return markdown.render((metrics / name).read_text(encoding="utf-8"))
 
     page = template.render(
         rendered=rendered,

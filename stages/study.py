@@ -39,12 +39,12 @@ def create(
     home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=home, prefix=".") as part:
         folder, key = Path(part) / "packet", Path(part) / "key.csv"
-        name = packet.write(folder, key, items, images, p, simulated=simulated)
+        name = packet.write(folder, key, items, images, p, secret=common.secret(home / ".secret"), simulated=simulated)
         target, target_key = home / f"packet-{name}", home / f"key-{name}.csv"
         if not target.exists():
             key.replace(target_key)
             folder.replace(target)  # last: a packet that is there is whole
-    shown = len(study.order(items, p, 0))
+    shown = len(items) + len(sets) * study.repeats_of_a_source(p)
     print(f"{target}: {len(items)} images, {p.cases} of each of {len(sets)} sources; {shown} to rate by each reader")
     print(f"{target_key}: what they are; keep it from the readers")
     for model, (same, gap) in study.mismatch(items).items():
@@ -76,6 +76,9 @@ def serve(
 
     from reader_study import app
 
+    if host == "0.0.0.0" and not name:
+        raise UserError("--host 0.0.0.0 needs --name: the address by which tablets reach this machine, for the links")
+    names = name or [host]
     opened, db = _open(home, packet_name)
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -86,15 +89,14 @@ def serve(
         raise UserError(f"cannot listen on {host}, port {port} ({error.strerror}); choose another --port") from None
     if host not in LOOPBACK:
         print(f"warning: {host} is open to the network and the links travel unencrypted", file=sys.stderr)
-    shown = name[0] if name else LOOPBACK[0]
     print(f"packet {opened.hash}. One link for each reader; it is their password, and takes up where they stopped:")
     for row in db.readers():
         total = len(opened.orders[row["slot"]])
         who = f"{row['pseudonym']}, {row['done']} of {total}" if row["pseudonym"] else "not signed in yet"
-        print(f"  http://{shown}:{listener.getsockname()[1]}/r/{row['token']}/   ({who})")
+        print(f"  http://{names[0]}:{listener.getsockname()[1]}/r/{row['token']}/   ({who})")
     print("Ctrl-C ends it.", flush=True)
     config = uvicorn.Config(
-        app.create(opened, db, [*LOOPBACK, *(name or [])]),
+        app.create(opened, db, [*LOOPBACK, *names]),
         access_log=False,
         server_header=False,
         log_level="warning",

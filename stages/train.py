@@ -32,7 +32,8 @@ def main(
     p = params.read(common.PARAMS, f"baselines.{model}", code.Params)
     progress = params.read(common.PARAMS, "progression", progression.Progression)
     key = common.digest(
-        common.code(), model, p.model_dump(), progress.model_dump(), runtime.model_dump(), parallel.count(), images
+        common.code(), model, p.model_dump(), progress.model_dump(exclude={"points", "steps"}), runtime.model_dump(),
+        parallel.count(), images,
     )  # fmt: skip
     parallel.check(p.batch_size, f"baselines.{model}.batch_size")
     store = progression.Store(checkpoints / key)

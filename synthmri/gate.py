@@ -34,23 +34,27 @@ class Registry(Section):
     override: Override
 
 
-# Score -> whether a value of it is admitted, and what is asked for in words. A rule more is an entry more.
-RULES: dict[str, tuple[Callable[[float, Registry], bool], str]] = {
-    CHAMPION: (lambda value, p: True, "a number, to choose the champion by"),
-    "memorised": (lambda value, p: value <= p.largest_memorised, "at most {p.largest_memorised:g}"),
-    "coverage": (lambda value, p: value >= p.smallest_coverage, "at least {p.smallest_coverage:g}"),
-    "mia_auroc_low": (lambda value, p: value <= p.largest_mia_auroc_low, "at most {p.largest_mia_auroc_low:g}"),
+# Score -> whether a value of it is admitted, what is asked for in words, and the worst value there is. A rule more is
+# an entry more.
+RULES: dict[str, tuple[Callable[[float, Registry], bool], str, float]] = {
+    CHAMPION: (lambda value, p: math.isfinite(value), "a number, to choose the champion by", math.inf),
+    "memorised": (lambda value, p: value <= p.largest_memorised, "at most {p.largest_memorised:g}", 1.0),
+    "coverage": (lambda value, p: value >= p.smallest_coverage, "at least {p.smallest_coverage:g}", 0.0),
+    "mia_auroc_low": (lambda value, p: value <= p.largest_mia_auroc_low, "at most {p.largest_mia_auroc_low:g}", 1.0),
 }
 
 
 def judge(scores: dict[str, float], p: Registry) -> dict[str, str]:
-    """Rule -> why a model with these scores fails it, "" where it does not: each of RULES, and `finite` over all."""
+    """Rule -> why a model with these scores fails it, "" where it does not: each of RULES, and `finite` over all.
+
+    A score that is not known counts as the worst there is: only a rule that is switched off by its bound lets it pass.
+    """
     bad = sorted(name for name, value in scores.items() if not math.isfinite(value))
     reasons = {"finite": f"{', '.join(bad)}: not finite" if bad else ""}
-    for name, (admits, asked) in RULES.items():
-        if name not in scores:
+    for name, (admits, asked, worst) in RULES.items():
+        if name not in scores and not admits(worst, p):
             reasons[name] = f"{name} is not known; the rule asks for {asked.format(p=p)}"
-        elif not math.isfinite(scores[name]) or not admits(scores[name], p):
+        elif name in scores and not (math.isfinite(scores[name]) and admits(scores[name], p)):
             reasons[name] = f"{name} = {scores[name]:.4g}; the rule asks for {asked.format(p=p)}"
         else:
             reasons[name] = ""

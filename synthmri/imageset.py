@@ -110,7 +110,7 @@ def pieces(array: np.ndarray, size: int, rows: np.ndarray | None = None) -> Iter
     """
     for start in range(0, len(array) if rows is None else len(rows), size):
         part = slice(start, start + size)
-        yield start, np.array(array[part] if rows is None else array[rows[part]])
+        yield start, np.array(array[part]) if rows is None else np.asarray(array[rows[part]])  # a list copies
         release(array)
 
 
@@ -120,6 +120,11 @@ def rows(array: np.ndarray, which: np.ndarray) -> np.ndarray:
     for start, piece in pieces(array, PIECE, which):
         copy[start : start + len(piece)] = piece
     return copy
+
+
+def evenly(count: int, most: int) -> np.ndarray:
+    """At most `most` of the rows 0 .. count - 1, at even steps from the first to the last: int64, ascending."""
+    return np.linspace(0, count - 1, min(most, count)).round().astype(np.int64)
 
 
 def release(array: np.ndarray) -> None:

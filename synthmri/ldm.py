@@ -175,6 +175,8 @@ def finetune(
             f"the base model predicts {kind!r}, of which no loss is known here; choose a finetune.base_model that "
             "predicts epsilon or v_prediction"
         )
+    if p.precision == "fp16" and device == "cpu":
+        raise UserError("finetune.precision = fp16 needs a GPU; set it to bf16, or to 'no' for float32")
     if p.compile and not any(map(shutil.which, ("g++", "clang++"))):
         raise UserError("finetune.compile = true needs a C++ compiler; install g++, or set it to false")
     accelerator = Accelerator(mixed_precision=p.precision, cpu=device == "cpu")
@@ -386,6 +388,7 @@ def sample(
     above 1 asks the UNet twice, in one batch of double size, unless it changes nothing (see `guidance`).
     """
     own, pipe.scheduler = pipe.scheduler, new_scheduler(pipe, p.scheduler)
+    sampling.set_steps(pipe.scheduler, p.steps)
     pipe.unet.to(memory_format=torch.channels_last)
     device = pipe.unet.device
 

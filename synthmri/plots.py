@@ -9,6 +9,7 @@ from matplotlib.figure import Figure  # without pyplot: it would ask for a displ
 from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw, ImageFont
 
+from synthmri import imageset
 from synthmri.errors import UserError
 
 _GAP = 4  # pixels between the images of a sheet
@@ -53,7 +54,7 @@ def held_out_against_synthetic(
     """
     figure = Figure(figsize=(12, 12 * rows / columns / 2 + 0.9), dpi=150, layout="constrained")
     for axes, images, heading in zip(figure.subplots(1, 2), (held_out, synthetic), (title, "Synthetic"), strict=True):
-        steps = np.linspace(0, len(images) - 1, min(columns * rows, len(images))).round().astype(int)
+        steps = imageset.evenly(len(images), columns * rows)
         axes.imshow(np.asarray(contact_sheet(images[steps], columns)), cmap="gray", vmin=0, vmax=255)
         axes.set_title(f"{heading} ({len(steps)} of {len(images)})", fontsize=16)
         axes.set_axis_off()
@@ -156,7 +157,7 @@ def intervals(
     chance: float,
 ) -> Figure:
     """Points with intervals, a line a text: text -> (places, values, lower ends, upper ends); `chance` is dashed."""
-    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
+    figure = Figure(figsize=(10, 4.5), dpi=150, layout="constrained")
     axes = figure.subplots()
     for k, (label, (x, y, low, high)) in enumerate(lines.items()):
         aside = [place + (k - (len(lines) - 1) / 2) * 0.8 for place in x]  # so that intervals do not hide each other
@@ -168,7 +169,7 @@ def intervals(
     axes.set(xlabel=x_label, ylabel=y_label, title=title)
     axes.grid(alpha=0.3)
     if lines:
-        axes.legend(frameon=False, fontsize=8)
+        figure.legend(loc="outside right upper", frameon=False, fontsize=8)  # where no interval is
     return figure
 
 

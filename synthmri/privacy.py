@@ -88,8 +88,14 @@ def attack(
 
 
 def worst(attacks: dict[str, dict[str, float]]) -> dict[str, float]:
-    """A model's attacks as mia_<attack>_<number>, and the largest of their areas and of the lower ends of these."""
-    result = {f"mia_{name}": max(found[name] for found in attacks.values()) for name in ("auroc", "auroc_low")}
+    """A model's attacks as mia_<attack>_<number>, and the largest of their areas and of the lower ends of these.
+
+    The latter, `mia_auroc_low`, is left out where no interval is known: 0 would pass for a proof.
+    """
+    result = {"mia_auroc": max(found["auroc"] for found in attacks.values())}
+    lows = [found["auroc_low"] for found in attacks.values() if (found["auroc_low"], found["auroc_high"]) != (0.0, 1.0)]
+    if lows:
+        result["mia_auroc_low"] = max(lows)
     for name, found in attacks.items():
         result |= {f"mia_{name}_{key}": value for key, value in found.items()}
     return result
@@ -108,7 +114,7 @@ def markdown(result: dict[str, dict[str, float]], titles: dict[str, str]) -> str
             else:
                 cells += ["", ""]
         lines.append("| " + " | ".join(cells) + " |")
-    told = [titles[model] for model, scores in result.items() if scores["mia_auroc_low"] > 0.5]
+    told = [titles[model] for model, scores in result.items() if scores.get("mia_auroc_low", 0.0) > 0.5]
     ends = {(scores["mia_distance_auroc_low"], scores["mia_distance_auroc_high"]) for scores in result.values()}
     if ends == {(0.0, 1.0)}:
         verdict = f"Nothing can be said: one side has fewer than {LEAST_PEOPLE} people."

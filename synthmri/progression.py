@@ -1,5 +1,6 @@
 """How a model comes on: images of the same seeds at even distances of its training, kept until the training is done."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,12 @@ class Store:
     def put(self, point: int, images: np.ndarray) -> None:
         """Keep uint8 (N, H, W). Raises UserError where the disk takes no more."""
         try:
-            np.save(self.folder / f"{point}.npy", images)
+            part = self.folder / f".{point}.npy.part"
+            with open(part, "wb") as file:
+                np.save(file, images)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, self.folder / f"{point}.npy")
         except OSError as error:
             raise UserError(
                 f"{self.folder} cannot be written ({error.strerror or error}); make room on its disk, or give yourself "
@@ -37,8 +43,14 @@ class Store:
             ) from None
 
     def stack(self, count: int) -> np.ndarray:
-        """Those of 0 .. count - 1: uint8 (count, N, H, W)."""
-        return np.stack([np.load(self.folder / f"{point}.npy") for point in range(count)])
+        """Those of 0 .. count - 1: uint8 (count, N, H, W). Raises UserError where one is missing or damaged."""
+        try:
+            return np.stack([np.load(self.folder / f"{point}.npy") for point in range(count)])
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{self.folder} has lost images of a training that was interrupted ({error}); remove it and "
+                f"{self.folder}.pt, and the training starts anew"
+            ) from None
 
 
 def epochs_shown(epochs: int, points: int) -> list[int]:

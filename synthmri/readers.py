@@ -238,7 +238,8 @@ def _participants(path: Path) -> dict[str, str]:
         raise UserError(f"{path} cannot be read as tab-separated text ({error}); mend or remove it") from None
     if rows and "participant_id" not in rows[0]:
         raise UserError(f"{path} has no column `participant_id`; add it, as BIDS asks, or remove the file")
-    return {row["participant_id"]: row["label"].strip() for row in rows if row.get("label")}
+    labels = {row["participant_id"]: (row.get("label") or "").strip() for row in rows}
+    return {name: label for name, label in labels.items() if label not in ("", "n/a")}  # BIDS writes n/a for unknown
 
 
 # Values and geometry ------------------------------------------------------------------------------------------------

@@ -35,6 +35,22 @@ def settled(p: Sample, choice: dict) -> Sample:
     return params.parse(p.model_dump() | choice, "sample", Sample, "what stage `sweep` chose")
 
 
+def set_steps(scheduler, steps: int) -> None:
+    """`scheduler.set_timesteps`, where they are as many as asked for and none lies before the first.
+
+    For some numbers, rounding gives diffusers' trailing steps one too many, at t = -1, which ruins the image.
+    Raises UserError for those.
+    """
+    scheduler.set_timesteps(steps)
+    if int(scheduler.timesteps.min()) < 0:
+        whole = scheduler.config.num_train_timesteps
+        fewer = next(n for n in range(steps - 1, 0, -1) if len(np.arange(whole, 0, -whole / n)) == n)
+        raise UserError(
+            f"{steps} denoising steps do not space evenly over the {whole} of training; take {fewer} (sample.steps, or "
+            "what asks for it)"
+        )
+
+
 def in_batches(draw: Callable[[list[torch.Generator]], torch.Tensor], seeds, batch_size: int) -> np.ndarray:
     """uint8 (N, S, S): the images that `draw` makes with a generator for each seed, (B, 1, S, S) in [-1, 1].
 

@@ -1,5 +1,6 @@
 """Every score of one set of images against one reference: what a row of the comparison holds."""
 
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,7 @@ class Reference:
     test: np.ndarray
     train_features: dict[str, np.ndarray]
     test_features: dict[str, np.ndarray]
-    subjects: pd.Series | None  # of the held-out images; None where fewer than two are known
+    subjects: pd.Series | None  # of the held-out images; None where not all are known, or are of one: `known`
 
 
 def draw(rows: np.ndarray | int, most: int, seed: int) -> np.ndarray:
@@ -58,13 +59,31 @@ def distribution(
 
     every = np.arange(len(reference.test))
     result = all_of(every)
-    if reference.subjects is not None:
+    least = scores.NEIGHBOURS + 2
+    if reference.subjects is not None and _enough(reference.subjects.iloc[theirs], least, "held-out", p):
         spread = scores.by_subject(
             lambda part: np.array(list(all_of(part).values())), every, reference.subjects,
             rounds=p.subsample_rounds, fraction=p.subsample_fraction, seed=p.seed,
         )  # fmt: skip
         result |= {f"{name}_std": float(value) for name, value in zip(list(result), spread, strict=True)}
     return result
+
+
+def known(manifest: pd.DataFrame) -> pd.Series | None:
+    """The subject of each image; None where that of any is unknown, or all are of one: then no spread is known."""
+    subjects = manifest.get("subject")
+    return None if subjects is None or (subjects == "").any() or subjects.nunique() < 2 else subjects
+
+
+def _enough(subjects: pd.Series, least: int, which: str, p: scores.Evaluate) -> bool:
+    """Whether every subset that an uncertainty comes from holds `least` images; says so where it does not."""
+    found = scores.fewest_kept(subjects, p.subsample_fraction)
+    if found < least:
+        print(
+            f"no uncertainty (*_std): half of the {which} people may have {found} images, and {least} are needed",
+            file=sys.stderr,
+        )
+    return found >= least
 
 
 def validation(
@@ -77,7 +96,7 @@ def validation(
     ours = features[draw(rows, p.pairwise_features, p.seed)]
     theirs = draw(len(held_back), p.pairwise_features, p.seed)
     result = {"val_kid_alexnet": scores.kernel_distance(ours, held_back[theirs])}
-    if subjects is not None and subjects.iloc[theirs].nunique() > 1:
+    if subjects is not None and _enough(subjects.iloc[theirs], 2, "validation", p):
         spread = scores.by_subject(
             lambda part: scores.kernel_distance(ours, part), held_back[theirs], subjects.iloc[theirs],
             rounds=p.subsample_rounds, fraction=p.subsample_fraction, seed=p.seed,

@@ -127,7 +127,12 @@ def kernel_distance(x: np.ndarray, y: np.ndarray, *, block: int = BLOCK) -> floa
     return float(within - 2 * sum(k.sum() for _, k in kernels(x, y)) / (len(x) * len(y)))
 
 
-def precision_recall_density_coverage(reference: np.ndarray, features: np.ndarray, *, k: int = 5) -> dict[str, float]:
+NEIGHBOURS = 5  # as in Naeem 2020
+
+
+def precision_recall_density_coverage(
+    reference: np.ndarray, features: np.ndarray, *, k: int = NEIGHBOURS
+) -> dict[str, float]:
     """`precision`, `recall` (Kynkaanniemi 2019, arXiv 1904.06991), `density`, `coverage` (Naeem 2020, 2002.09797).
 
     reference: (M, D), features: (N, D), both more than k + 1 rows; k nearest neighbours make the manifolds. As the
@@ -223,6 +228,17 @@ def ms_ssim(images: np.ndarray, *, pairs: int = 50, seed: int = 0) -> float | No
     return float(torch.cat([value.flatten() for value in values]).double().mean())
 
 
+def kept_subjects(count: int, fraction: float) -> int:
+    """How many of `count` subjects, two or more, each round of `by_subject` keeps."""
+    return min(max(1, round(fraction * count)), count - 1)
+
+
+def fewest_kept(subjects: np.ndarray, fraction: float) -> int:
+    """The fewest rows that a round of `by_subject` may keep of these labels (N,); 0 below two subjects."""
+    sizes = np.sort(np.unique(np.asarray(subjects), return_counts=True)[1])
+    return int(sizes[: kept_subjects(len(sizes), fraction)].sum()) if len(sizes) > 1 else 0
+
+
 def by_subject(
     score: Callable[[np.ndarray], float | np.ndarray],
     features: np.ndarray,
@@ -248,7 +264,7 @@ def by_subject(
     names = np.unique(subjects)
     if len(names) < 2:
         raise UserError(f"{len(names)} subject(s) in the reference; an uncertainty over subjects needs at least 2")
-    kept = min(max(1, round(fraction * len(names))), len(names) - 1)
+    kept = kept_subjects(len(names), fraction)
     rng = np.random.default_rng(seed)
     draws = [np.isin(subjects, rng.choice(names, kept, replace=False)) for _ in range(rounds)]
     values = [score(features[rows]) for rows in draws]

@@ -95,6 +95,8 @@ def from_volume(volume: np.ndarray, spacing_mm: tuple[float, float, float], data
     """
     volume, spacing = _stack(volume, spacing_mm, data.plane)
     head = head_mask(volume, spacing)
+    if not head.any():
+        raise UserError("no head stands out from the background")
     lo, hi = _window(volume[head], data)
     first, centre = 0, []
     for axis in range(3):
@@ -130,7 +132,7 @@ def from_pictures(stack: np.ndarray, data: Data) -> Slices:
     images, dropped = [], Counter(empty=0)
     for picture in stack:
         head = head_mask(picture)
-        if head.mean() < data.min_head_fraction or picture.min() == picture.max():
+        if not head.any() or head.mean() < data.min_head_fraction or picture.min() == picture.max():
             dropped["empty"] += 1
             continue
         lo, hi = _window(picture[head], data)
@@ -152,6 +154,8 @@ def head_mask(image: np.ndarray, spacing_mm: tuple[float, ...] | None = None) ->
     # Every second voxel along the long sides is enough where only a threshold is sought.
     some = tuple(slice(None, None, 2 if length > 64 else 1) for length in image.shape)
     positive = image[some][image[some] > 0]
+    if not positive.size:  # all that is bright lies between
+        positive = image[image > 0]
     bright = np.minimum(image, np.percentile(positive, 99.5) if positive.size else 0)
     smooth = ndimage.gaussian_filter(bright, [2.0 / mm for mm in spacing_mm or [1.0] * image.ndim], truncate=2)
     if smooth.min() == smooth.max():
@@ -324,7 +328,7 @@ def _bound(small: np.ndarray) -> np.ndarray:
     a.b = p(a).p(b) + r(a).r(b) <= p(a).p(b) + |r(a)| |r(b)|. The directions are those along which images differ most
     (principal components of up to 2048 of them), but any would do: they change the time, never the result.
     """
-    some = np.unique(np.linspace(0, len(small) - 1, 2048).astype(int))
+    some = imageset.evenly(len(small), 2048)
     values = _standard(np.array(small[some]))
     _, vectors = np.linalg.eigh(values.T @ values)
     axes = vectors[:, -32:]

@@ -114,23 +114,26 @@ def mismatch(items: list[Item]) -> dict[str, tuple[float, float]]:
     return out
 
 
-def names(items: list[Item], p: Study) -> list[str]:
-    """A random name of each item, all different; its order says nothing."""
-    rng = np.random.default_rng([p.seed, 1])
+def names(items: list[Item], p: Study, secret: int) -> list[str]:
+    """A random name of each item, all different; its order says nothing.
+
+    secret: without it, whoever has this code and the seed would know what stands behind a name.
+    """
+    rng = np.random.default_rng([p.seed, 1, secret])
     out: dict[str, None] = {}
     while len(out) < len(items):
         out[rng.bytes(8).hex()] = None
     return list(out)
 
 
-def order(items: list[Item], p: Study, reader: int) -> list[tuple[int, bool]]:
-    """(index of item, is it shown for the second time) in the order of one reader.
+def order(items: list[Item], p: Study, reader: int, secret: int) -> list[tuple[int, bool]]:
+    """(index of item, is it shown for the second time) in the order of one reader, which a secret shuffles as in names.
 
     In blocks: each holds as many images of every source, of cases drawn apart, so that neither a case nor the frequency
     of real images can be recognised. What is repeated was first seen in the first half, and comes again in the last
     quarter.
     """
-    rng = np.random.default_rng([p.seed, 2, reader])
+    rng = np.random.default_rng([p.seed, 2, reader, secret])
     by_source: dict[str, list[int]] = {}
     for i, item in enumerate(items):
         by_source.setdefault(item.source, []).append(i)

@@ -11,7 +11,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, field_validator
 from scipy.stats import rankdata
 from torch import nn
 
@@ -43,6 +43,13 @@ class Utility(Section):
     trainings: int = Field(ge=1, le=100)
     rounds: int = Field(ge=100)
     seed: int = Field(ge=0)
+
+    @field_validator("fractions")
+    @classmethod
+    def _whole(cls, fractions):
+        if 1 not in fractions:
+            raise ValueError("1.0 must be one of them: all real slices are what the verdict is about")
+        return fractions
 
 
 @dataclass(frozen=True)
@@ -135,8 +142,12 @@ def predictions(
 
 
 def kinds(labels: np.ndarray, who: np.ndarray) -> np.ndarray:
-    """The class of each person 0 .. P - 1: of the first slice."""
-    return labels[np.unique(who, return_index=True)[1]]
+    """The class of each person 0 .. P - 1; of those whose slices differ in it, a number for each set of classes."""
+    classes = int(labels.max()) + 1
+    held = np.zeros((int(who.max()) + 1, classes), bool)
+    held[who, labels] = True
+    sets = classes + held @ (1 << np.arange(classes))
+    return np.where(held.sum(axis=1) == 1, held.argmax(axis=1), sets)
 
 
 def few(labels: np.ndarray, who: np.ndarray, fraction: float, seed: int) -> np.ndarray:
@@ -154,10 +165,11 @@ def obstacle(
     """Why the experiment cannot be done, or "". train, synthetic: labels (N,); held_out: labels and who, (M,) each."""
     if len(names) < 2:
         return f"the training slices have {len(names)} label(s), and a classifier needs two"
-    people = np.bincount(kinds(*held_out), minlength=len(names)) if len(held_out[0]) else np.zeros(len(names), int)
+    labels, who = held_out
     for label, name in enumerate(names):
-        if people[label] < 2:
-            return f"{people[label]} held-out subject(s) have the label `{name}`, and an interval needs two"
+        people = len(np.unique(who[labels == label]))
+        if people < 2:
+            return f"{people} held-out subject(s) have the label `{name}`, and an interval needs two"
         if not (synthetic == label).any():
             return f"no synthetic slice was drawn for the label `{name}`; prompt.template needs {{label}}"
     return ""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from synthmri import params, training
+from synthmri import params, sampling, training
 from synthmri.baselines import diffaugment, unet_gan, vae
 from synthmri.errors import UserError
 
@@ -145,6 +145,18 @@ def test_ddpm_starts_from_the_published_schedule():
     assert len(alphas) == 1000
     assert alphas[0].item() == pytest.approx(1 - 1e-4)
     assert alphas[-1].item() == pytest.approx(4.04e-5, rel=0.01)  # Ho 2020: about 4e-5 of signal is left
+
+
+def test_ddpm_draws_from_pure_noise_whatever_its_number_of_steps():
+    scheduler = code("ddpm").new_scheduler()
+    for steps in (1, 12, 600, 700, 1000):
+        sampling.set_steps(scheduler, steps)
+        assert scheduler.timesteps[0] == 999 and len(scheduler.timesteps) == steps
+
+
+def test_pictures_that_the_ddpm_cannot_halve_are_refused(tmp_path):
+    with pytest.raises(UserError, match="images of 32 pixels are no multiple of 6 = .* lower stem"):
+        fit("ddpm", section("ddpm", stem=3), tmp_path / "c.pt")
 
 
 def test_cutmix_masks_are_rectangles_of_both_kinds():

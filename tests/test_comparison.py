@@ -1,13 +1,17 @@
 """The table: order, arrows, and bold only for a lead that is larger than its uncertainty."""
 
+import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from stages import progression as stage
 from synthmri import comparison, progression, scorecard, scores
+from synthmri.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 
@@ -74,8 +78,28 @@ def test_store_keeps_what_was_drawn(tmp_path):
     first = np.zeros((2, 4, 4), np.uint8)
     progression.Store(tmp_path / "s").put(0, first)
     store = progression.Store(tmp_path / "s")
+    with pytest.raises(UserError, match=r"has lost images .* remove it and .*s\.pt, and the training starts anew"):
+        store.stack(3)
     store.put(1, first + 1)
     assert store.stack(2).shape == (2, 2, 4, 4) and store.stack(2)[1].max() == 1
+
+
+def test_progression_counts_the_images_of_the_epochs_that_are_shown(tmp_path, monkeypatch):
+    """Of five epochs in two points the first is after two, not two and a half."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    for folder in ("snapshots", "efforts", "features"):
+        Path(folder).mkdir()
+    rng = np.random.default_rng(0)
+    for name, effort in (("latent_diffusion", {"epochs": 5.0}), ("vae", {})):
+        np.save(f"snapshots/{name}.npy", rng.integers(0, 255, (3, 2, 64, 64)).astype(np.uint8))
+        Path(f"efforts/{name}.json").write_text(json.dumps({"images_seen": 100.0} | effort))
+    np.save("features/alexnet.npy", rng.random((4, 256)).astype(np.float32))
+    stage.main(*map(Path, ("snapshots", "efforts", "features", "ours.csv", "all.csv", "curve.png", "strips")))
+    table = pd.read_csv("all.csv")
+    assert list(table[table.model == "latent_diffusion"].images_seen) == [0, 40, 100]
+    assert list(table[table.model == "vae"].images_seen) == [0, 50, 100]
+    assert list(pd.read_csv("ours.csv").epoch) == [0, 2, 5]
 
 
 # the scorecard: each way of failing moves the score that should catch it

@@ -219,6 +219,22 @@ def test_one_held_out_subject_has_no_uncertainty(workspace, said):
     assert "fewer than 2 held-out subjects" in said()
 
 
+@pytest.mark.parametrize(
+    "people, why",
+    [
+        (["a"] * 6 + ["b"] * 6, "half of the held-out people may have 6 images, and 7 are needed"),
+        (["a"] * 6 + ["b"] * 5 + [""], "some slices are of nobody known"),
+    ],
+)
+def test_scores_are_there_where_their_uncertainty_is_not(workspace, said, people, why):
+    """Two people of six slices each: neighbourhoods of five need more than one person has."""
+    _write(workspace / "data/test", _crops(12, 1), people)
+    assert _evaluate() == 0
+    tree = json.loads((workspace / "metrics/m.json").read_text())
+    assert tree["coverage"] >= 0 and [name for name in tree if name.endswith("_std")] == ["val_kid_alexnet_std"]
+    assert why in said()
+
+
 def test_bad_input_is_named_and_nothing_is_written(workspace, said):
     def refused(*words):
         assert _evaluate() == 1

@@ -1,6 +1,7 @@
 """The latent diffusion model, on tiny random pipelines of the same layout as Stable Diffusion's."""
 
 import json
+import re
 import shutil
 from functools import partial
 from pathlib import Path
@@ -117,6 +118,28 @@ def test_every_scheduler_walks_any_number_of_steps(tiny_model, name, steps):
     scheduler = ldm.new_scheduler(ldm.load(tiny_model), name)
     scheduler.set_timesteps(steps)
     assert scheduler.timesteps.min() >= 0 and scheduler.timesteps.max() == scheduler.config.num_train_timesteps - 1
+
+
+def test_steps_that_would_go_past_the_first_are_refused(tiny_model):
+    """Of 1 to 1000, diffusers' trailing steps of 62 numbers end at t = -1, where DDIM's image is its noise."""
+    scheduler = ldm.new_scheduler(ldm.load(tiny_model), "ddim")
+    refused = {}
+    for steps in range(1, 1001):
+        try:
+            sampling.set_steps(scheduler, steps)
+            assert len(scheduler.timesteps) == steps and scheduler.timesteps.min() >= 0
+        except UserError as error:
+            refused[steps] = int(re.search(r"take (\d+)", str(error))[1])
+    assert len(refused) == 62 and refused[61] == 60 and refused[122] == 120  # 121 is one of them
+    assert not set(refused.values()) & set(refused)
+    with pytest.raises(UserError, match="61 denoising steps do not space evenly .* take 60"):
+        draw(tiny_model, [0], steps=61)
+
+
+def test_half_precision_of_a_gpu_is_refused_on_a_cpu(tiny_model, tmp_path):
+    p = section("finetune", ldm.Finetune, **FINETUNE | {"precision": "fp16"})
+    with pytest.raises(UserError, match="fp16 needs a GPU; set it to bf16"):
+        ldm.finetune(ldm.load(tiny_model), *data(), p, checkpoint=tmp_path / "c.pt")
 
 
 def test_opens_half_precision_variants_in_float32(tiny_model, tmp_path):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from forks import ROOT, stand_ins
+from PIL import Image
 
 # Every import of the package passes through these two, and neither changes a result.
 NEUTRAL = {
@@ -230,6 +231,36 @@ def test_repro_makes_what_it_promises(repro):
     assert ("This is poor" in page) == (rebuilt["recon_lpips"] > 0.1)
     text = run(repro, "python", "-m", "stages.summary")
     assert "fell by" in text and "Not for clinical use" in text
+
+
+@pytest.mark.slow
+def test_report_runs_no_foreign_html_and_git_gets_no_people(repro, tmp_path):
+    """Labels come from the data. Whose slices the pictures show, the slices tell, whatever params.yaml now says."""
+    shutil.copytree(repro / "metrics", tmp_path / "metrics")
+    counts = json.loads((tmp_path / "metrics/data.json").read_text())
+    words = tmp_path / "metrics/utility.md"
+    words.write_text(words.read_text() + "\n\n<img src=x onerror=alert(1)>\n")
+    made = []
+    for simulated in (1, 0):
+        (tmp_path / "metrics/data.json").write_text(json.dumps(counts | {"simulated": simulated}))
+        places = ["--out", str(tmp_path / "page.html"), "--picture", str(tmp_path / "small.png")]
+        run(
+            repro,
+            "python",
+            "-m",
+            "stages.report",
+            "--metrics",
+            str(tmp_path / "metrics"),
+            "--params",
+            "params.yaml",
+            *places,
+        )
+        made.append(((tmp_path / "page.html").read_text(), Image.open(tmp_path / "small.png").tobytes()))
+        assert "<img src=x" not in made[-1][0] and "&lt;img src=x" in made[-1][0]
+    (page, picture), (of_people, without) = made
+    assert "not patients" in page and "not patients" not in of_people
+    sheet = Image.open(repro / "metrics/samples/latent_diffusion.png")
+    assert picture != without and len(without) == 1200 * round(sheet.height * 1200 / sheet.width)
 
 
 @pytest.mark.slow

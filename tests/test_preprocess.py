@@ -210,6 +210,32 @@ def test_nothing_of_a_person_gets_out(here, capfd):
     assert f"skipped {secret}.nii: cannot be read" in capfd.readouterr().err  # the log stays on this machine
 
 
+def test_what_will_stop_a_later_stage_is_said_at_once(here, capfd):
+    cohort()
+    parameters(image_size=88)
+    out = [Path("out", name) for name in ("slices", "data.json", "sheet.png")]
+    preprocess.main(Path("raw"), *out, least=1000)
+    said = " ".join(capfd.readouterr().err.split())
+    for name in ("train", "test"):
+        assert f"{name} slices, below evaluate.min_images = 1000: nothing will be scored" in said
+    assert "validation slices, below" in said and "no model can become champion" in said
+    assert "data.image_size = 88: the baselines take 64" in said
+    parameters(image_size=64)
+    preprocess.main(Path("raw"), *out, least=1)
+    assert "warning" not in capfd.readouterr().err
+
+
+def test_a_volume_without_a_head_is_skipped_with_its_reason(here, capfd):
+    """One bright slice between those that the threshold is sought on, as in the mask of a lesion."""
+    cohort()
+    volume = np.zeros((80, 80, 80), np.float32)
+    volume[41, 41, 41] = 1
+    nibabel.save(nibabel.Nifti1Image(volume, np.diag([3.0, 3.0, 3.0, 1.0])), "raw/patient0/roi_FLAIR.nii.gz")
+    _, metrics = run()
+    assert metrics["files"]["used"] == 10 or metrics["files_skipped"] == {"values": 1}
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_bad_files_are_counted_up_to_a_bound(here):
     cohort(5)
     Path("raw/broken.nii").write_bytes(b"x" * 400)

@@ -98,6 +98,34 @@ def test_training_goes_on_from_a_pipeline_and_the_decoder_alone_keeps_its_latent
         stage.main(out=tmp_path / "none", part="decoder", start=None, checkpoints=tmp_path / "checkpoints")
 
 
+def test_a_unet_is_trained_on_the_latents_of_its_autoencoder(run, tmp_path, monkeypatch):
+    """Longer training of the autoencoder moves its latents: a UNet of the old ones must not stand beside it."""
+    import yaml
+
+    from stages import pretrain as stage
+    from synthmri import features, ldm
+
+    monkeypatch.setattr(features, "lpips_model", lambda device: l2)
+    tree = yaml.safe_load(common.PARAMS.read_text(encoding="utf-8"))
+    monkeypatch.chdir(tmp_path)
+
+    def pretrained(steps, **how):
+        longer = run.model_copy(update={"autoencoder": run.autoencoder.model_copy(update={"steps": steps})})
+        text = yaml.safe_dump(tree | {"pretrain": longer.model_dump(mode="json")})
+        (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+        stage.main(out=tmp_path / "base", start=None, checkpoints=tmp_path / "checkpoints", **how)
+        return flat(ldm.load(tmp_path / "base").unet)
+
+    first = pretrained(4)
+    with pytest.raises(UserError, match="has 4 of pretrain.autoencoder.steps = 8; finish it with --part autoencoder"):
+        pretrained(8, part="unet")
+    assert not torch.equal(first, pretrained(8))
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/vae.safetensors").write_bytes(b"trained")
+    with pytest.raises(UserError, match="models holds something else than a pipeline"):
+        stage.main(out=tmp_path / "models", start=None, checkpoints=tmp_path / "checkpoints")
+
+
 def attribute(module, path):
     for name in path.split("."):
         module = getattr(module, name)

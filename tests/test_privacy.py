@@ -143,16 +143,28 @@ def test_one_false_alarm_in_a_hundred_is_allowed():
 
 
 def test_worst_is_the_surest_attack_even_where_another_has_the_larger_area():
-    sure, large = {"auroc": 0.60, "auroc_low": 0.57}, {"auroc": 0.62, "auroc_low": 0.50}
+    sure = {"auroc": 0.60, "auroc_low": 0.57, "auroc_high": 0.63}
+    large = {"auroc": 0.62, "auroc_low": 0.50, "auroc_high": 0.74}
     found = privacy.worst({"distance": sure, "loss": large})
     assert (found["mia_auroc"], found["mia_auroc_low"]) == (0.62, 0.57)
 
 
 def test_worst_is_the_most_successful_attack():
-    weak, strong = ({"auroc": a, "auroc_low": a - 0.1} for a in (0.5, 0.8))
+    weak, strong = ({"auroc": a, "auroc_low": a - 0.1, "auroc_high": a + 0.1} for a in (0.5, 0.8))
     found = privacy.worst({"distance": weak, "loss": strong})
     assert found["mia_auroc"] == 0.8 and found["mia_auroc_low"] == pytest.approx(0.7)
     assert found["mia_distance_auroc"] == 0.5
+
+
+def test_what_no_interval_is_known_of_does_not_pass_the_gate():
+    """Of four people an attack of AUROC 1 has the interval 0 to 1: its lower end is no proof that it fails."""
+    found = privacy.worst({"distance": privacy.attack(np.ones(40), np.zeros(40), np.arange(40) % 4, np.arange(40), P)})
+    assert found["mia_auroc"] == 1 and "mia_auroc_low" not in found and found["mia_distance_auroc_low"] == 0
+    good = {"val_kid_alexnet": 0.02, "memorised": 0.05, "coverage": 0.3}
+    p = params.read("params.yaml", "registry", gate.Registry)
+    assert gate.judge(good | found, p)["mia_auroc_low"].startswith("mia_auroc_low is not known")
+    off = p.model_copy(update={"largest_mia_auroc_low": 1.0})
+    assert not any(gate.judge(good | found, off).values())
 
 
 def test_every_timestep_has_the_same_weight():

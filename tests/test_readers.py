@@ -387,6 +387,8 @@ def test_labels_of_participants(tmp_path):
     save_nifti(tmp_path / "sub-01/anat/sub-01_T1w.nii.gz", volume())
     (tmp_path / "participants.tsv").write_text("participant_id\tage\tlabel\nsub-01\t40\tglioma\n")
     assert only(tmp_path).label == "glioma"
+    (tmp_path / "participants.tsv").write_text("participant_id\tage\tlabel\nsub-01\t40\tn/a\n")  # BIDS: not known
+    assert only(tmp_path).label == ""
     (tmp_path / "participants.tsv").write_text("id\tlabel\nsub-01\tglioma\n")
     with pytest.raises(UserError, match="participant_id"):
         readers.find(tmp_path)

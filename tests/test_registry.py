@@ -381,6 +381,27 @@ def test_nothing_is_registered_under_the_hash_of_another(project):
     assert "synthmri-vae" not in state()
 
 
+def test_a_new_model_does_not_go_out_with_the_scores_of_the_one_before(project):
+    """`dvc repro` was stopped between the two: each file is what dvc.lock says, and they do not match."""
+    tree = yaml.safe_load(Path("dvc.lock").read_text())
+    outs = {out["path"]: out for out in tree["stages"]["all"]["outs"]}
+    scored, drawn = outs.pop("metrics/vae.json"), outs.pop("data/samples/vae")
+    old = {"path": "models/vae", "md5": "of the model before"}
+    tree["stages"] = {
+        "all": {"outs": list(outs.values())},
+        "sample@vae": {"deps": [old], "outs": [drawn]},
+        "evaluate@vae": {"deps": [drawn], "outs": [scored]},
+    }
+    Path("dvc.lock").write_text(yaml.safe_dump(tree))
+    for act in (register._sync, lambda: register.export(model="vae", out=Path("out"))):
+        with pytest.raises(UserError, match="data/samples/vae was made from another models/vae than the one of now"):
+            act()
+    assert "synthmri-vae" not in state() and not Path("out").exists()
+    old["md5"] = outs["models/vae"]["md5"]
+    Path("dvc.lock").write_text(yaml.safe_dump(tree))
+    register.export(model="vae", out=Path("out"))
+
+
 def test_a_version_tells_how_to_restore_it_and_a_commit_its_versions(project, capsys):
     register._sync()
     capsys.readouterr()
@@ -723,6 +744,7 @@ def test_pictures_of_people_do_not_go_to_another_machine(project, tmp_path, monk
 def test_a_card_about_private_data_says_so(project):
     private()
     score("vae", memorised=0.9)
+    lock()
     register.export(model="vae", out=Path("out"))
     text = Path("out/README.md").read_text()
     assert "license: other" in text and "simulated" not in text and "private" in text

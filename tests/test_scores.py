@@ -264,6 +264,12 @@ def test_by_subject_is_the_spread_of_frechet_distances_over_cohorts():
     assert 0.6 < np.mean(found) / truth < 1.5
 
 
+def test_fewest_kept_is_what_the_smallest_subjects_have():
+    subjects = list("aaaabbc")
+    assert scores.fewest_kept(subjects, 0.5) == 3 and scores.fewest_kept(subjects, 0.3) == 1
+    assert scores.fewest_kept(["a"] * 9, 0.5) == 0
+
+
 def test_by_subject_keeps_subjects_whole_and_repeats():
     subjects = np.array(list("aaabbbccdddd"))
     rows = np.arange(12)[:, None]

@@ -105,8 +105,8 @@ def test_sets_that_cannot_be_compared_are_refused():
 
 def test_order_is_balanced_in_blocks_and_differs_between_readers():
     items = study.choose(held_out(), MODELS, P)
-    orders = [study.order(items, P, reader) for reader in range(P.readers)]
-    assert orders == [study.order(items, P, reader) for reader in range(P.readers)]
+    orders = [study.order(items, P, reader, 7) for reader in range(P.readers)]
+    assert orders == [study.order(items, P, reader, 7) for reader in range(P.readers)]
     assert len({tuple(order) for order in orders}) == P.readers
     for order in orders:
         shown = [i for i, again in order if not again]
@@ -118,12 +118,12 @@ def test_order_is_balanced_in_blocks_and_differs_between_readers():
 def test_repeats_are_of_every_source_and_far_from_the_first_time():
     items = study.choose(held_out(), MODELS, P)
     for reader in range(20):
-        order = study.order(items, P, reader)
+        order = study.order(items, P, reader, 7)
         again = [i for i, repeat in order if repeat]
         assert set(Counter(items[i].source for i in again).values()) == {1} and len(again) == 6
         first = {i: place for place, (i, repeat) in enumerate(order) if not repeat}
         assert all(place - first[i] >= 10 for place, (i, repeat) in enumerate(order) if repeat)
-    assert not any(repeat for _, repeat in study.order(items, P.model_copy(update={"repeats": 0.0}), 0))
+    assert not any(repeat for _, repeat in study.order(items, P.model_copy(update={"repeats": 0.0}), 0, 7))
 
 
 def test_power_is_what_simulated_studies_have():
@@ -142,12 +142,12 @@ def test_power_is_what_simulated_studies_have():
 # Packet --------------------------------------------------------------------------------------------------------------
 
 
-def write_packet(home: Path, p: study.Study = P, models: dict = MODELS) -> Path:
+def write_packet(home: Path, p: study.Study = P, models: dict = MODELS, secret: str = "secret") -> Path:
     sets = {"real": held_out(), **models}
     items = study.choose(sets["real"], models, p)
     images = [sets[item.source].images[item.row] for item in items]
     home.mkdir(exist_ok=True)
-    name = packet.write(home / "new", home / "key.csv", items, images, p, simulated=True)
+    name = packet.write(home / "new", home / "key.csv", items, images, p, secret=secret, simulated=True)
     (home / "key.csv").rename(home / f"key-{name}.csv")
     return (home / "new").rename(home / f"packet-{name}")
 
@@ -162,6 +162,23 @@ def home(tmp_path_factory):
 def test_packet_is_the_same_for_the_same_images_and_another_for_others(home, tmp_path):
     assert write_packet(tmp_path / "a").name == packet.find(home, "").name
     assert write_packet(tmp_path / "b", models=MODELS | {"vae": model(77)}).name != packet.find(home, "").name
+
+
+def test_names_and_orders_are_known_to_nobody_without_the_secret(home, tmp_path):
+    """The code and the seed are public, so neither may tell which images are real, nor where they come in the order."""
+    mine, yours = (packet.read(packet.find(folder, "")) for folder in (home, write_packet(tmp_path, secret="b").parent))
+    assert not set(mine.images) & set(yours.images)
+    pixels = {digest: name for name, digest in yours.hashes.items()}
+    same = [
+        pixels[mine.hashes[name]] == other
+        for (name, _), (other, _) in zip(mine.orders[0], yours.orders[0], strict=True)
+    ]
+    assert np.mean(same) < 0.2
+
+
+def test_a_server_open_to_the_network_is_told_its_name_first(home):
+    with pytest.raises(UserError, match="--host 0.0.0.0 needs --name"):
+        commands.serve(host="0.0.0.0", port=0, name=None, packet_name="", home=home)
 
 
 def test_nothing_about_a_file_tells_its_source(home):
@@ -493,7 +510,7 @@ def test_create_rate_export_score(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "48 images, 8 of each of 6 sources; 54 to rate" in said and "latent_diffusion: 100 %" in said
     assert "power: 4 readers find a mean difference" in said
-    assert len(list(home.iterdir())) == 2
+    assert len(list(home.glob("[!.]*"))) == 2
     opened = packet.read(packet.find(home, ""))
     db = Store(home / f"ratings-{opened.hash}.db", opened.hash, 4)
     for slot in range(2):

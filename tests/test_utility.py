@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from pydantic import ValidationError
 from sklearn.metrics import f1_score, roc_auc_score
 
 from stages import utility as stage
@@ -126,6 +127,20 @@ def test_fewer_people_are_whole_and_nested_and_of_every_class():
         assert len(kept) == people and len(rows) == 3 * people and before <= kept
         assert set(train.labels[rows]) == {0, 1}
         before = kept
+
+
+def test_people_with_slices_of_both_labels_are_a_kind_of_their_own():
+    labels, who = np.array([0, 1, 0, 0, 1, 1, 0, 1]), np.array([0, 0, 1, 1, 2, 2, 3, 3])
+    kinds = utility.kinds(labels, who)
+    assert list(kinds[[1, 2]]) == [0, 1] and kinds[0] == kinds[3] > 1
+    assert utility.obstacle(labels, (labels, who), np.array([0, 1]), ["a", "b"]) == ""
+    found = utility.obstacle(labels, (labels[2:6], who[2:6]), np.array([0, 1]), ["a", "b"])
+    assert found.startswith("1 held-out subject(s) have the label `a`")
+
+
+def test_the_verdict_is_about_all_real_slices():
+    with pytest.raises(ValidationError, match="1.0 must be one of them"):
+        utility.Utility(**SMALL.model_dump() | {"fractions": (0.1, 0.5)})
 
 
 def test_augmentation_keeps_what_it_shows():

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field
 
 from synthmri import diffusion, parallel, sampling, training
+from synthmri.errors import UserError
 from synthmri.params import Section
 
 
@@ -52,7 +53,10 @@ def new_scheduler():
     """1000 steps with betas from 1e-4 to 0.02 (Ho 2020, section 4). Images are confined to [-1, 1] on the way."""
     from diffusers import DDPMScheduler
 
-    return DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear", beta_start=1e-4, beta_end=0.02)
+    # Trailing steps begin where training's noise ends (Lin 2024, arXiv 2305.08891), whatever their number.
+    return DDPMScheduler(
+        num_train_timesteps=1000, beta_schedule="linear", beta_start=1e-4, beta_end=0.02, timestep_spacing="trailing"
+    )
 
 
 def fit(images: np.ndarray, p: Params, *, seed: int, points: int, checkpoint, tick, snapshot, device="cpu"):
@@ -60,6 +64,12 @@ def fit(images: np.ndarray, p: Params, *, seed: int, points: int, checkpoint, ti
 
     Arguments and errors as in `vae.fit`.
     """
+    unit = p.stem * 2 ** (len(p.channels) - 1)
+    if images.shape[1] % unit:
+        raise UserError(
+            f"images of {images.shape[1]} pixels are no multiple of {unit} = baselines.ddpm.stem x 2 for each channel "
+            "after the first; lower stem, or give fewer channels"
+        )
     config = {"params": p.model_dump(), "size": images.shape[1], "seed": seed}
     unet, scheduler = build(config).to(device), new_scheduler()
     optimizer = torch.optim.Adam(unet.parameters(), lr=p.learning_rate)
@@ -96,7 +106,7 @@ def sample(model, seeds, *, batch_size: int) -> np.ndarray:
     p, device = model.params, next(model.parameters()).device
     model.eval()
     scheduler = new_scheduler()
-    scheduler.set_timesteps(p.sample_steps)
+    sampling.set_steps(scheduler, p.sample_steps)
     shape = (p.stem**2, model.config.sample_size, model.config.sample_size)
 
     def draw(generators):

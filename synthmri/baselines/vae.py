@@ -19,7 +19,7 @@ from synthmri.params import Section
 class Params(Section):
     """Section `baselines.vae`."""
 
-    width: int = Field(ge=4, le=512)
+    width: int = Field(ge=4, le=512, multiple_of=4)
     latent: int = Field(ge=2, le=4096)
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=2)
