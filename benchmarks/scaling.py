@@ -252,8 +252,8 @@ def million(result: dict, cores: int, gpus: int) -> list[str]:
             if rows:
                 largest = max(rows, key=int)
                 each = rows[largest]["seconds"] / int(largest)
-                by, hours = ("in one process", 1) if step == "evaluate" else (f"x {name}", parts)
-                lines.append(f"{step}: {each:.5f} s x 1,000,000 {by} = {each * 1e6 / hours / 3600:.1f} h")
+                by, shared = ("in one process", 1) if step == "evaluate" else (f"x {name}", parts)
+                lines.append(f"{step}: {each:.5f} s x 1,000,000 {by} = {each * 1e6 / shared / 60:.0f} min")
     return lines
 
 

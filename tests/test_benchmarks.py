@@ -174,7 +174,7 @@ def test_scaling_measures_step_by_step_and_size_by_size(small, monkeypatch, caps
     assert found["dvc_repro_with_nothing_to_do_seconds"] is None  # no pipeline is here
     assert "| 1,000 | 1000 s | 300 MiB |  |  |" in text and "| 2,000 | 4000 s | 300 MiB | 2000 s | 900 MiB |" in text
     assert "as N to the power: preprocess 2.00." in text
-    assert f"{2e6 * found['machine']['cores'] / 64 / 3600:.1f} h" in text  # preprocess: 2 s a slice
+    assert f"{2e6 * found['machine']['cores'] / 64 / 60:.0f} min" in text  # preprocess: 2 s a slice
     with pytest.raises(UserError, match="--steps nap is none; the steps are preprocess, evaluate"):
         scaling.main(sizes=[1000], steps=["nap"])
 
