@@ -55,7 +55,12 @@ def main(
         for name in ("data", "autoencoder", "latent_diffusion", *TABLES)
     }
     measure.write(f"real_{profile}", {"commit": commit, **numbers})
-    chapters = [f"# {SETS[profile]}", f"Written by `python -m benchmarks.real {profile}`, of commit {commit}."]
+    chapters = [
+        f"# {SETS[profile]}",
+        f"Written by `python -m benchmarks.real {profile}`, of commit {commit}. How to read the tables: "
+        "[evaluation.md](evaluation.md), [utility_privacy.md](utility_privacy.md).",
+        f"![The first {SHOWN} synthetic slices of the latent diffusion model](real_{profile}.png)",
+    ]
     for name, title in TABLES.items():
         chapters += [f"## {title}", (metrics / f"{name}.md").read_text(encoding="utf-8").strip()]
     made = np.load(clone / "data" / "samples" / "latent_diffusion" / "samples.npy", mmap_mode="r")
