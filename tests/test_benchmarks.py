@@ -4,10 +4,12 @@ import importlib
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from benchmarks import (
     base,
@@ -17,6 +19,7 @@ from benchmarks import (
     measure,
     pays,
     preprocessing,
+    real,
     reconstruction,
     sampling,
     scaling,
@@ -114,6 +117,41 @@ def test_reconstruction_and_its_yardsticks(small, tiny_model, monkeypatch):
     assert set(found) == {"simulated", "simulated, linear", "simulated, WebP", "machine"}
     assert found["simulated"]["psnr"] < found["simulated, linear"]["psnr"]  # an untrained autoencoder
     assert 0 < found["simulated, WebP"]["bits_a_pixel"] < 8
+
+
+def test_real_slices_are_run_by_what_is_committed_and_told_with_its_commit(small, monkeypatch):
+    """The clone is there already, as after an interruption, and what is run in it is only noted."""
+    for name, root, words in (
+        ("brats", ".", "choose one of open_ms"),
+        ("open_ms", "none", "REAL_MRI is 'none'; name the folder"),
+    ):
+        monkeypatch.setenv("REAL_MRI", root)
+        with pytest.raises(UserError, match=words):
+            real.main(name, small / "scratch")
+    Path("open-ms").mkdir()
+    Path("docs").mkdir()
+    monkeypatch.setenv("REAL_MRI", ".")
+    metrics, made = (small / "scratch/open_ms" / name for name in ("metrics", "data/samples/latent_diffusion"))
+    metrics.mkdir(parents=True)
+    made.mkdir(parents=True)
+    for name in ("data", "autoencoder", "latent_diffusion", *real.TABLES):
+        (metrics / f"{name}.json").write_text(json.dumps({"of": name}))
+        (metrics / f"{name}.md").write_text(f"table of {name}")
+    np.save(made / "samples.npy", evaluation.textures(30, seed=0)[:, :64, :64])
+    ran = []
+
+    def run(command, **how):
+        ran.append((command[-1], how["cwd"]))
+        return SimpleNamespace(stdout="abc1234\n")
+
+    monkeypatch.setattr(real.subprocess, "run", run)
+    real.main("open_ms", small / "scratch")
+    assert ran == [("repro", metrics.parent), ("HEAD", metrics.parent)]
+    found = result("real_open_ms")
+    assert found["commit"] == "abc1234" and found["gate"] == {"of": "gate"}
+    page = Path("docs/real_open_ms.md").read_text()
+    assert "of commit abc1234" in page and all(f"table of {name}" in page for name in real.TABLES)
+    assert Image.open("docs/real_open_ms.png").size == (8 * 68 - 4, 3 * 68 - 4)
 
 
 def test_evaluation_agrees_with_torchmetrics(small, monkeypatch):
