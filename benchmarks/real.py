@@ -43,10 +43,12 @@ def main(
         raise UserError(f"REAL_MRI is {root!r}; name the folder of real volumes, which holds {SETS[profile]}")
     clone = scratch / profile
     if not clone.is_dir():
-        subprocess.run(["git", "clone", "--quiet", Path.cwd(), clone], check=True)
-        shutil.copytree(source, clone / "data" / "raw" / SETS[profile])
-        subprocess.run([sys.executable, "-m", "stages.profile", profile], cwd=clone, check=True)
-    subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=clone, check=True)
+        with common.replacing(clone) as part:  # a clone that is there is whole
+            subprocess.run(["git", "clone", "--quiet", Path.cwd(), part], check=True)
+            shutil.copytree(source, part / "data" / "raw" / SETS[profile])
+            subprocess.run([sys.executable, "-m", "stages.profile", profile], cwd=part, check=True)
+    if subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=clone).returncode:
+        raise UserError(f"`dvc repro` failed in {clone}, as told above; mend it and run this again: it goes on")
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=clone, check=True, capture_output=True, text=True)
     commit = git.stdout.strip()
     metrics = clone / "metrics"

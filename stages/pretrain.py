@@ -48,8 +48,8 @@ def main(
         return common.digest(section.model_dump(exclude={"steps"}), shared, runtime.model_dump(), *origin)
 
     first = checkpoints / f"{'decoder' if part == 'decoder' else 'autoencoder'}-{key(run.autoencoder)}.pt"
-    # The UNet is one of latents, and these change with every step of the autoencoder.
-    latents = common.digest(key(run.autoencoder), 0 if part == "decoder" else run.autoencoder.steps)
+    # The UNet is one of latents, and these change with every step of the autoencoder, unless that is taken as it is.
+    latents = common.digest(key(run.autoencoder), 0 if start and part == "unet" else run.autoencoder.steps)
     second = checkpoints / f"unet-{key(run.unet)}-{latents}.pt"
     with common.bars(per_second=1) as progress:
         if part != "unet":

@@ -80,7 +80,7 @@ def _enough(subjects: pd.Series, least: int, which: str, p: scores.Evaluate) -> 
     found = scores.fewest_kept(subjects, p.subsample_fraction)
     if found < least:
         print(
-            f"no uncertainty (*_std): half of the {which} people may have {found} images, and {least} are needed",
+            f"no uncertainty (*_std): the subsets of {which} people may hold {found} images, and {least} are needed",
             file=sys.stderr,
         )
     return found >= least

@@ -146,7 +146,7 @@ def kinds(labels: np.ndarray, who: np.ndarray) -> np.ndarray:
     classes = int(labels.max()) + 1
     held = np.zeros((int(who.max()) + 1, classes), bool)
     held[who, labels] = True
-    sets = classes + held @ (1 << np.arange(classes))
+    sets = classes + np.unique(held, axis=0, return_inverse=True)[1].ravel()
     return np.where(held.sum(axis=1) == 1, held.argmax(axis=1), sets)
 
 

@@ -138,13 +138,16 @@ def test_real_slices_are_run_by_what_is_committed_and_told_with_its_commit(small
         (metrics / f"{name}.json").write_text(json.dumps({"of": name}))
         (metrics / f"{name}.md").write_text(f"table of {name}")
     np.save(made / "samples.npy", evaluation.textures(30, seed=0)[:, :64, :64])
-    ran = []
+    ran, failed = [], 1
 
     def run(command, **how):
         ran.append((command[-1], how["cwd"]))
-        return SimpleNamespace(stdout="abc1234\n")
+        return SimpleNamespace(stdout="abc1234\n", returncode=failed)
 
     monkeypatch.setattr(real.subprocess, "run", run)
+    with pytest.raises(UserError, match="`dvc repro` failed in"):
+        real.main("open_ms", small / "scratch")
+    ran, failed = [], 0
     real.main("open_ms", small / "scratch")
     assert ran == [("repro", metrics.parent), ("HEAD", metrics.parent)]
     found = result("real_open_ms")

@@ -222,7 +222,7 @@ def test_one_held_out_subject_has_no_uncertainty(workspace, said):
 @pytest.mark.parametrize(
     "people, why",
     [
-        (["a"] * 6 + ["b"] * 6, "half of the held-out people may have 6 images, and 7 are needed"),
+        (["a"] * 6 + ["b"] * 6, "the subsets of held-out people may hold 6 images, and 7 are needed"),
         (["a"] * 6 + ["b"] * 5 + [""], "some slices are of nobody known"),
     ],
 )

@@ -243,18 +243,9 @@ def test_report_runs_no_foreign_html_and_git_gets_no_people(repro, tmp_path):
     made = []
     for simulated in (1, 0):
         (tmp_path / "metrics/data.json").write_text(json.dumps(counts | {"simulated": simulated}))
-        places = ["--out", str(tmp_path / "page.html"), "--picture", str(tmp_path / "small.png")]
-        run(
-            repro,
-            "python",
-            "-m",
-            "stages.report",
-            "--metrics",
-            str(tmp_path / "metrics"),
-            "--params",
-            "params.yaml",
-            *places,
-        )
+        places = ["--metrics", "metrics", "--out", "page.html", "--picture", "small.png"]
+        places[1::2] = [str(tmp_path / name) for name in places[1::2]]
+        run(repro, "python", "-m", "stages.report", "--params", "params.yaml", *places)
         made.append(((tmp_path / "page.html").read_text(), Image.open(tmp_path / "small.png").tobytes()))
         assert "<img src=x" not in made[-1][0] and "&lt;img src=x" in made[-1][0]
     (page, picture), (of_people, without) = made

@@ -16,7 +16,7 @@ from test_readers import AXIAL, save_dicom
 from test_slices import DATA, ball
 
 from stages import preprocess
-from synthmri import imageset
+from synthmri import imageset, params, slices
 from synthmri.errors import UserError
 
 RUNTIME = {"seed": 0, "threads": 1, "device": "cpu"}
@@ -225,15 +225,20 @@ def test_what_will_stop_a_later_stage_is_said_at_once(here, capfd):
     assert "warning" not in capfd.readouterr().err
 
 
-def test_a_volume_without_a_head_is_skipped_with_its_reason(here, capfd):
-    """One bright slice between those that the threshold is sought on, as in the mask of a lesion."""
+def test_a_volume_of_one_bright_voxel_gives_no_slice_and_stops_nothing(here):
+    """It lies between those that the threshold is sought on, as the mask of a small lesion may."""
     cohort()
     volume = np.zeros((80, 80, 80), np.float32)
     volume[41, 41, 41] = 1
-    nibabel.save(nibabel.Nifti1Image(volume, np.diag([3.0, 3.0, 3.0, 1.0])), "raw/patient0/roi_FLAIR.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(volume, np.diag([3.0, 3.0, 3.0, 1.0])), "raw/patient0/spot_FLAIR.nii.gz")
     _, metrics = run()
-    assert metrics["files"]["used"] == 10 or metrics["files_skipped"] == {"values": 1}
-    assert "Traceback" not in capfd.readouterr().err
+    assert metrics["files"] == {"found": 11, "asked_for": 11, "used": 10}
+    data = params.parse(DATA, "data", slices.Data)
+    with pytest.raises(UserError, match="no head stands out from the background"):
+        slices.from_volume(np.zeros((80, 80, 80)), (3.0, 3.0, 3.0), data)
+    assert slices.from_pictures(np.zeros((1, 80, 80)), data.model_copy(update={"min_head_fraction": 0.0})).dropped == {
+        "empty": 1
+    }
 
 
 def test_bad_files_are_counted_up_to_a_bound(here):
