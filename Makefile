@@ -1,12 +1,13 @@
-# make repro | make test: each does all of its own set-up
+# make repro | make quick | make test: each does all of its own set-up
 PYTHON ?= python3.11
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 PORT ?= 5000
 
-.PHONY: help install repro ui study test lint
+.PHONY: help install repro quick ui study test lint
 help:
 	@echo "make repro   set up .venv, run the whole pipeline, show a summary"
+	@echo "make quick   a first look in minutes: all of it small, in a clone of its own (.quick)"
 	@echo "make ui      browse models and runs in MLflow on http://127.0.0.1:5000"
 	@echo "make test    set up .venv, run the tests"
 	@echo "make study   rate real and synthetic slices in a browser, blinded (PACKET= where there are several)"
@@ -28,16 +29,23 @@ $(VENV)/.installed: pyproject.toml constraints.txt synthmri/torchvision_cpu.py
 	@touch $@
 
 repro: install
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/dvc repro
 	@$(BIN)/python -m stages.register --sync
 	@$(BIN)/python -m stages.summary
+
+# In a clone of its own: params.yaml and the results here stay as they are.
+quick: install
+	rm -rf .quick
+	git clone --quiet . .quick
+	cd .quick && PATH="$(abspath $(BIN)):$$PATH" && python -m stages.profile quick && dvc repro && python -m stages.summary
+	@echo "A first look: 128 px, few people, short trainings. All of it on one page: .quick/metrics/report.html"
 
 ui: install
 	$(BIN)/python -m stages.register --sync --ui --port $(PORT)
 
 # Two workers, each a file at a time, in the order of tests/conftest.py.
 test: install
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The same samples make the same packet; new ones a second, and then PACKET says which of them is read.
 study: install

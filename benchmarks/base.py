@@ -40,6 +40,7 @@ def main(
 ):
     """Write benchmarks/results/base.json."""
     runtime = common.start()
+    precision = common.precision(runtime)
     run = params.read(common.PARAMS, "pretrain", pretrain.Pretrain)
     p = params.read(common.PARAMS, "sample", sampling.Sample).model_copy(update={"steps": steps})
     first, prompts = heads(run, n, SEED)
@@ -49,8 +50,8 @@ def main(
     def progress(starts, count):
         return common.progress(starts, "sampled batches", count)
 
-    drawn = ldm.sample(pipe, prompts, list(range(n)), p, size=run.image_size, progress=progress)
-    rebuilt = autoencoder.reconstruct(pipe.vae, second, batch=16, bf16=p.bf16)
+    drawn = ldm.sample(pipe, prompts, list(range(n)), p, size=run.image_size, precision=precision, progress=progress)
+    rebuilt = autoencoder.reconstruct(pipe.vae, second, batch=16, precision=precision)
     sets = {"other heads": first, "rebuilt": rebuilt, "samples": drawn}
     reference = features.alexnet(second, device=runtime.device)
     found = {name: features.alexnet(images, device=runtime.device) for name, images in sets.items()}

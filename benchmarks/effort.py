@@ -45,7 +45,7 @@ def latent_diffusion(tree: dict, slices: int) -> dict[str, float]:
     pipe = ldm.load(p.base_model)
     edge = tree["data"]["image_size"] // 8
     mean = np.random.default_rng(0).standard_normal((2, 1, pipe.unet.config.in_channels, edge, edge), np.float32)
-    small = p.model_copy(update={"epochs": 1, "batch_size": 2, "precision": "no"})
+    small = p.model_copy(update={"epochs": 1, "batch_size": 2})
     with tempfile.TemporaryDirectory() as folder:
         _, operations = ldm.finetune(pipe, mean, 0 * mean, ["", ""], small, checkpoint=Path(folder) / "one.pt")
     evaluations = ldm.evaluations(["a prompt"], drawing)

@@ -20,9 +20,10 @@ import typer
 from benchmarks import measure
 from stages import common
 from synthmri import autoencoder, imageset, ldm, params, prompt
+from synthmri.precision import autocast
 
 
-def textbook(pipe, images: np.ndarray, texts: list[str], p: ldm.Finetune, steps: int) -> float:
+def textbook(pipe, images: np.ndarray, texts: list[str], p: ldm.Finetune, steps: int, precision) -> float:
     """Seconds a step of the loop of the example: VAE and text encoder run on every batch; plain loss; AdamW and EMA."""
     from diffusers.training_utils import EMAModel
 
@@ -39,7 +40,7 @@ def textbook(pipe, images: np.ndarray, texts: list[str], p: ldm.Finetune, steps:
         rows = torch.randint(len(images), (p.batch_size,), generator=generator).numpy()
         x = autoencoder.to_tensor(images[rows])
         ids = ldm.tokens(pipe, [texts[row] for row in rows])
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=p.precision == "bf16"):
+        with autocast("cpu", precision):
             with torch.no_grad():
                 latents = autoencoder.posterior(pipe.vae.encode(x))[0].float() * pipe.vae.config.scaling_factor
                 states = pipe.text_encoder(ids)[0]
@@ -61,14 +62,15 @@ def textbook(pipe, images: np.ndarray, texts: list[str], p: ldm.Finetune, steps:
     return float(np.median(times[2:]))
 
 
-def ours(pipe, mean: np.ndarray, std: np.ndarray, texts: list[str], p: ldm.Finetune, steps: int) -> float:
+def ours(pipe, mean: np.ndarray, std: np.ndarray, texts: list[str], p: ldm.Finetune, steps: int, precision) -> float:
     """Seconds a step of ldm.finetune."""
     ticks = []
     rows = np.resize(np.arange(len(texts)), steps * p.batch_size)
     with tempfile.TemporaryDirectory() as folder:
         ldm.finetune(
             pipe, mean[rows], std[rows], [texts[row] for row in rows], p.model_copy(update={"epochs": 1}),
-            checkpoint=Path(folder) / "c.pt", tick=lambda step, loss: ticks.append(time.perf_counter()),
+            checkpoint=Path(folder) / "c.pt", precision=precision,
+            tick=lambda step, loss: ticks.append(time.perf_counter()),
         )  # fmt: skip
     return float(np.median(np.diff(ticks)[1:]))
 
@@ -80,22 +82,26 @@ def main(
     compiled: Annotated[bool, typer.Option("--compiled", help="time our side with finetune.compile too")] = False,
 ):
     """Write benchmarks/results/finetuning.json."""
-    common.start()
+    precision = common.precision(common.start())
     p = params.read(common.PARAMS, "finetune", ldm.Finetune)
     train = imageset.read(images)
     texts = prompt.prompts(train.manifest, params.read(common.PARAMS, "prompt", prompt.Prompt))
     pipe = ldm.load(base)
     some, once = np.array(train.images[:64]), params.read(common.PARAMS, "encode", autoencoder.Encode)
-    mean, std = autoencoder.encode(pipe.vae, some, batch=once.batch_size, bf16=once.bf16)
-    one = measure.seconds(lambda: autoencoder.encode(pipe.vae, some, batch=once.batch_size, bf16=once.bf16)) / len(some)
+    mean, std = autoencoder.encode(pipe.vae, some, batch=once.batch_size, precision=precision)
+    one = measure.seconds(lambda: autoencoder.encode(pipe.vae, some, batch=once.batch_size, precision=precision)) / len(
+        some
+    )
     views = 2 if once.flip else 1
     encode_once = one * views * p.batch_size / p.epochs  # a step's share of it
-    our_step = ours(pipe, mean[:, None], std[:, None], texts[: len(some)], p, steps) + encode_once
-    their_step = textbook(ldm.load(base), some, texts[: len(some)], p, steps)
+    our_step = ours(pipe, mean[:, None], std[:, None], texts[: len(some)], p, steps, precision) + encode_once
+    their_step = textbook(ldm.load(base), some, texts[: len(some)], p, steps, precision)
     extra = {}
     if compiled:
         again = p.model_copy(update={"compile": True})
-        step = ours(ldm.load(base), mean[:, None], std[:, None], texts[: len(some)], again, steps) + encode_once
+        step = (
+            ours(ldm.load(base), mean[:, None], std[:, None], texts[: len(some)], again, steps, precision) + encode_once
+        )
         extra["ours_compiled"] = {"slices_per_second": p.batch_size / step}
     measure.write(
         "finetuning",
@@ -105,7 +111,7 @@ def main(
             **extra,
             "textbook": {"slices_per_second": p.batch_size / their_step},
             "batch": p.batch_size,
-            "precision": p.precision,
+            "precision": precision,
             "epochs": p.epochs,
         },
     )

@@ -54,17 +54,19 @@ def main(
     root = os.environ.get("REAL_MRI")
     if not root:
         raise UserError("REAL_MRI is not set; name the folder of real volumes, which holds open-ms and t1ce-tumor")
-    common.start()
+    precision = common.precision(common.start())
     file = measure.RESULTS / "pays.json"
     result = json.loads(file.read_text(encoding="utf-8")) if only and file.is_file() else {}
     for name in [only] if only else SETS:
         with tempfile.TemporaryDirectory() as folder:
             sets = preprocessed(Path(root) / name, SETS[name], Path(folder))
-            result[name] = both(imageset.read(sets / "train"), imageset.read(sets / "test"), Path(folder), steps)
+            result[name] = both(
+                imageset.read(sets / "train"), imageset.read(sets / "test"), Path(folder), steps, precision
+            )
         measure.write("pays", result)
 
 
-def both(train: imageset.ImageSet, test: imageset.ImageSet, folder: Path, steps: int) -> dict:
+def both(train: imageset.ImageSet, test: imageset.ImageSet, folder: Path, steps: int, precision: str) -> dict:
     """FD and KID to the held-out slices after training, from the base and from random weights of its UNet."""
     rows = imageset.evenly(len(train), MOST_TRAIN)
     images, manifest = np.array(train.images[rows]), train.manifest.iloc[rows]
@@ -77,13 +79,15 @@ def both(train: imageset.ImageSet, test: imageset.ImageSet, folder: Path, steps:
     held_out = features.alexnet(np.array(test.images), batch=16)
 
     vae = autoencoder.load(Path(p.base_model) / "vae")
-    adaptation.adapt(vae, images, "decoder", how, features.lpips_model(), checkpoint=folder / "adapt.pt")
-    views = [autoencoder.encode(vae, view, batch=16, bf16=True) for view in (images, images[:, :, ::-1])]
+    adaptation.adapt(
+        vae, images, "decoder", how, features.lpips_model(), checkpoint=folder / "adapt.pt", precision=precision
+    )
+    views = [autoencoder.encode(vae, view, batch=16, precision=precision) for view in (images, images[:, :, ::-1])]
     mean, std = (np.stack([view[part] for view in views], axis=1) for part in (0, 1))
 
     def distances(pipe) -> dict[str, float]:
         seeds = list(range(drawing.seed, drawing.seed + n))
-        made = ldm.sample(pipe, prompt.drawn(texts, seeds), seeds, drawing, size=images.shape[1])
+        made = ldm.sample(pipe, prompt.drawn(texts, seeds), seeds, drawing, size=images.shape[1], precision=precision)
         values = features.alexnet(made, batch=16)
         return {
             "fd_alexnet": scores.frechet_distance(values, held_out),
@@ -97,7 +101,7 @@ def both(train: imageset.ImageSet, test: imageset.ImageSet, folder: Path, steps:
         if start == "scratch":
             torch.manual_seed(p.seed)
             pipe.unet = type(pipe.unet).from_config(pipe.unet.config)
-        ldm.finetune(pipe, mean, std, texts, p, checkpoint=folder / f"{start}.pt")
+        ldm.finetune(pipe, mean, std, texts, p, checkpoint=folder / f"{start}.pt", precision=precision)
         outcome[start] = distances(pipe)
     real = features.alexnet(images[np.random.default_rng(0).choice(len(images), min(n, len(images)), replace=False)])
     return {

@@ -65,7 +65,7 @@ def main(
     ]
     for name, title in TABLES.items():
         chapters += [f"## {title}", (metrics / f"{name}.md").read_text(encoding="utf-8").strip()]
-    made = np.load(clone / "data" / "samples" / "latent_diffusion" / "samples.npy", mmap_mode="r")
+    made = np.load(clone / "data" / "samples" / "latent_diffusion" / "images.npy", mmap_mode="r")
     sheet = plots.contact_sheet(np.array(made[:SHOWN]), columns=8)
     docs = Path("docs")
     with (

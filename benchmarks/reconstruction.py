@@ -80,7 +80,7 @@ def main(
 
     Writes benchmarks/results/reconstruction.json.
     """
-    common.start()
+    precision = common.precision(common.start())
     how = params.read(common.PARAMS, "adapt", adaptation.Adapt)
     data = params.read(common.PARAMS, "data", slices.Data)
     root = os.environ.get("REAL_MRI")
@@ -95,7 +95,7 @@ def main(
         return {"n": len(images)} | {key: round(value, 4) for key, value in values.items()}
 
     for name, images in sets.items():
-        decoded = autoencoder.reconstruct(vae, images, batch=16, bf16=True)
+        decoded = autoencoder.reconstruct(vae, images, batch=16, precision=precision)
         rows[name] = row(decoded, images)
         rows[f"{name}, linear"] = row(linear(images, vae.config.latent_channels), images)
         coded, bits = webp(images, quality=5)
@@ -105,8 +105,10 @@ def main(
             only_l1 = how.model_copy(update={"steps": ceiling, "perceptual": 0.0, "adversarial": 0.0})
             with tempfile.TemporaryDirectory() as folder, common.counter(f"{name}: ceiling", ceiling) as tick:
                 checkpoint = Path(folder) / "ceiling.pt"
-                adaptation.adapt(pupil, images, "full", only_l1, lpips, checkpoint=checkpoint, tick=tick)
-            fitted = autoencoder.reconstruct(pupil, images, batch=16, bf16=True)
+                adaptation.adapt(
+                    pupil, images, "full", only_l1, lpips, checkpoint=checkpoint, precision=precision, tick=tick
+                )
+            fitted = autoencoder.reconstruct(pupil, images, batch=16, precision=precision)
             rows[f"{name}, trained on them"] = row(fitted, images) | {"steps": ceiling}
         if show:
             show.mkdir(parents=True, exist_ok=True)

@@ -29,13 +29,13 @@ def main(
     whole: Annotated[bool, typer.Option(help="run all 1000 steps of the original's recipe")] = False,
 ):
     """Write benchmarks/results/sampling.json."""
-    common.start()
+    precision = common.precision(common.start())
     p = params.read(common.PARAMS, "sample", sampling.Sample)
     pipe = ldm.load(model)
     size = ldm.image_size(pipe)
 
     def ours() -> None:
-        ldm.sample(pipe, [PROMPT] * p.batch_size, range(p.batch_size), p, size=size)
+        ldm.sample(pipe, [PROMPT] * p.batch_size, range(p.batch_size), p, size=size, precision=precision)
 
     ours_rate = p.batch_size / measure.seconds(ours, repeats=2)
 
@@ -73,11 +73,11 @@ def main(
             "ratio": ours_rate / original_rate,
             "ours": {
                 "images_per_second": ours_rate, "steps": p.steps, "guidance": p.guidance, "scheduler": p.scheduler,
-                "batch": p.batch_size, "bf16": p.bf16,
+                "batch": p.batch_size, "precision": precision,
             },
             "original": {
                 "images_per_second": original_rate, "steps": STEPS, "guidance": GUIDANCE, "scheduler": "ddpm",
-                "batch": BATCH, "bf16": False, "extrapolated": not whole,
+                "batch": BATCH, "precision": "fp32", "extrapolated": not whole,
             },
         },
     )  # fmt: skip

@@ -29,14 +29,16 @@ def main(
 ):
     """Seconds, FD and KID of each; `ratio` is of images a second, tuned to original."""
     runtime = common.start()
+    own = common.precision(runtime)
     tuned = params.read(common.PARAMS, "sample", sampling.Sample)
     words = params.read(common.PARAMS, "prompt", prompt.Prompt)
     overlay = yaml.safe_load(profile.read_text(encoding="utf-8"))
     recipes = {
-        "tuned": (tuned, words),
+        "tuned": (tuned, words, own),
         "original": (
             params.parse(tuned.model_dump() | overlay["sample"], "sample", sampling.Sample, str(profile)),
             params.parse(words.model_dump() | overlay["prompt"], "prompt", prompt.Prompt, str(profile)),
+            overlay["runtime"]["precision"],
         ),
     }
     known, held_out = imageset.read(train), imageset.read(test).images
@@ -50,15 +52,15 @@ def main(
         return {name: round(value, 4) for name, value in zip(("fd_alexnet", "kid_alexnet"), pair, strict=True)}
 
     rows = {}
-    for name, (p, template) in recipes.items():
+    for name, (p, template, precision) in recipes.items():
         p = p.model_copy(update={"batch_size": min(p.batch_size, n)})  # a batch is filled up, which would cost time
         texts = prompt.drawn(prompt.prompts(known.manifest, template), seeds)
         start = time.perf_counter()
-        drawn = ldm.sample(pipe, texts, seeds, p, size=held_out.shape[1], progress=_progress)
+        drawn = ldm.sample(pipe, texts, seeds, p, size=held_out.shape[1], precision=precision, progress=_progress)
         seconds = time.perf_counter() - start
         rows[name] = {
             "guidance": p.guidance, "steps": p.steps, "scheduler": p.scheduler, "batch_size": p.batch_size,
-            "bf16": p.bf16, "prompts": any(texts), "network_evaluations": ldm.evaluations(texts, p),
+            "precision": precision, "prompts": any(texts), "network_evaluations": ldm.evaluations(texts, p),
             "seconds": round(seconds, 1), "images_per_second": round(n / seconds, 4), **distances(drawn),
         }  # fmt: skip
         print(name, rows[name], flush=True)

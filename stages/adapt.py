@@ -26,6 +26,7 @@ def main(
 ):
     """Train by section `adapt` what finetune.autoencoder names; kept only if it rebuilds validation slices better."""
     runtime = launch.start()
+    precision = common.precision(runtime)
     part = params.read(common.PARAMS, "finetune", ldm.Finetune).autoencoder
     p = params.read(common.PARAMS, "adapt", adaptation.Adapt)
     parallel.check(p.batch_size, "adapt.batch_size")
@@ -34,7 +35,7 @@ def main(
     lpips = features.lpips_model(device=runtime.device)
 
     def measure(vae) -> dict[str, float]:
-        decoded = autoencoder.reconstruct(vae, held_out, batch=p.batch_size, bf16=p.bf16)
+        decoded = autoencoder.reconstruct(vae, held_out, batch=p.batch_size, precision=precision)
         values = scores.resemblance(decoded, held_out, lpips, batch=p.batch_size)
         l1 = np.abs(decoded.astype(float) - held_out).mean() / 127.5
         return values | {"loss": float(l1) + p.perceptual * values["lpips"]}
@@ -42,11 +43,14 @@ def main(
     vae = ldm.load(base, device=runtime.device).vae
     before = after = measure(vae)
     if part != "none":
-        key = common.digest(common.code(), part, p.model_dump(), runtime.model_dump(), parallel.count(), images, base)
+        key = common.digest(
+            common.code(), part, p.model_dump(), runtime.model_dump(), precision, parallel.count(), images, base
+        )
         with common.counter(f"adapting: {part}", p.steps) as tick:
             adaptation.adapt(
-                vae, imageset.read(images).images, part, p, lpips, checkpoint=checkpoints / f"{key}.pt", tick=tick
-            )
+                vae, imageset.read(images).images, part, p, lpips,
+                precision=precision, checkpoint=checkpoints / f"{key}.pt", tick=tick,
+            )  # fmt: skip
         after = measure(vae)
         if after["loss"] >= before["loss"]:
             print("the adapted autoencoder rebuilds validation slices no better: the base's is kept", file=sys.stderr)

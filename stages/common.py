@@ -100,6 +100,25 @@ def start() -> params.Runtime:
     return runtime
 
 
+def precision(runtime: params.Runtime, *, scaler: bool = False) -> str:
+    """The format that networks compute in here (`synthmri.precision`), told on standard error with the reason.
+
+    scaler: whether a loss scaler is in the loop. Warns, with what it costs, of one that the hardware only emulates.
+    """
+    from synthmri import precision as formats
+
+    chosen, why = formats.choose(runtime.precision, runtime.device, scaler=scaler)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"precision {chosen}: {why}", file=sys.stderr)
+        if chosen == "bf16" and not formats.native_bf16(runtime.device):
+            print(
+                f"warning: emulated bf16 takes {formats.slowdown(chosen, runtime.device):.1f} times as long as float32 "
+                "(a convolution, measured now); set runtime.precision to auto",
+                file=sys.stderr,
+            )
+    return chosen
+
+
 def settle(threads: int) -> None:
     """Set the threads of torch, here or in a worker: their number changes the rounding of sums."""
     import torch
@@ -221,10 +240,12 @@ def forget_origin(folder: Path) -> None:
 
 
 def write_metrics(path: Path, tree: dict) -> None:
-    """JSON of finite numbers to six significant digits: nothing smaller means anything."""
+    """JSON of finite numbers to six significant digits: nothing smaller means anything. Words stay as they are."""
 
     def rounded(value):
-        return {key: rounded(item) for key, item in value.items()} if isinstance(value, dict) else float(f"{value:.6g}")
+        if isinstance(value, dict):
+            return {key: rounded(item) for key, item in value.items()}
+        return value if isinstance(value, str) else float(f"{value:.6g}")
 
     try:
         text = json.dumps(rounded(tree), indent=1, allow_nan=False)
@@ -241,7 +262,7 @@ def _not_finite(tree: dict, where: str = "") -> list[str]:
     for key, value in tree.items():
         if isinstance(value, dict):
             names += _not_finite(value, f"{where}{key}.")
-        elif not math.isfinite(value):
+        elif not isinstance(value, str) and not math.isfinite(value):
             names.append(f"{where}{key}")
     return names
 

@@ -18,6 +18,7 @@ def main(
 ):
     """Store the posterior's mean and standard deviation of every slice and, with encode.flip, of its mirror image."""
     runtime = common.start()
+    precision = common.precision(runtime)
     p = params.read(common.PARAMS, "encode", autoencoder.Encode)
     slices = imageset.read(images).images
     vae = autoencoder.load(model, device=runtime.device)
@@ -25,7 +26,7 @@ def main(
 
     def encoded(start: int) -> list[np.ndarray]:  # mean and deviation, (<= batch, views, 4, h, w) each
         batch = [
-            autoencoder.encode(vae, view[start : start + p.batch_size], batch=p.batch_size, bf16=p.bf16)
+            autoencoder.encode(vae, view[start : start + p.batch_size], batch=p.batch_size, precision=precision)
             for view in views
         ]
         return [np.stack(kind, axis=1) for kind in zip(*batch, strict=True)]

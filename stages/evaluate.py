@@ -36,6 +36,7 @@ def main(
 ) -> None:
     """Distances, resemblances, memorisation and, where there is an autoencoder, reconstruction."""
     runtime = common.start()
+    precision = common.precision(runtime)
     p = params.read(common.PARAMS, "evaluate", scores.Evaluate)
     reference_set = reference(train, train_features, test, test_features, p)
     made = read_set(samples, p.min_images)
@@ -66,7 +67,7 @@ def main(
         result["fd_alexnet_reduction"] = (distance - result["fd_alexnet"]) / distance
     some = imageset.evenly(len(reference_set.test), RECONSTRUCTED)
     originals = np.array(reference_set.test[some])
-    rebuilt = reconstruction(code, model, runtime.device, originals)
+    rebuilt = reconstruction(code, model, originals, device=runtime.device, precision=precision)
     if rebuilt is not None:
         values_now = features.alexnet(rebuilt, batch=p.batch_size, device=runtime.device)
         pairs_now = scores.resemblance(rebuilt, originals, lpips, batch=p.batch_size)
@@ -108,12 +109,12 @@ def reference(
     return scorecard.Reference(train_set.images, test_set.images, train_values, test_values, subjects)
 
 
-def reconstruction(code: str, model: Path, device: str, images: np.ndarray) -> np.ndarray | None:
+def reconstruction(code: str, model: Path, images: np.ndarray, *, device: str, precision: str) -> np.ndarray | None:
     """uint8 (N, H, W) through the model's autoencoder and back; None for a model without one."""
     module = importlib.import_module(f"synthmri.{code.replace('/', '.')}")
     if not hasattr(module, "reconstruct"):
         return None
-    return module.reconstruct(module.load(model, device=device), images, batch=16)
+    return module.reconstruct(module.load(model, device=device), images, batch=16, precision=precision)
 
 
 def read_set(folder: Path, least: int) -> imageset.ImageSet:

@@ -11,6 +11,7 @@ import typer
 
 from stages import common, launch
 from synthmri import autoencoder, imageset, ldm, parallel, params, progression, prompt, sampling
+from synthmri import precision as formats
 
 
 def main(
@@ -26,6 +27,7 @@ def main(
 ):
     """Train by section `finetune`, with prompts by section `prompt`."""
     runtime = launch.start()
+    precision = common.precision(runtime, scaler=True)
     p = params.read(common.PARAMS, "finetune", ldm.Finetune)
     words = params.read(common.PARAMS, "prompt", prompt.Prompt)
     progress = params.read(common.PARAMS, "progression", progression.Progression)
@@ -34,22 +36,25 @@ def main(
     texts = prompt.prompts(train.manifest, words)
     key = common.digest(
         common.code(), p.model_dump(), words.model_dump(), progress.model_dump(exclude={"baseline_points"}),
-        runtime.model_dump(), parallel.count(), latents, base, vae, images / "manifest.csv",
+        runtime.model_dump(), precision, parallel.count(), latents, base, vae, images / "manifest.csv",
     )  # fmt: skip
     pipe = ldm.load(base, device=runtime.device)
     pipe.vae = autoencoder.load(vae, device=runtime.device)
     pipe.unet.register_to_config(sample_size=mean.shape[-1])  # so that it draws this size unless told otherwise
     store, shown = progression.Store(checkpoints / key), progression.epochs_shown(p.epochs, progress.points)
     seeds = list(range(progress.n))
+    drawing, _ = formats.choose(runtime.precision, runtime.device)  # no loss scaler is in that loop
     # Settings of its own: a change of section `sample` must not train the model again.
     fast = sampling.Sample(
         n=progress.n, seed=0, steps=progress.steps, guidance=1.0, scheduler="sde-dpmsolver++",
-        batch_size=progress.batch_size, bf16=p.precision != "no", channels=1,
+        batch_size=progress.batch_size,
     )  # fmt: skip
 
     def snapshot(epoch: int) -> None:
         if epoch in shown:
-            images_now = ldm.sample(pipe, prompt.drawn(texts, seeds), seeds, fast, size=train.images.shape[1])
+            images_now = ldm.sample(
+                pipe, prompt.drawn(texts, seeds), seeds, fast, size=train.images.shape[1], precision=drawing
+            )
             if parallel.is_main():
                 store.put(shown.index(epoch), images_now)
 
@@ -57,7 +62,7 @@ def main(
     with common.counter("fine-tuning steps", steps) as tick:
         history, operations = ldm.finetune(
             pipe, mean, std, texts, p, checkpoint=checkpoints / f"{key}.pt", token=words.token,
-            device=runtime.device, tick=tick, snapshot=snapshot,
+            device=runtime.device, precision=precision, tick=tick, snapshot=snapshot,
         )  # fmt: skip
     if not parallel.is_main():
         return
@@ -92,6 +97,7 @@ def main(
                 "images_seen": p.epochs * len(texts),
                 "teraflop": operations / 1e12,
                 "epochs": p.epochs,
+                "precision": precision,
             },
         )
 

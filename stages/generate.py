@@ -56,6 +56,7 @@ def main(
         seeds,
         p,
         size=size,
+        precision=common.precision(runtime),
         progress=lambda starts, k: common.progress(starts, "sampled batches", k),
     )
     with common.replacing(out) as folder:

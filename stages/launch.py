@@ -40,6 +40,13 @@ def start() -> params.Runtime:
                 f"parallel.processes = {processes}, but torch sees {torch.cuda.device_count()} GPUs here, and each "
                 "process wants one; lower it"
             )
+        elif runtime.device == "cpu" and processes * runtime.threads > (cores := os.cpu_count() or 1):
+            print(
+                f"warning: parallel.processes = {processes} of runtime.threads = {runtime.threads} each are more than "
+                f"{cores} cores: such processes slow each other more than twofold; set runtime.threads to "
+                f"{max(1, cores // processes)}",
+                file=sys.stderr,
+            )
         sys.exit(_run(processes))
     return runtime
 

@@ -35,6 +35,7 @@ def main(
     if out.exists() and any(out.iterdir()) and not (out / "model_index.json").is_file():
         raise UserError(f"{out} holds something else than a pipeline, which would be replaced; name another --out")
     runtime = launch.start()
+    precision = common.precision(runtime)
     from synthmri import ldm, pretrain, training
 
     run = params.read(common.PARAMS, "pretrain", pretrain.Pretrain)
@@ -43,9 +44,9 @@ def main(
 
     # Steps only say how far to go: every other parameter names another training. The code does not: it runs for hours.
     def key(section) -> str:
-        shared = run.model_dump(include={"seed", "image_size", "bf16"})
+        shared = run.model_dump(include={"seed", "image_size"})
         origin = [start] if start else []
-        return common.digest(section.model_dump(exclude={"steps"}), shared, runtime.model_dump(), *origin)
+        return common.digest(section.model_dump(exclude={"steps"}), shared, runtime.model_dump(), precision, *origin)
 
     first = checkpoints / f"{'decoder' if part == 'decoder' else 'autoencoder'}-{key(run.autoencoder)}.pt"
     # The UNet is one of latents, and these change with every step of the autoencoder, unless that is taken as it is.
@@ -58,7 +59,7 @@ def main(
             tick = _ticker(progress, "autoencoder", run.autoencoder.steps, first.with_suffix(".csv"))
             vae = pretrain.fit_autoencoder(
                 run.autoencoder, run, features.lpips_model(device=runtime.device), first, runtime.device, tick,
-                start=pipe.vae if pipe else None, part="decoder" if part == "decoder" else "full",
+                precision=precision, start=pipe.vae if pipe else None, part="decoder" if part == "decoder" else "full",
             )  # fmt: skip
         elif pipe:
             vae = pipe.vae
@@ -89,7 +90,7 @@ def main(
             pretrain.standardise(vae, run)  # its encoder has moved
         if part != "decoder":
             tick = _ticker(progress, "unet", run.unet.steps, second.with_suffix(".csv"))
-            pretrain.fit_unet(pipe, run, second, runtime.device, tick)
+            pretrain.fit_unet(pipe, run, second, runtime.device, tick, precision=precision)
     if not parallel.is_main():
         return
     with common.replacing(out) as part_folder:

@@ -31,6 +31,7 @@ def main(
 ) -> None:
     """Membership inference by section `privacy`, for each model: train against validation and test slices."""
     runtime = common.start()
+    precision = common.precision(runtime)
     p = params.read(common.PARAMS, "privacy", privacy.Privacy)
     words = params.read(common.PARAMS, "prompt", prompt.Prompt)
     sets = {name: imageset.read(slices / name) for name in ("train", "val", "test")}
@@ -63,7 +64,7 @@ def main(
                 errors = [
                     module.denoising_errors(
                         module.load(models / each, device=runtime.device), pictures, texts, p.timesteps,
-                        seed=p.seed, batch=p.batch_size,
+                        seed=p.seed, batch=p.batch_size, precision=precision,
                     )
                     for each in (name, before) if each
                 ]  # fmt: skip

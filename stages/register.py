@@ -186,6 +186,7 @@ def _entry(
         "scored_as": " ".join(_hash(locked, METRICS / f"{file}.json") for file in (name, *OF_SCORES)),
         "git_head": _git("rev-parse", "HEAD") or "none",
         "machine": f"{platform.machine()}, {os.cpu_count()} processors, {runtime.device}",
+        "precision": effort["precision"],
         "data": "private" if private else "simulated, not patients",
     }
     if os.environ.get("DVC_EXP_NAME"):
@@ -207,6 +208,7 @@ def _entry(
         },
         config={
             "code": CODE[name], "sample": drawing.model_dump(), "threads": runtime.threads, "device": runtime.device,
+            "precision": runtime.precision,
         },
         example=[{"seed": drawing.seed, "n": 1}],
         requirements=_requirements(),

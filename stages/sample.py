@@ -1,11 +1,10 @@
-"""Draw an ImageSet from a trained model, with PNGs and one .npy beside it."""
+"""Draw an ImageSet from a trained model, with a PNG an image beside it."""
 
 import importlib
 import sys
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import pandas as pd
 import typer
 from PIL import Image
@@ -18,12 +17,13 @@ def main(
     code: Annotated[str, typer.Option(help="module that draws, below synthmri: ldm, baselines/vae, ...")],
     model: Annotated[Path, typer.Option(help="folder of the trained model")],
     images: Annotated[Path, typer.Option(help="ImageSet of the training slices, whose prompts are drawn from")],
-    out: Annotated[Path, typer.Option(help="folder of the ImageSet, png/ and samples.npy")],
+    out: Annotated[Path, typer.Option(help="folder of the ImageSet, with a PNG an image in png/")],
     sheet: Annotated[Path, typer.Option(help="PNG contact sheet")],
     settings: Annotated[Path | None, typer.Option(help="of ldm: guidance, steps and scheduler, from `sweep`")] = None,
 ):
     """Sample by section `sample`: image i depends on its seed (sample.seed + i) alone."""
     runtime = launch.start()
+    precision = common.precision(runtime)
     p = params.read(common.PARAMS, "sample", sampling.Sample)
     if settings is not None:
         p = sampling.settled(p, common.read_json(settings))
@@ -38,13 +38,13 @@ def main(
         if p.guidance > module.guidance(texts, p.guidance) and parallel.is_main():
             print(f"every prompt is empty, so guidance {p.guidance:g} changes nothing and is left out", file=sys.stderr)
         size = train.images.shape[1]
-        drawn = module.sample(trained, texts, seeds, p, size=size, progress=_progress)
+        drawn = module.sample(trained, texts, seeds, p, size=size, precision=precision, progress=_progress)
     else:
         texts = labels = [""] * p.n
-        drawn = module.sample(trained, seeds, batch_size=p.batch_size)
+        drawn = module.sample(trained, seeds, batch_size=p.batch_size, precision=precision)
     if not parallel.is_main():
         return
-    of_ldm = {"steps", "guidance", "scheduler", "bf16"}
+    of_ldm = {"steps", "guidance", "scheduler"}
     knobs = p.model_dump(exclude=set() if code == "ldm" else of_ldm)
     columns = {"model": model.name, "seed": [str(seed) for seed in seeds], "prompt": texts, "label": labels}
     manifest = pd.DataFrame(columns)
@@ -55,8 +55,6 @@ def main(
         (folder / "png").mkdir()
         for seed, image in zip(seeds, drawn, strict=True):
             plots.save(Image.fromarray(image), folder / "png" / f"{seed:06d}.png")
-        # The shape that users of the original notebook read: N x H x W, or N x H x W x 3.
-        np.save(folder / "samples.npy", drawn if p.channels == 1 else np.repeat(drawn[..., None], 3, axis=-1))
         plots.save(plots.contact_sheet(drawn[:64], columns=8), picture)
 
 

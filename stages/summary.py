@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stages import common
-from synthmri import comparison
+from synthmri import comparison, params, slices
 
 SPLITS = ("train", "val", "test")
 SCORES = ("fd_alexnet", "kid_alexnet", "coverage", "memorised")
@@ -33,7 +33,8 @@ def main():
     for title, row in rows.items():
         table.add_row(title, *[_cell(row, name) for name in SCORES])
     counts = [f"{name} {data[name]['images']} slices of {data[name]['subjects'] or '?'} subjects" for name in SPLITS]
-    console.print(f"\ndata: {', '.join(counts)}")
+    size = params.read(common.PARAMS, "data", slices.Data).image_size
+    console.print(f"\ndata: {size} px, {', '.join(counts)}")
     console.print(table)
     console.print(
         f"fd_alexnet of latent diffusion fell by {100 * models['latent_diffusion']['fd_alexnet_reduction']:.0f} % over "

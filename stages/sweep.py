@@ -26,6 +26,7 @@ def main(
 ) -> None:
     """Section `sample` stands unless another combination of section `sweep` is better by more than the uncertainty."""
     runtime = common.start()
+    precision = common.precision(runtime)
     p = params.read(common.PARAMS, "sweep", sweep.Sweep)
     own = params.read(common.PARAMS, "sample", sampling.Sample)
     own = own.model_copy(update={"batch_size": min(own.batch_size, p.n)})  # a batch is filled up, which would cost time
@@ -50,7 +51,7 @@ def main(
         pipe = ldm.load(model, device=runtime.device)
         drawn = []
         for one in common.progress(tried, "combinations"):
-            made = ldm.sample(pipe, texts, seeds, one, size=held_out.images.shape[1])
+            made = ldm.sample(pipe, texts, seeds, one, size=held_out.images.shape[1], precision=precision)
             drawn.append(features.alexnet(made, device=runtime.device))
         people = auroc.people(held_out.manifest, held_out.meta.get("data", {}).get("border_gap", 1))
         for k, row in enumerate(rows):

@@ -26,6 +26,7 @@ def main(
 ):
     """Train by section baselines.MODEL."""
     runtime = launch.start()
+    precision = common.precision(runtime)
     from synthmri import training
 
     code = importlib.import_module(f"synthmri.baselines.{model}")
@@ -33,13 +34,13 @@ def main(
     progress = params.read(common.PARAMS, "progression", progression.Progression)
     key = common.digest(
         common.code(), model, p.model_dump(), progress.model_dump(exclude={"points", "steps"}), runtime.model_dump(),
-        parallel.count(), images,
+        precision, parallel.count(), images,
     )  # fmt: skip
     parallel.check(p.batch_size, f"baselines.{model}.batch_size")
     store = progression.Store(checkpoints / key)
 
     def snapshot(point: int, network) -> None:
-        drawn = code.sample(network, range(progress.n), batch_size=progress.batch_size)
+        drawn = code.sample(network, range(progress.n), batch_size=progress.batch_size, precision=precision)
         if parallel.is_main():
             store.put(point, drawn)
         network.train()
@@ -47,7 +48,8 @@ def main(
     with common.counter(f"training {model}", p.steps) as tick:
         network, config, history, operations = code.fit(
             np.array(imageset.read(images).images), p, seed=runtime.seed, points=progress.baseline_points,
-            checkpoint=checkpoints / f"{key}.pt", device=runtime.device, tick=tick, snapshot=snapshot,
+            checkpoint=checkpoints / f"{key}.pt", device=runtime.device, precision=precision,
+            tick=tick, snapshot=snapshot,
         )  # fmt: skip
     if not parallel.is_main():
         return
@@ -70,7 +72,12 @@ def main(
         weights = sum(weight.numel() for weight in network.parameters())
         common.write_metrics(
             numbers,
-            {"parameters": weights, "images_seen": p.steps * p.batch_size, "teraflop": operations / 1e12},
+            {
+                "parameters": weights,
+                "images_seen": p.steps * p.batch_size,
+                "teraflop": operations / 1e12,
+                "precision": precision,
+            },
         )
 
 

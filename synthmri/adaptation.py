@@ -11,6 +11,7 @@ from pydantic import Field
 from synthmri import autoencoder, parallel, patchgan, training
 from synthmri.errors import UserError
 from synthmri.params import Section
+from synthmri.precision import Precision, autocast
 
 
 class Adapt(Section):
@@ -24,7 +25,6 @@ class Adapt(Section):
     perceptual: float = Field(ge=0)
     adversarial: float = Field(ge=0)
     latent_noise: float = Field(ge=0)
-    bf16: bool
 
 
 def rebuild(
@@ -64,9 +64,9 @@ def train(
     perceptual: Callable,
     *,
     seed: int,
-    bf16: bool,
     checkpoint: Path,
     section: str,
+    precision: Precision = "fp32",
     latent: float = 0.0,
     every: int = 100,
     tick: Callable[[int, float], None] = lambda step, loss: None,
@@ -115,7 +115,7 @@ def train(
         share = parallel.share(len(x))
         x = x[share.rows].to(device)
         generator.set_state(state)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+        with autocast(device, precision):
             value, z, y = rebuild(
                 vae, x, perceptual, generator,
                 weight=p.perceptual, latent_noise=p.latent_noise, frozen_encoder=part == "decoder", share=share,
@@ -136,10 +136,10 @@ def train(
         if not np.isfinite(loss):
             raise UserError(
                 f"training the autoencoder diverged: the loss of step {step} is {loss}; lower "
-                f"{section}.learning_rate (now {p.learning_rate}) or set its bf16 to false"
+                f"{section}.learning_rate (now {p.learning_rate}) or set runtime.precision to fp32"
             )
         if p.adversarial > 0:
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            with autocast(device, precision):
                 judged = share.weight * patchgan.discriminator_loss(critic, x[:, :1], grey)
             critic_optimizer.zero_grad(set_to_none=True)
             judged.backward()
@@ -160,6 +160,7 @@ def adapt(
     perceptual: Callable,
     *,
     checkpoint: Path,
+    precision: Precision = "fp32",
     tick: Callable[[int, float], None] = lambda step, loss: None,
 ) -> None:
     """Train `vae` in place on random, half of them mirrored crops of uint8 (N, H, W); the rest as for `train`."""
@@ -170,7 +171,7 @@ def adapt(
 
     train(
         vae, part, draw, p, perceptual,
-        seed=p.seed, bf16=p.bf16, checkpoint=checkpoint, section="adapt", tick=tick,
+        seed=p.seed, precision=precision, checkpoint=checkpoint, section="adapt", tick=tick,
     )  # fmt: skip
 
 

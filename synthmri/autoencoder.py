@@ -11,6 +11,7 @@ from pydantic import Field
 
 from synthmri.imageset import to_uint8
 from synthmri.params import Section
+from synthmri.precision import Precision, autocast
 
 
 class Encode(Section):
@@ -18,7 +19,6 @@ class Encode(Section):
 
     batch_size: int = Field(ge=1, le=1024)
     flip: bool
-    bf16: bool
 
 
 def load(folder: Path, *, device: str = "cpu"):
@@ -54,7 +54,7 @@ def to_grey(decoded: torch.Tensor) -> np.ndarray:
 
 
 @torch.no_grad()
-def encode(vae, images: np.ndarray, *, batch: int, bf16: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def encode(vae, images: np.ndarray, *, batch: int, precision: Precision = "fp32") -> tuple[np.ndarray, np.ndarray]:
     """Posterior mean and standard deviation of uint8 (N, H, W) -> two float32 (N, 4, h, w), unscaled.
 
     Never one sample of it: that would bake its noise into every epoch. A deterministic autoencoder has deviation 0.
@@ -63,7 +63,7 @@ def encode(vae, images: np.ndarray, *, batch: int, bf16: bool = False) -> tuple[
     device = next(vae.parameters()).device
     for start in range(0, len(images), batch):
         x = to_tensor(images[start : start + batch]).to(device)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+        with autocast(device, precision):
             out = vae.encode(x)
         mean, deviation = posterior(out)
         means.append(mean.float().cpu().numpy())
@@ -72,13 +72,13 @@ def encode(vae, images: np.ndarray, *, batch: int, bf16: bool = False) -> tuple[
 
 
 @torch.no_grad()
-def reconstruct(vae, images: np.ndarray, *, batch: int, bf16: bool = False) -> np.ndarray:
+def reconstruct(vae, images: np.ndarray, *, batch: int, precision: Precision = "fp32") -> np.ndarray:
     """uint8 (N, H, W) -> uint8 (N, H, W): each image through the autoencoder and back."""
     device = next(vae.parameters()).device
     out = []
     for start in range(0, len(images), batch):
         x = to_tensor(images[start : start + batch]).to(device)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+        with autocast(device, precision):
             out.append(to_grey(vae.decode(posterior(vae.encode(x))[0]).sample))
     return np.concatenate(out)
 

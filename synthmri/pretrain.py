@@ -15,6 +15,7 @@ from pydantic import Field
 from synthmri import adaptation, anatomy, diffusion, ldm, parallel, training
 from synthmri.errors import UserError
 from synthmri.params import Section
+from synthmri.precision import Precision, autocast
 
 CONTRASTS = ("T1w", "T2w", "FLAIR")
 _WORDS = (
@@ -66,7 +67,6 @@ class Pretrain(Section):
 
     seed: int
     image_size: int = Field(ge=64, le=1024, multiple_of=32)
-    bf16: bool
     checkpoint_steps: int = Field(ge=1)
     autoencoder: Autoencoder
     unet: Denoiser
@@ -123,6 +123,7 @@ def fit_autoencoder(
     device: str,
     tick: Callable[[int, float], None],
     *,
+    precision: Precision = "fp32",
     start=None,
     part: str = "full",
 ):
@@ -136,7 +137,7 @@ def fit_autoencoder(
     atlas = anatomy.load_atlas().to(device)
     adaptation.train(
         model, part, lambda generator: rgb(autoencoder_images(atlas, p, generator)), p, perceptual,
-        seed=run.seed, bf16=run.bf16, checkpoint=checkpoint, section="pretrain.autoencoder",
+        seed=run.seed, precision=precision, checkpoint=checkpoint, section="pretrain.autoencoder",
         latent=p.latent, every=run.checkpoint_steps, tick=tick,
     )  # fmt: skip
     return model
@@ -242,7 +243,15 @@ def standardise(vae, run: Pretrain) -> None:
     vae.register_to_config(scaling_factor=round(1 / float(z.std()), 4))
 
 
-def fit_unet(pipe, run: Pretrain, checkpoint: Path, device: str, tick: Callable[[int, float], None]) -> None:
+def fit_unet(
+    pipe,
+    run: Pretrain,
+    checkpoint: Path,
+    device: str,
+    tick: Callable[[int, float], None],
+    *,
+    precision: Precision = "fp32",
+) -> None:
     """Train UNet and text encoder of `pipe` on latents of endless new slices, or go on from `checkpoint`.
 
     In place; the averaged (EMA) weights are what stays in it. Of several processes each takes its share of every batch,
@@ -266,11 +275,10 @@ def fit_unet(pipe, run: Pretrain, checkpoint: Path, device: str, tick: Callable[
             shadow.copy_(saved)
         ema.optimization_step = first = state["step"]
     atlas = anatomy.load_atlas().to(device)
-    amp = torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=run.bf16)
 
     @parallel.ahead
     def batches(i: int) -> tuple[torch.Tensor, torch.Tensor]:
-        with torch.no_grad(), amp:
+        with torch.no_grad(), autocast(device, precision):
             images, prompts = unet_images(atlas, p, run.image_size, training.step_generator(run.seed + 2, i))
             latents = vae.encode(rgb(images)).latents.float() * vae.config.scaling_factor
         return latents.cpu(), ldm.tokens(pipe, prompts)
@@ -282,7 +290,7 @@ def fit_unet(pipe, run: Pretrain, checkpoint: Path, device: str, tick: Callable[
         # A head serves `reuse` steps in a row, each time with other noise: drawing it costs as much as a step.
         latents, tokens = batches(step // p.reuse)
         share = parallel.share(len(latents))
-        with amp:
+        with autocast(device, precision):
             states = text(tokens[share.rows].to(device))[0]
             value = diffusion.loss(
                 unet, latents[share.rows].to(device), pipe.scheduler, generator, min_snr=p.min_snr, share=share,
@@ -298,7 +306,7 @@ def fit_unet(pipe, run: Pretrain, checkpoint: Path, device: str, tick: Callable[
         if not math.isfinite(value):
             raise UserError(
                 f"training the UNet diverged: the loss of step {step} is {value}; lower pretrain.unet.learning_rate "
-                f"(now {p.learning_rate}) or set pretrain.bf16 to false"
+                f"(now {p.learning_rate}) or set runtime.precision to fp32"
             )
         tick(step, value)
         if (step + 1) % run.checkpoint_steps == 0 or step + 1 == p.steps:

@@ -1,6 +1,6 @@
 """What all sampling shares: its parameters, and image i from seed i alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -11,12 +11,13 @@ from synthmri import parallel, params
 from synthmri.errors import UserError
 from synthmri.imageset import to_uint8
 from synthmri.params import Section
+from synthmri.precision import Precision, autocast
 
 Scheduler = Literal["sde-dpmsolver++", "dpmsolver++", "ddim", "ddpm", "euler"]
 
 
 class Sample(Section):
-    """Section `sample`; steps, guidance, scheduler and bf16 are of the latent diffusion model alone."""
+    """Section `sample`; steps, guidance and scheduler are of the latent diffusion model alone."""
 
     n: int = Field(ge=1, le=100_000)
     seed: int = Field(ge=0, lt=2**62)
@@ -24,8 +25,6 @@ class Sample(Section):
     guidance: float = Field(ge=1, le=50)
     scheduler: Scheduler
     batch_size: int = Field(ge=1, le=1024)
-    bf16: bool
-    channels: Literal[1, 3]
 
 
 def settled(p: Sample, choice: dict) -> Sample:
@@ -51,8 +50,13 @@ def set_steps(scheduler, steps: int) -> None:
         )
 
 
-def in_batches(draw: Callable[[list[torch.Generator]], torch.Tensor], seeds, batch_size: int) -> np.ndarray:
+def in_batches(
+    draw: Callable[[list[torch.Generator]], torch.Tensor], seeds: Sequence[int], batch_size: int, device: torch.device,
+    precision: Precision,
+) -> np.ndarray:  # fmt: skip
     """uint8 (N, S, S): the images that `draw` makes with a generator for each seed, (B, 1, S, S) in [-1, 1].
+
+    It runs on `device` under autocast of `precision`.
 
     Every batch has the same shape (the last is filled up), so that neither N nor its company changes an image. Several
     processes draw the same batches, each some of them. Raises UserError when they are not finite.
@@ -60,7 +64,7 @@ def in_batches(draw: Callable[[list[torch.Generator]], torch.Tensor], seeds, bat
 
     def one(start: int) -> np.ndarray:
         rows = [min(start + k, len(seeds) - 1) for k in range(batch_size)]
-        with torch.no_grad():
+        with torch.no_grad(), autocast(device, precision):
             images = draw([torch.Generator().manual_seed(int(seeds[i])) for i in rows])
         images = images[: len(seeds) - start, 0].float().cpu()
         if not torch.isfinite(images).all():

@@ -41,7 +41,7 @@ class Model(PythonModel):
     def load_context(self, context) -> None:
         import torch
 
-        from synthmri import sampling
+        from synthmri import precision, sampling
 
         config = context.model_config
         self.code, self.threads = config["code"], config["threads"]
@@ -50,6 +50,8 @@ class Model(PythonModel):
         self.module = importlib.import_module(f"synthmri.{self.code.replace('/', '.')}")
         # Trained on a GPU, it may be served without one; the pixels then differ in rounding.
         device = config["device"] if torch.cuda.is_available() else "cpu"
+        wanted = config["precision"] if device == config["device"] else "auto"
+        self.precision, _ = precision.choose(wanted, device)
         self.trained = self.module.load(Path(context.artifacts["model"]), device=device)
         self.lock = threading.Lock()
 
@@ -69,7 +71,7 @@ class Model(PythonModel):
 
         seeds = list(range(request.seed, request.seed + request.n))
         asked = {name: getattr(request, name) for name in OF_LDM if getattr(request, name) is not None}
-        # As in stages.sample: the threads and the size of the batch change the rounding of sums, and so the pixels.
+        # As in stages.sample: threads, precision and the batch's size change the rounding of sums, and so the pixels.
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
@@ -78,12 +80,12 @@ class Model(PythonModel):
                 texts = prompt.drawn(self.prompts, seeds) if words is None else [words] * request.n
                 size = self.module.image_size(self.trained)
                 p = self.p.model_copy(update=asked)
-                images = self.module.sample(self.trained, texts, seeds, p, size=size)
+                images = self.module.sample(self.trained, texts, seeds, p, size=size, precision=self.precision)
             elif asked:
                 raise _refused(f"{', '.join(asked)}: this model ({self.code}) draws from the seed alone; leave it out")
             else:
                 texts = [""] * request.n
-                images = self.module.sample(self.trained, seeds, batch_size=self.p.batch_size)
+                images = self.module.sample(self.trained, seeds, batch_size=self.p.batch_size, precision=self.precision)
         except UserError as error:
             raise _refused(str(error)) from None
         finally:

@@ -32,7 +32,7 @@ def baselines(folder: Path) -> dict:
     made = {}
     for name, small in SMALL.items():
         code = importlib.import_module(f"synthmri.baselines.{name}")
-        p = section(f"baselines.{name}", code.Params, steps=3, batch_size=5, bf16=False, shift_px=1, **small)
+        p = section(f"baselines.{name}", code.Params, steps=3, batch_size=5, shift_px=1, **small)
         network, _, history, _ = code.fit(
             images, p, seed=0, points=1, checkpoint=folder / f"{name}.pt", tick=lambda step, loss: None,
             snapshot=lambda point, network: None,
@@ -58,7 +58,7 @@ def pipeline(folder: Path):
 
 
 def pretraining() -> pretrain.Pretrain:
-    run = section("pretrain", pretrain.Pretrain, image_size=64, bf16=False)
+    run = section("pretrain", pretrain.Pretrain, image_size=64)
     first = dict(width=8, blocks=1, steps=2, batch=3, crop_px=64, adversarial=0.5)
     second = dict(channels=(16, 32), text_width=16, text_layers=1, steps=3, batch=3, reuse=2)
     return run.model_copy(
@@ -75,13 +75,13 @@ def latent_diffusion(folder: Path) -> dict:
     for method in ("full", "lora"):
         pipe = pipeline(folder.parent)
         p = section(
-            "finetune", ldm.Finetune, epochs=2, batch_size=4, precision="no", warmup_steps=1, method=method,
+            "finetune", ldm.Finetune, epochs=2, batch_size=4, warmup_steps=1, method=method,
             train_text_encoder=method == "full",
         )  # fmt: skip
         history, _ = ldm.finetune(pipe, mean, np.full_like(mean, 0.1), texts, p, checkpoint=folder / f"{method}.pt")
         made[method] = flat(pipe.unet, pipe.text_encoder)
         made[f"{method} losses"] = torch.tensor([loss for _, loss, _ in history])
-    drawn = section("sample", sampling.Sample, steps=2, batch_size=2, bf16=False)
+    drawn = section("sample", sampling.Sample, steps=2, batch_size=2)
     made["ldm drawn"] = ldm.sample(pipeline(folder.parent), texts, [1, 2, 3, 4, 5], drawn, size=64)
     return made
 

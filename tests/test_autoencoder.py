@@ -9,7 +9,7 @@ from synthmri.errors import UserError
 
 
 def section(**change):
-    small = dict(steps=3, batch_size=2, crop_px=32, bf16=False)
+    small = dict(steps=3, batch_size=2, crop_px=32)
     return params.read("params.yaml", "adapt", adaptation.Adapt).model_copy(update=small | change)
 
 

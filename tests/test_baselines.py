@@ -23,7 +23,7 @@ def code(name):
 
 
 def section(name, **change):
-    small = SMALL[name] | dict(steps=4, batch_size=2, bf16=False)
+    small = SMALL[name] | dict(steps=4, batch_size=2)
     return params.read("params.yaml", f"baselines.{name}", code(name).Params).model_copy(update=small | change)
 
 

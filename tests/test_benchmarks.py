@@ -137,7 +137,7 @@ def test_real_slices_are_run_by_what_is_committed_and_told_with_its_commit(small
     for name in ("data", "autoencoder", "latent_diffusion", *real.TABLES):
         (metrics / f"{name}.json").write_text(json.dumps({"of": name}))
         (metrics / f"{name}.md").write_text(f"table of {name}")
-    np.save(made / "samples.npy", evaluation.textures(30, seed=0)[:, :64, :64])
+    np.save(made / "images.npy", evaluation.textures(30, seed=0)[:, :64, :64])
     ran, failed = [], 1
 
     def run(command, **how):

@@ -25,7 +25,6 @@ PARAMS = {
         "guidance": 1.0,
         "scheduler": "ddim",
         "batch_size": 4,
-        "bf16": False,
         "channels": 1,
     },
     "evaluate": {

@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 import torch
 from ruamel.yaml import YAML
-from ruamel.yaml.scalarstring import DoubleQuotedScalarString as Quoted
 
 from synthmri import diffusion, ldm, params, prompt, sampling
 from synthmri.errors import UserError
@@ -21,8 +20,8 @@ def section(name, cls, **change):
     return params.read("params.yaml", name, cls).model_copy(update=change)
 
 
-SAMPLE = dict(steps=3, batch_size=2, bf16=False, scheduler="dpmsolver++")
-FINETUNE = dict(epochs=2, batch_size=4, precision="no", warmup_steps=1)
+SAMPLE = dict(steps=3, batch_size=2, scheduler="dpmsolver++")
+FINETUNE = dict(epochs=2, batch_size=4, warmup_steps=1)
 
 
 def data(n=6, views=2, seed=0):
@@ -134,12 +133,6 @@ def test_steps_that_would_go_past_the_first_are_refused(tiny_model):
     assert not set(refused.values()) & set(refused)
     with pytest.raises(UserError, match="61 denoising steps do not space evenly .* take 60"):
         draw(tiny_model, [0], steps=61)
-
-
-def test_half_precision_of_a_gpu_is_refused_on_a_cpu(tiny_model, tmp_path):
-    p = section("finetune", ldm.Finetune, **FINETUNE | {"precision": "fp16"})
-    with pytest.raises(UserError, match="fp16 needs a GPU; set it to bf16"):
-        ldm.finetune(ldm.load(tiny_model), *data(), p, checkpoint=tmp_path / "c.pt")
 
 
 def test_opens_half_precision_variants_in_float32(tiny_model, tmp_path):
@@ -468,8 +461,9 @@ def test_the_stage_writes_a_pipeline_of_the_size_of_the_data(tiny_model, tmp_pat
     (source / "unet/config.json").write_text(json.dumps(config))
     tree = YAML().load(Path("params.yaml"))
     lora = {"rank": 2, "alpha": 2.0, "targets": ["to_q"]}
-    change = {"base_model": str(source), "precision": Quoted("no"), "method": method, "lora": lora}
+    change = {"base_model": str(source), "method": method, "lora": lora}
     tree["finetune"].update(FINETUNE | change)
+    tree["runtime"]["precision"] = "fp32"
     tree["progression"].update({"n": 2, "points": 1, "steps": 2})
     YAML().dump(tree, tmp_path / "params.yaml")
     monkeypatch.chdir(tmp_path)
@@ -494,6 +488,7 @@ def test_the_stage_writes_a_pipeline_of_the_size_of_the_data(tiny_model, tmp_pat
     adapters = [str(file) for file in Path("first/lora").glob("*")]
     assert adapters == (["first/lora/pytorch_lora_weights.safetensors"] if method == "lora" else [])
     effort = json.loads(Path("first.json").read_text())
+    assert effort["precision"] == "fp32"
     assert (effort["trained_parameters"] < 0.05 * effort["parameters"]) == (method == "lora")
     train(Path("second"))
     assert common.digest(Path("first")) == common.digest(Path("second"))
@@ -502,9 +497,9 @@ def test_the_stage_writes_a_pipeline_of_the_size_of_the_data(tiny_model, tmp_pat
 # sampling ------------------------------------------------------------------------------------------------------------
 
 
-def draw(model, seeds, **change):
+def draw(model, seeds, precision="fp32", **change):
     p = section("sample", sampling.Sample, **SAMPLE | change)
-    return ldm.sample(ldm.load(model), ["T1w axial brain MRI"] * len(seeds), seeds, p, size=64)
+    return ldm.sample(ldm.load(model), ["T1w axial brain MRI"] * len(seeds), seeds, p, size=64, precision=precision)
 
 
 @pytest.mark.parametrize("scheduler", ["sde-dpmsolver++", "dpmsolver++"])  # one draws noise at every step, one does not
@@ -539,7 +534,7 @@ def test_every_scheduler_draws(tiny_model, scheduler):
 
 def test_bfloat16_draws_nearly_the_same(tiny_model):
     """Seen: 0.2 (v) and 0.4 (epsilon) grey levels on average, 3 at most."""
-    plain, quick = (draw(tiny_model, [0, 1], bf16=bf16).astype(float) for bf16 in (False, True))
+    plain, quick = (draw(tiny_model, [0, 1], each).astype(float) for each in ("fp32", "bf16"))
     assert 0 < np.abs(plain - quick).mean() < 2
 
 

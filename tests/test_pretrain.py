@@ -15,9 +15,7 @@ def run():
     unet = whole.unet.model_copy(
         update=dict(channels=(16, 32), text_width=16, text_layers=1, steps=4, batch=2, reuse=2)
     )
-    return whole.model_copy(
-        update=dict(image_size=64, checkpoint_steps=2, bf16=False, autoencoder=autoencoder, unet=unet)
-    )
+    return whole.model_copy(update=dict(image_size=64, checkpoint_steps=2, autoencoder=autoencoder, unet=unet))
 
 
 def l2(x, y):

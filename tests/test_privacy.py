@@ -19,7 +19,7 @@ from synthmri.errors import UserError
 P = privacy.Privacy(loss_pairs=8, timesteps=(50, 100, 200, 400), batch_size=8, rounds=300, seed=0)
 TINY = ddpm.Params(
     stem=4, channels=(32, 32), layers=1, sample_steps=5, steps=300, batch_size=8, learning_rate=5e-3, ema_decay=0.9,
-    shift_px=0, bf16=False,
+    shift_px=0,
 )  # fmt: skip
 
 
@@ -78,7 +78,7 @@ def test_a_latent_diffusion_model_that_learned_its_images_by_heart_is_caught_and
     before = errors()
     mean, std = autoencoder.encode(pipe.vae, members, batch=8)
     p = params.read("params.yaml", "finetune", ldm.Finetune)
-    p = p.model_copy(update=dict(epochs=150, batch_size=8, precision="no", warmup_steps=1, learning_rate=5e-3))
+    p = p.model_copy(update=dict(epochs=150, batch_size=8, warmup_steps=1, learning_rate=5e-3))
     ldm.finetune(pipe, mean[:, None], 0 * std[:, None], texts[:8], p, checkpoint=tmp_path / "state.pt")
     found = privacy.attack(*np.split(privacy.by_loss(errors(), before), [8]), np.arange(8), np.arange(24), P)
     assert found["auroc_low"] > 0.6

@@ -61,7 +61,7 @@ def template(tiny_model, tmp_path_factory):
         .replace("  steps: 14 ", "  steps: 2 ")
         .replace("  batch_size: 20 ", "  batch_size: 4 ")
     )
-    (folder / "params.yaml").write_text(re.sub(r"bf16: true", "bf16: false", text))
+    (folder / "params.yaml").write_text(text.replace("precision: auto ", "precision: fp32 "))
     (folder / ".gitignore").write_text((ROOT / ".gitignore").read_text())
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

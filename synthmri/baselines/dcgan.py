@@ -15,6 +15,7 @@ from torch import nn
 from synthmri import parallel, sampling, training
 from synthmri.baselines import diffaugment
 from synthmri.params import Section
+from synthmri.precision import Precision, autocast
 
 
 class Params(Section):
@@ -27,7 +28,6 @@ class Params(Section):
     learning_rate: float = Field(gt=0, le=0.1)
     ema_decay: float = Field(ge=0, lt=1)
     shift_px: int = Field(ge=0, le=64)
-    bf16: bool
 
 
 def _widths(p: Params, size: int) -> list[int]:
@@ -82,7 +82,9 @@ def build(config: dict) -> Generator:
     return Generator(Params.model_validate(config["params"], strict=False), config["size"]).apply(_initialise)
 
 
-def fit(images: np.ndarray, p: Params, *, seed: int, points: int, checkpoint, tick, snapshot, device="cpu"):
+def fit(
+    images: np.ndarray, p: Params, *, seed: int, points: int, checkpoint, tick, snapshot, device="cpu", precision="fp32"
+):
     """Train on uint8 (N, S, S). Returns the averaged generator, its config, losses a step, floating-point operations.
 
     Arguments and errors as in `vae.fit`.
@@ -99,7 +101,7 @@ def fit(images: np.ndarray, p: Params, *, seed: int, points: int, checkpoint, ti
     def update(step, generator):
         real = training.batch(images, p.batch_size, p.shift_px, generator).to(device)
         z = torch.randn(p.batch_size, p.latent, generator=generator)[share.rows].to(device)
-        with torch.autocast(real.device.type, dtype=torch.bfloat16, enabled=p.bf16):
+        with autocast(device, precision):
             fake = generator_net(z)
             on_real = discriminator(diffaugment.augment(real, generator, share)).float()
             on_fake = discriminator(diffaugment.augment(fake.detach(), generator, share)).float()
@@ -109,7 +111,7 @@ def fit(images: np.ndarray, p: Params, *, seed: int, points: int, checkpoint, ti
         loss_d.backward()
         parallel.sum_gradients(discriminator.parameters())
         optimizer_d.step()
-        with torch.autocast(real.device.type, dtype=torch.bfloat16, enabled=p.bf16):
+        with autocast(device, precision):
             on_fake = discriminator(diffaugment.augment(fake, generator, share)).float()
         loss_g = share.weight * F.softplus(-on_fake).mean()  # non-saturating
         optimizer_g.zero_grad(set_to_none=True)
@@ -130,7 +132,7 @@ def fit(images: np.ndarray, p: Params, *, seed: int, points: int, checkpoint, ti
     return average.module, config, history, operations
 
 
-def sample(model: Generator, seeds, *, batch_size: int) -> np.ndarray:
+def sample(model: Generator, seeds, *, batch_size: int, precision: Precision = "fp32") -> np.ndarray:
     """uint8 (N, S, S): image i from seeds[i] alone; batch normalisation by the statistics of training."""
     device = next(model.parameters()).device
     model.eval()
@@ -138,7 +140,7 @@ def sample(model: Generator, seeds, *, batch_size: int) -> np.ndarray:
     def draw(generators):
         return model(sampling.noise(generators, model.latent).to(device))
 
-    return sampling.in_batches(draw, seeds, batch_size)
+    return sampling.in_batches(draw, seeds, batch_size, device, precision)
 
 
 def load(folder: Path, *, device: str = "cpu"):

@@ -15,6 +15,7 @@ from pydantic import Field
 from synthmri import diffusion, parallel, sampling, training
 from synthmri.errors import UserError
 from synthmri.params import Section
+from synthmri.precision import Precision, autocast
 
 
 class Params(Section):
@@ -29,7 +30,6 @@ class Params(Section):
     learning_rate: float = Field(gt=0, le=0.1)
     ema_decay: float = Field(ge=0, lt=1)
     shift_px: int = Field(ge=0, le=64)
-    bf16: bool
 
 
 def build(config: dict):
@@ -59,7 +59,9 @@ def new_scheduler():
     )
 
 
-def fit(images: np.ndarray, p: Params, *, seed: int, points: int, checkpoint, tick, snapshot, device="cpu"):
+def fit(
+    images: np.ndarray, p: Params, *, seed: int, points: int, checkpoint, tick, snapshot, device="cpu", precision="fp32"
+):
     """Train on uint8 (N, S, S). Returns the averaged UNet, its config, losses a step, floating-point operations.
 
     Arguments and errors as in `vae.fit`.
@@ -80,7 +82,7 @@ def fit(images: np.ndarray, p: Params, *, seed: int, points: int, checkpoint, ti
         for group in optimizer.param_groups:
             group["lr"] = p.learning_rate * training.warm_cosine(step, p.steps, 10)
         x = F.pixel_unshuffle(training.batch(images, p.batch_size, p.shift_px, generator), p.stem).to(device)
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=p.bf16):
+        with autocast(device, precision):
             # The paper's simple loss, eq. 14.
             loss = diffusion.loss(unet, x, scheduler, generator, min_snr=0.0, share=share)
         optimizer.zero_grad(set_to_none=True)
@@ -98,7 +100,7 @@ def fit(images: np.ndarray, p: Params, *, seed: int, points: int, checkpoint, ti
     return average.module, config, history, operations
 
 
-def sample(model, seeds, *, batch_size: int) -> np.ndarray:
+def sample(model, seeds, *, batch_size: int, precision: Precision = "fp32") -> np.ndarray:
     """uint8 (N, S, S) by ancestral sampling (Ho 2020, algorithm 2) at `sample_steps` of the 1000 steps.
 
     Image i depends on seeds[i] alone: its generator draws the start and the noise of every step.
@@ -112,18 +114,18 @@ def sample(model, seeds, *, batch_size: int) -> np.ndarray:
     def draw(generators):
         x = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
         for t in scheduler.timesteps:
-            with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=p.bf16):
-                predicted = model(x, t).sample.float()
+            predicted = model(x, t).sample.float()
             x = scheduler.step(predicted, t, x, generator=generators).prev_sample
         return F.pixel_shuffle(x, p.stem)
 
-    return sampling.in_batches(draw, seeds, batch_size)
+    return sampling.in_batches(draw, seeds, batch_size, device, precision)
 
 
 @torch.no_grad()
 def denoising_errors(
-    model, images: np.ndarray, texts: Sequence[str], timesteps: Sequence[int], *, seed: int, batch: int
-) -> np.ndarray:
+    model, images: np.ndarray, texts: Sequence[str], timesteps: Sequence[int], *, seed: int, batch: int,
+    precision: Precision = "fp32",
+) -> np.ndarray:  # fmt: skip
     """uint8 (N, S, S) -> float64 (N, T), as `ldm.denoising_errors`; this model knows no prompts."""
     scheduler, out = new_scheduler(), []
     diffusion.check_timesteps(timesteps, scheduler)
@@ -131,7 +133,7 @@ def denoising_errors(
     for start in range(0, len(images), batch):
         x = torch.from_numpy(np.array(images[start : start + batch]))[:, None].float() / 127.5 - 1
         x = F.pixel_unshuffle(x, model.params.stem).to(device)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=model.params.bf16):
+        with autocast(device, precision):
             out.append(diffusion.errors_at(model, x, timesteps, scheduler, seed))
     return np.concatenate(out)
 

@@ -17,6 +17,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from synthmri import parallel, sampling, training
 from synthmri.baselines import diffaugment
 from synthmri.params import Section
+from synthmri.precision import Precision, autocast
 
 
 class Params(Section):
@@ -31,7 +32,6 @@ class Params(Section):
     discriminator_learning_rate: float = Field(gt=0, le=0.1)
     ema_decay: float = Field(ge=0, lt=1)
     shift_px: int = Field(ge=0, le=64)
-    bf16: bool
 
 
 def _widths(p: Params, size: int) -> list[int]:
@@ -138,7 +138,9 @@ def _generated(logits: torch.Tensor) -> torch.Tensor:
     return F.softplus(logits).mean()  # -log(1 - D)
 
 
-def fit(images: np.ndarray, p: Params, *, seed: int, points: int, checkpoint, tick, snapshot, device="cpu"):
+def fit(
+    images: np.ndarray, p: Params, *, seed: int, points: int, checkpoint, tick, snapshot, device="cpu", precision="fp32"
+):
     """Train on uint8 (N, S, S). Returns the averaged generator, its config, losses a step, floating-point operations.
 
     Arguments and errors as in `vae.fit`.
@@ -153,13 +155,13 @@ def fit(images: np.ndarray, p: Params, *, seed: int, points: int, checkpoint, ti
     share = parallel.share(p.batch_size)
 
     def judge(x):
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=p.bf16):
+        with autocast(device, precision):
             return discriminator(x)
 
     def update(step, generator):
         real = training.batch(images, p.batch_size, p.shift_px, generator).to(device)
         z = torch.randn(p.batch_size, p.latent, generator=generator)[share.rows].to(device)
-        with torch.autocast(real.device.type, dtype=torch.bfloat16, enabled=p.bf16):
+        with autocast(device, precision):
             fake = generator_net(z)
         fake = fake.float()
         real = diffaugment.augment(real, generator, share)
@@ -202,7 +204,7 @@ def fit(images: np.ndarray, p: Params, *, seed: int, points: int, checkpoint, ti
     return average.module, config, history, operations
 
 
-def sample(model: Generator, seeds, *, batch_size: int) -> np.ndarray:
+def sample(model: Generator, seeds, *, batch_size: int, precision: Precision = "fp32") -> np.ndarray:
     """uint8 (N, S, S): image i from seeds[i] alone; batch normalisation by the statistics of training."""
     device = next(model.parameters()).device
     model.eval()
@@ -210,7 +212,7 @@ def sample(model: Generator, seeds, *, batch_size: int) -> np.ndarray:
     def draw(generators):
         return model(sampling.noise(generators, model.latent).to(device))
 
-    return sampling.in_batches(draw, seeds, batch_size)
+    return sampling.in_batches(draw, seeds, batch_size, device, precision)
 
 
 def load(folder: Path, *, device: str = "cpu"):

@@ -14,6 +14,7 @@ from torch import nn
 from synthmri import parallel, sampling, training
 from synthmri.imageset import to_uint8
 from synthmri.params import Section
+from synthmri.precision import Precision, autocast
 
 
 class Params(Section):
@@ -26,7 +27,6 @@ class Params(Section):
     learning_rate: float = Field(gt=0, le=0.1)
     ema_decay: float = Field(ge=0, lt=1)
     shift_px: int = Field(ge=0, le=64)
-    bf16: bool
 
 
 class VAE(nn.Module):
@@ -75,7 +75,9 @@ def negative_elbo(
     return likelihood, divergence
 
 
-def fit(images: np.ndarray, p: Params, *, seed: int, points: int, checkpoint, tick, snapshot, device="cpu"):
+def fit(
+    images: np.ndarray, p: Params, *, seed: int, points: int, checkpoint, tick, snapshot, device="cpu", precision="fp32"
+):
     """Train on uint8 (N, S, S). Returns the averaged network, its config, losses a step, floating-point operations.
 
     snapshot(point, network) is called at `points` + 1 even distances of the training; other arguments and errors as in
@@ -91,7 +93,7 @@ def fit(images: np.ndarray, p: Params, *, seed: int, points: int, checkpoint, ti
         for group in optimizer.param_groups:
             group["lr"] = p.learning_rate * training.warm_cosine(step, p.steps, 10)
         x = training.batch(images, p.batch_size, p.shift_px, generator).to(device)
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=p.bf16):
+        with autocast(device, precision):
             mean, log_variance = model.encode(x)
             noise = torch.randn(p.batch_size, p.latent, generator=generator)[share.rows].to(device)
             y = model.decode(mean + noise * (log_variance / 2).exp()).float()
@@ -112,7 +114,7 @@ def fit(images: np.ndarray, p: Params, *, seed: int, points: int, checkpoint, ti
     return average.module, config, history, operations
 
 
-def sample(model: VAE, seeds, *, batch_size: int) -> np.ndarray:
+def sample(model: VAE, seeds, *, batch_size: int, precision: Precision = "fp32") -> np.ndarray:
     """uint8 (N, S, S): the decoder's mean at z ~ N(0, 1), image i from seeds[i] alone."""
     device = next(model.parameters()).device
     model.eval()
@@ -120,17 +122,18 @@ def sample(model: VAE, seeds, *, batch_size: int) -> np.ndarray:
     def draw(generators):
         return model.decode(sampling.noise(generators, model.latent).to(device))
 
-    return sampling.in_batches(draw, seeds, batch_size)
+    return sampling.in_batches(draw, seeds, batch_size, device, precision)
 
 
 @torch.no_grad()
-def reconstruct(model: VAE, images: np.ndarray, *, batch: int) -> np.ndarray:
+def reconstruct(model: VAE, images: np.ndarray, *, batch: int, precision: Precision = "fp32") -> np.ndarray:
     """uint8 (N, S, S) -> uint8 (N, S, S): each image through the posterior's mean and back."""
     device = next(model.parameters()).device
     out = []
     for start in range(0, len(images), batch):
         x = torch.from_numpy(np.array(images[start : start + batch]))[:, None].float() / 127.5 - 1
-        y = model.decode(model.encode(x.to(device))[0])[:, 0]
+        with autocast(device, precision):
+            y = model.decode(model.encode(x.to(device))[0])[:, 0]
         out.append(to_uint8((y.float() / 2 + 0.5).cpu().numpy()))
     return np.concatenate(out)
 
