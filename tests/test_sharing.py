@@ -167,7 +167,10 @@ def test_two_queued_experiments_run_at_once(team):
     team.dvc("second", "queue", "start", "--jobs", "2")
     together, end = 0, time.monotonic() + 120
     while True:
-        told = team.dvc("second", "queue", "status")
+        status, told, _ = team.forks.run("dvc", "queue", "status", cwd=team.second)
+        if status != 0 and "Expecting value" in told and time.monotonic() < end:
+            continue  # DVC's worker rewrites the file of a task in place, and this read found it empty
+        assert status == 0, told
         together = max(together, told.count("Running"))
         if told.count("Success") == 2:
             break
