@@ -14,19 +14,24 @@ import torch
 import typer
 
 from benchmarks import measure
-from stages import common
-from synthmri import anatomy, autoencoder, features, imageset, ldm, params, plots, pretrain, sampling, scores
+from stages import _cli
+from synthmri import imageset, params
+from synthmri.evaluation import distances, features
+from synthmri.generators import autoencoder, latent_diffusion
+from synthmri.reporting import plots
+from synthmri.simulation import heads, pretraining
+from synthmri.training import sampling
 
 SEED = 900_000  # of the heads; training draws from the seeds pretrain.seed + 0 to 3
 
 
-def heads(run: pretrain.Pretrain, n: int, seed: int) -> tuple[np.ndarray, list[str]]:
+def simulated_slices(run: pretraining.Pretrain, n: int, seed: int) -> tuple[np.ndarray, list[str]]:
     """uint8 (n, H, W) of the distribution that the UNet learns, and the prompts that say what each is."""
-    atlas, images, prompts = anatomy.load_atlas(), [], []
-    whole = run.unet.model_copy(update={"empty_prompt": 0.0})
-    for step in range(-(-n // whole.batch)):
+    atlas, images, prompts = heads.load_atlas(), [], []
+    whole = run.unet.model_copy(update={"cond_drop_prob": 0.0})
+    for step in range(-(-n // whole.batch_size)):
         generator = torch.Generator().manual_seed(seed + step)
-        drawn, words = pretrain.unet_images(atlas, whole, run.image_size, generator)
+        drawn, words = pretraining.unet_images(atlas, whole, run.image_size, generator)
         images.append(imageset.to_uint8(drawn.numpy()))
         prompts += words
     return np.concatenate(images)[:n], prompts[:n]
@@ -39,26 +44,28 @@ def main(
     sheet: Annotated[Path | None, typer.Option(help="PNG to write: some of the heads beside some samples")] = None,
 ):
     """Write benchmarks/results/base.json."""
-    runtime = common.start()
-    precision = common.precision(runtime)
-    run = params.read(common.PARAMS, "pretrain", pretrain.Pretrain)
-    p = params.read(common.PARAMS, "sample", sampling.Sample).model_copy(update={"steps": steps})
-    first, prompts = heads(run, n, SEED)
-    second, _ = heads(run, n, 2 * SEED)
-    pipe = ldm.load(model, device=runtime.device)
+    runtime = _cli.start()
+    precision = _cli.precision(runtime)
+    run = params.read(_cli.PRETRAINING, "pretrain", pretraining.Pretrain)
+    p = params.read(_cli.PARAMS, "sample", sampling.Sample).model_copy(update={"steps": steps})
+    first, prompts = simulated_slices(run, n, SEED)
+    second, _ = simulated_slices(run, n, 2 * SEED)
+    pipe = latent_diffusion.load(model, device=runtime.device)
 
     def progress(starts, count):
-        return common.progress(starts, "sampled batches", count)
+        return _cli.progress(starts, "sampled batches", count)
 
-    drawn = ldm.sample(pipe, prompts, list(range(n)), p, size=run.image_size, precision=precision, progress=progress)
+    drawn = latent_diffusion.sample(
+        pipe, prompts, list(range(n)), p, size=run.image_size, precision=precision, progress=progress
+    )
     rebuilt = autoencoder.reconstruct(pipe.vae, second, batch=16, precision=precision)
     sets = {"other heads": first, "rebuilt": rebuilt, "samples": drawn}
     reference = features.alexnet(second, device=runtime.device)
     found = {name: features.alexnet(images, device=runtime.device) for name, images in sets.items()}
     rows = {
         name: {
-            "fd_alexnet": round(scores.frechet_distance(values, reference), 4),
-            "kid_alexnet": round(scores.kernel_distance(values, reference), 5),
+            "fd_alexnet": round(distances.frechet_distance(values, reference), 4),
+            "kid_alexnet": round(distances.kernel_distance(values, reference), 5),
         }
         for name, values in found.items()
     }
@@ -69,4 +76,4 @@ def main(
 
 
 if __name__ == "__main__":
-    common.run(main)
+    _cli.run(main)

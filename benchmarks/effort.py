@@ -18,15 +18,17 @@ import typer
 import yaml
 
 from benchmarks import measure
-from stages import common, profile
-from synthmri import ldm, sampling, sweep
+from stages import _cli, profile
+from synthmri.evaluation import sweep
+from synthmri.generators import latent_diffusion
+from synthmri.training import sampling
 
 BASELINES = ("vae", "dcgan", "ddpm", "unet_gan")
 
 
 def baseline(name: str, tree: dict, size: int) -> dict[str, float]:
     """Petaflop of training a baseline as `tree` says, and of drawing sample.n images."""
-    code = importlib.import_module(f"synthmri.baselines.{name}")
+    code = importlib.import_module(f"synthmri.generators.{name}")
     p = code.Params.model_validate(tree["baselines"][name], strict=False)
     images = np.random.default_rng(0).integers(0, 256, (2, size, size), np.uint8)
     with tempfile.TemporaryDirectory() as folder:
@@ -38,19 +40,21 @@ def baseline(name: str, tree: dict, size: int) -> dict[str, float]:
     return _petaflop(operations / 2, p.steps * p.batch_size, tree["sample"]["n"] * evaluations)
 
 
-def latent_diffusion(tree: dict, slices: int) -> dict[str, float]:
+def of_latent_diffusion(tree: dict, slices: int) -> dict[str, float]:
     """The same of fine-tuning and drawing with the base that `tree` names, and of the sweep of its sampler."""
-    p = ldm.Finetune.model_validate(tree["finetune"], strict=False)
+    p = latent_diffusion.Finetune.model_validate(tree["finetune"], strict=False)
     drawing = sampling.Sample.model_validate(tree["sample"], strict=False)
-    pipe = ldm.load(p.base_model)
+    pipe = latent_diffusion.load(p.base_model)
     edge = tree["data"]["image_size"] // 8
     mean = np.random.default_rng(0).standard_normal((2, 1, pipe.unet.config.in_channels, edge, edge), np.float32)
     small = p.model_copy(update={"epochs": 1, "batch_size": 2})
     with tempfile.TemporaryDirectory() as folder:
-        _, operations = ldm.finetune(pipe, mean, 0 * mean, ["", ""], small, checkpoint=Path(folder) / "one.pt")
-    evaluations = ldm.evaluations(["a prompt"], drawing)
+        _, operations = latent_diffusion.finetune(
+            pipe, mean, 0 * mean, ["", ""], small, checkpoint=Path(folder) / "one.pt"
+        )
+    evaluations = latent_diffusion.evaluations(["a prompt"], drawing)
     tried = sweep.Sweep.model_validate(tree["sweep"], strict=False)
-    swept = sum(ldm.evaluations(["a prompt"], each) for each in sweep.grid(tried, drawing, guided=True))
+    swept = sum(latent_diffusion.evaluations(["a prompt"], each) for each in sweep.grid(tried, drawing, guided=True))
     return _petaflop(operations / 2, p.epochs * slices, 2 * drawing.n * evaluations) | {  # of the base too
         "sweep_petaflop": _petaflop(operations / 2, 0, tried.n * swept)["drawing_petaflop"]
     }
@@ -67,11 +71,13 @@ def main(
     teraflops: Annotated[float, typer.Option(min=0.1, help="sustained, of the GPU")] = 100,
 ):
     """Write benchmarks/results/effort.json."""
-    common.start()
-    tree = yaml.safe_load(common.PARAMS.read_text(encoding="utf-8"))
-    profile.merge(tree, yaml.safe_load((Path("profiles") / f"{name}.yaml").read_text(encoding="utf-8")))
+    _cli.start()
+    tree = yaml.safe_load(_cli.PARAMS.read_text(encoding="utf-8"))
+    overlay = yaml.safe_load((Path("profiles") / f"{name}.yaml").read_text(encoding="utf-8"))
+    here = {section: values for section, values in overlay.items() if section not in profile.ELSEWHERE}
+    profile.merge(tree, here, _cli.PARAMS)
     rows = {model: baseline(model, tree, tree["data"]["image_size"]) for model in BASELINES}
-    rows["latent_diffusion"] = latent_diffusion(tree, slices)
+    rows["latent_diffusion"] = of_latent_diffusion(tree, slices)
     for row in rows.values():
         petaflop = sum(value for key, value in row.items() if key.endswith("_petaflop"))
         row["hours"] = petaflop * 1000 / teraflops / 3600
@@ -80,4 +86,4 @@ def main(
 
 
 if __name__ == "__main__":
-    common.run(main)
+    _cli.run(main)

@@ -14,8 +14,8 @@ import torch
 import typer
 
 from benchmarks import measure
-from stages import common
-from synthmri import features, scores
+from stages import _cli
+from synthmri.evaluation import distances, features, pairs
 
 
 class Pooled(torch.nn.Module):
@@ -38,14 +38,14 @@ def textures(n: int, seed: int) -> np.ndarray:
 
 def main(n: Annotated[int, typer.Option(min=50, help="images in each set")] = 200):
     """Write benchmarks/results/evaluation.json."""
-    common.start()
+    _cli.start()
     made, real = textures(n, 0), textures(n, 1)
     lpips = features.lpips_model()
 
     def ours() -> dict[str, float]:
         x, y = (features.alexnet(images, batch=16) for images in (made, real))
-        values = {"fd": scores.frechet_distance(x, y), "kid": scores.kernel_distance(x, y)}
-        return values | scores.resemblance(made, real, lpips, batch=16)
+        values = {"fd": distances.frechet_distance(x, y), "kid": distances.kernel_distance(x, y)}
+        return values | pairs.resemblance(made, real, lpips, batch=16)
 
     def theirs() -> dict[str, float]:
         from torchmetrics.image import (
@@ -63,7 +63,7 @@ def main(n: Annotated[int, typer.Option(min=50, help="images in each set")] = 20
             StructuralSimilarityIndexMeasure(data_range=255.0),
             PeakSignalNoiseRatio(data_range=255.0, dim=(1, 2, 3), reduction="elementwise_mean"),
         )
-        distances = []
+        found_distances = []
         for start in range(0, n, 16):
             a, b = (torch.from_numpy(images[start : start + 16])[:, None] for images in (made, real))
             for metric in (frechet, kernel):
@@ -73,13 +73,13 @@ def main(n: Annotated[int, typer.Option(min=50, help="images in each set")] = 20
                 metric.update(a.float(), b.float())
             with torch.no_grad():
                 pair = [(x.float() / 127.5 - 1).expand(-1, 3, -1, -1) for x in (a, b)]
-                distances += lpips(*pair).flatten().tolist()
+                found_distances += lpips(*pair).flatten().tolist()
         return {
             "fd": frechet.compute().item(),
             "kid": kernel.compute()[0].item(),
             "ssim": ssim.compute().item(),
             "psnr": psnr.compute().item(),
-            "lpips": float(np.mean(distances)),
+            "lpips": float(np.mean(found_distances)),
         }
 
     our_values, their_values = ours(), theirs()
@@ -96,4 +96,4 @@ def main(n: Annotated[int, typer.Option(min=50, help="images in each set")] = 20
 
 
 if __name__ == "__main__":
-    common.run(main)
+    _cli.run(main)

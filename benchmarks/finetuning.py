@@ -18,28 +18,30 @@ import torch.nn.functional as F
 import typer
 
 from benchmarks import measure
-from stages import common
-from synthmri import autoencoder, imageset, ldm, params, prompt
-from synthmri.precision import autocast
+from stages import _cli
+from synthmri import imageset, params
+from synthmri.generators import autoencoder, latent_diffusion
+from synthmri.scans import prompts
+from synthmri.training.precision import autocast
 
 
-def textbook(pipe, images: np.ndarray, texts: list[str], p: ldm.Finetune, steps: int, precision) -> float:
+def textbook(pipe, images: np.ndarray, texts: list[str], p: latent_diffusion.Finetune, steps: int, precision) -> float:
     """Seconds a step of the loop of the example: VAE and text encoder run on every batch; plain loss; AdamW and EMA."""
     from diffusers.training_utils import EMAModel
 
-    pipe.vae.disable_slicing()  # which `ldm.load` set, as it does the layout
+    pipe.vae.disable_slicing()  # which `latent_diffusion.load` set, as it does the layout
     pipe.vae.to(memory_format=torch.contiguous_format)
     unet = pipe.unet.requires_grad_(True).train()
     optimizer = torch.optim.AdamW(unet.parameters(), lr=p.learning_rate)
     ema = EMAModel(unet.parameters(), decay=p.ema_decay)
-    noise_scheduler = ldm.new_scheduler(pipe, "ddpm")
+    noise_scheduler = latent_diffusion.new_scheduler(pipe, "ddpm")
     generator = torch.Generator().manual_seed(0)
     times = []
     for _ in range(steps):
         start = time.perf_counter()
         rows = torch.randint(len(images), (p.batch_size,), generator=generator).numpy()
         x = autoencoder.to_tensor(images[rows])
-        ids = ldm.tokens(pipe, [texts[row] for row in rows])
+        ids = latent_diffusion.tokens(pipe, [texts[row] for row in rows])
         with autocast("cpu", precision):
             with torch.no_grad():
                 latents = autoencoder.posterior(pipe.vae.encode(x))[0].float() * pipe.vae.config.scaling_factor
@@ -55,19 +57,21 @@ def textbook(pipe, images: np.ndarray, texts: list[str], p: ldm.Finetune, steps:
             loss = F.mse_loss(unet(noisy, t, encoder_hidden_states=states).sample.float(), target)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), p.gradient_clip)
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), p.max_grad_norm)
         optimizer.step()
         ema.step(unet.parameters())
         times.append(time.perf_counter() - start)
     return float(np.median(times[2:]))
 
 
-def ours(pipe, mean: np.ndarray, std: np.ndarray, texts: list[str], p: ldm.Finetune, steps: int, precision) -> float:
-    """Seconds a step of ldm.finetune."""
+def ours(
+    pipe, mean: np.ndarray, std: np.ndarray, texts: list[str], p: latent_diffusion.Finetune, steps: int, precision
+) -> float:
+    """Seconds a step of latent_diffusion.finetune."""
     ticks = []
     rows = np.resize(np.arange(len(texts)), steps * p.batch_size)
     with tempfile.TemporaryDirectory() as folder:
-        ldm.finetune(
+        latent_diffusion.finetune(
             pipe, mean[rows], std[rows], [texts[row] for row in rows], p.model_copy(update={"epochs": 1}),
             checkpoint=Path(folder) / "c.pt", precision=precision,
             tick=lambda step, loss: ticks.append(time.perf_counter()),
@@ -82,12 +86,12 @@ def main(
     compiled: Annotated[bool, typer.Option("--compiled", help="time our side with finetune.compile too")] = False,
 ):
     """Write benchmarks/results/finetuning.json."""
-    precision = common.precision(common.start())
-    p = params.read(common.PARAMS, "finetune", ldm.Finetune)
+    precision = _cli.precision(_cli.start())
+    p = params.read(_cli.PARAMS, "finetune", latent_diffusion.Finetune)
     train = imageset.read(images)
-    texts = prompt.prompts(train.manifest, params.read(common.PARAMS, "prompt", prompt.Prompt))
-    pipe = ldm.load(base)
-    some, once = np.array(train.images[:64]), params.read(common.PARAMS, "encode", autoencoder.Encode)
+    texts = prompts.prompts(train.manifest, params.read(_cli.PARAMS, "prompt", prompts.Prompt))
+    pipe = latent_diffusion.load(base)
+    some, once = np.array(train.images[:64]), params.read(_cli.PARAMS, "encode", autoencoder.Encode)
     mean, std = autoencoder.encode(pipe.vae, some, batch=once.batch_size, precision=precision)
     one = measure.seconds(lambda: autoencoder.encode(pipe.vae, some, batch=once.batch_size, precision=precision)) / len(
         some
@@ -95,12 +99,13 @@ def main(
     views = 2 if once.flip else 1
     encode_once = one * views * p.batch_size / p.epochs  # a step's share of it
     our_step = ours(pipe, mean[:, None], std[:, None], texts[: len(some)], p, steps, precision) + encode_once
-    their_step = textbook(ldm.load(base), some, texts[: len(some)], p, steps, precision)
+    their_step = textbook(latent_diffusion.load(base), some, texts[: len(some)], p, steps, precision)
     extra = {}
     if compiled:
         again = p.model_copy(update={"compile": True})
         step = (
-            ours(ldm.load(base), mean[:, None], std[:, None], texts[: len(some)], again, steps, precision) + encode_once
+            ours(latent_diffusion.load(base), mean[:, None], std[:, None], texts[: len(some)], again, steps, precision)
+            + encode_once
         )
         extra["ours_compiled"] = {"slices_per_second": p.batch_size / step}
     measure.write(
@@ -118,4 +123,4 @@ def main(
 
 
 if __name__ == "__main__":
-    common.run(main)
+    _cli.run(main)

@@ -2,8 +2,8 @@
 
 python -m benchmarks.layouts --avx2
 
-What `autoencoder.arranged` and `ldm.load` choose rests on these numbers; results of the other instruction set stay in
-the file.
+What `autoencoder.arranged` and `latent_diffusion.load` choose rests on these numbers; results of the other instruction
+set stay in the file.
 """
 
 import itertools
@@ -18,9 +18,9 @@ import typer
 
 from benchmarks import measure
 from benchmarks.repro import FORCED
-from stages import common
-from synthmri import ldm
-from synthmri.precision import autocast, native_bf16, slowdown
+from stages import _cli
+from synthmri.generators import latent_diffusion
+from synthmri.training.precision import autocast, native_bf16, slowdown
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 IMAGES = 16  # in each measurement, whatever the batch
@@ -35,9 +35,9 @@ def main(
     if avx2 and any(os.environ.get(name) != value for name, value in FORCED.items()):
         os.environ.update(FORCED)  # read when torch is loaded, which it is already
         os.execv(sys.executable, [sys.executable, "-m", "benchmarks.layouts", *sys.argv[1:]])
-    common.start()
-    pipe = ldm.load(model)
-    size, edge = ldm.image_size(pipe), pipe.unet.config.sample_size
+    _cli.start()
+    pipe = latent_diffusion.load(model)
+    size, edge = latent_diffusion.image_size(pipe), pipe.unet.config.sample_size
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(IMAGES, 3, size, size, generator=generator) * 2 - 1
     z = torch.randn(IMAGES, pipe.unet.config.in_channels, edge, edge, generator=generator)
@@ -88,4 +88,4 @@ def main(
 
 
 if __name__ == "__main__":
-    common.run(main)
+    _cli.run(main)

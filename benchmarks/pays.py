@@ -20,9 +20,13 @@ import typer
 import yaml
 
 from benchmarks import measure
-from stages import common
-from synthmri import adaptation, autoencoder, features, imageset, ldm, params, prompt, sampling, scores
+from stages import _cli
+from synthmri import imageset, params
 from synthmri.errors import UserError
+from synthmri.evaluation import distances, features
+from synthmri.generators import autoencoder, autoencoder_training, latent_diffusion
+from synthmri.scans import prompts
+from synthmri.training import sampling
 
 SETS = {  # what differs from params.yaml
     "open-ms": {"source": "raw", "contrasts": ["FLAIR"], "split": {"train": 0.4, "val": 0.2, "test": 0.4}},
@@ -33,9 +37,9 @@ MOST_TRAIN = 500
 
 def preprocessed(raw: Path, data: dict, folder: Path) -> Path:
     """The ImageSets of `raw`, by the stage that the pipeline runs, under parameters of its own."""
-    tree = yaml.safe_load(common.PARAMS.read_text(encoding="utf-8"))
+    tree = yaml.safe_load(_cli.PARAMS.read_text(encoding="utf-8"))
     tree["data"] |= data
-    (folder / common.PARAMS.name).write_text(yaml.safe_dump(tree), encoding="utf-8")
+    (folder / _cli.PARAMS.name).write_text(yaml.safe_dump(tree), encoding="utf-8")
     subprocess.run(
         [
             sys.executable, "-m", "stages.preprocess", "--raw", raw.resolve(), "--out", "slices",
@@ -54,7 +58,7 @@ def main(
     root = os.environ.get("REAL_MRI")
     if not root:
         raise UserError("REAL_MRI is not set; name the folder of real volumes, which holds open-ms and t1ce-tumor")
-    precision = common.precision(common.start())
+    precision = _cli.precision(_cli.start())
     file = measure.RESULTS / "pays.json"
     result = json.loads(file.read_text(encoding="utf-8")) if only and file.is_file() else {}
     for name in [only] if only else SETS:
@@ -70,45 +74,47 @@ def both(train: imageset.ImageSet, test: imageset.ImageSet, folder: Path, steps:
     """FD and KID to the held-out slices after training, from the base and from random weights of its UNet."""
     rows = imageset.evenly(len(train), MOST_TRAIN)
     images, manifest = np.array(train.images[rows]), train.manifest.iloc[rows]
-    texts = prompt.prompts(manifest, params.read(common.PARAMS, "prompt", prompt.Prompt))
-    p = params.read(common.PARAMS, "finetune", ldm.Finetune)
+    texts = prompts.prompts(manifest, params.read(_cli.PARAMS, "prompt", prompts.Prompt))
+    p = params.read(_cli.PARAMS, "finetune", latent_diffusion.Finetune)
     p = p.model_copy(update={"epochs": -(-steps // -(-len(texts) // p.batch_size))})
-    how = params.read(common.PARAMS, "adapt", adaptation.Adapt)
-    drawing = params.read(common.PARAMS, "sample", sampling.Sample)
+    how = params.read(_cli.PARAMS, "adapt", autoencoder_training.Adapt)
+    drawing = params.read(_cli.PARAMS, "sample", sampling.Sample)
     n = min(drawing.n, len(train), len(test))
     held_out = features.alexnet(np.array(test.images), batch=16)
 
     vae = autoencoder.load(Path(p.base_model) / "vae")
-    adaptation.adapt(
+    autoencoder_training.adapt(
         vae, images, "decoder", how, features.lpips_model(), checkpoint=folder / "adapt.pt", precision=precision
     )
     views = [autoencoder.encode(vae, view, batch=16, precision=precision) for view in (images, images[:, :, ::-1])]
     mean, std = (np.stack([view[part] for view in views], axis=1) for part in (0, 1))
 
-    def distances(pipe) -> dict[str, float]:
+    def against_held_out(pipe) -> dict[str, float]:
         seeds = list(range(drawing.seed, drawing.seed + n))
-        made = ldm.sample(pipe, prompt.drawn(texts, seeds), seeds, drawing, size=images.shape[1], precision=precision)
+        made = latent_diffusion.sample(
+            pipe, prompts.drawn(texts, seeds), seeds, drawing, size=images.shape[1], precision=precision
+        )
         values = features.alexnet(made, batch=16)
         return {
-            "fd_alexnet": scores.frechet_distance(values, held_out),
-            "kid_alexnet": scores.kernel_distance(values, held_out),
+            "fd_alexnet": distances.frechet_distance(values, held_out),
+            "kid_alexnet": distances.kernel_distance(values, held_out),
         }
 
     outcome = {}
     for start in ("base", "scratch"):
-        pipe = ldm.load(p.base_model)
+        pipe = latent_diffusion.load(p.base_model)
         pipe.vae = vae
         if start == "scratch":
             torch.manual_seed(p.seed)
             pipe.unet = type(pipe.unet).from_config(pipe.unet.config)
-        ldm.finetune(pipe, mean, std, texts, p, checkpoint=folder / f"{start}.pt", precision=precision)
-        outcome[start] = distances(pipe)
+        latent_diffusion.finetune(pipe, mean, std, texts, p, checkpoint=folder / f"{start}.pt", precision=precision)
+        outcome[start] = against_held_out(pipe)
     real = features.alexnet(images[np.random.default_rng(0).choice(len(images), min(n, len(images)), replace=False)])
     return {
         "ratio": outcome["scratch"]["fd_alexnet"] / outcome["base"]["fd_alexnet"],
         "from_base": outcome["base"],
         "from_scratch": outcome["scratch"],
-        "floor_fd_alexnet": scores.frechet_distance(real, held_out),
+        "floor_fd_alexnet": distances.frechet_distance(real, held_out),
         "train_slices": len(images),
         "held_out_slices": len(test),
         "n": n,
@@ -118,4 +124,4 @@ def both(train: imageset.ImageSet, test: imageset.ImageSet, folder: Path, steps:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    _cli.run(main)

@@ -14,14 +14,15 @@ import torch
 import typer
 
 from benchmarks import measure
-from stages import common, preprocess
-from stages.workers import Workers
-from synthmri import params, readers, slices
+from stages import _cli, preprocess
+from stages._workers import Workers
+from synthmri import params
 from synthmri.errors import UserError
 from synthmri.imageset import to_uint8
+from synthmri.scans import read, slicing
 
 
-def with_monai(files: list[Path], data: slices.Data) -> int:
+def with_monai(files: list[Path], data: slicing.Data) -> int:
     """The number of slices made of the files: orientation, head mask, window, spacing, centring, quantisation."""
     from monai.transforms import (
         Compose,
@@ -62,11 +63,11 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, help="how often each is read for one and for two workers")] = 20,
 ):
     """Write benchmarks/results/preprocessing.json."""
-    common.start()
+    _cli.start()
     torch.set_num_threads(1)
-    data = params.read(common.PARAMS, "data", slices.Data)
-    hands = params.read(common.PARAMS, "workers", Workers)
-    found, _ = readers.find(raw)
+    data = params.read(_cli.PARAMS, "data", slicing.Data)
+    hands = params.read(_cli.PARAMS, "workers", Workers)
+    found, _ = read.find(raw)
     sources = [source for source in found if source.contrast in data.contrasts or not data.contrasts][:volumes]
     if len(sources) < 4:
         raise UserError(f"{raw} holds {len(sources)} volumes of {data.contrasts}; 4 are needed: `dvc repro simulate`")
@@ -93,4 +94,4 @@ def main(
 
 
 if __name__ == "__main__":
-    common.run(main)
+    _cli.run(main)

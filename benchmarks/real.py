@@ -17,9 +17,9 @@ import numpy as np
 import typer
 
 from benchmarks import measure
-from stages import common
-from synthmri import plots
+from stages import _cli, _files
 from synthmri.errors import UserError
+from synthmri.reporting import plots
 
 SETS = {"open_ms": "open-ms", "t1ce_tumor": "t1ce-tumor"}  # profile: folder below REAL_MRI
 TABLES = {
@@ -43,7 +43,7 @@ def main(
         raise UserError(f"REAL_MRI is {root!r}; name the folder of real volumes, which holds {SETS[profile]}")
     clone = scratch / profile
     if not clone.is_dir():
-        with common.replacing(clone) as part:  # a clone that is there is whole
+        with _files.replacing(clone) as part:  # a clone that is there is whole
             subprocess.run(["git", "clone", "--quiet", Path.cwd(), part], check=True)
             shutil.copytree(source, part / "data" / "raw" / SETS[profile])
             subprocess.run([sys.executable, "-m", "stages.profile", profile], cwd=part, check=True)
@@ -69,12 +69,12 @@ def main(
     sheet = plots.contact_sheet(np.array(made[:SHOWN]), columns=8)
     docs = Path("docs")
     with (
-        common.replacing(docs / f"real_{profile}.md") as page,
-        common.replacing(docs / f"real_{profile}.png") as picture,
+        _files.replacing(docs / f"real_{profile}.md") as page,
+        _files.replacing(docs / f"real_{profile}.png") as picture,
     ):
         page.write_text("\n\n".join(chapters) + "\n", encoding="utf-8")
         plots.save(sheet, picture)
 
 
 if __name__ == "__main__":
-    common.run(main)
+    _cli.run(main)

@@ -20,23 +20,27 @@ import typer
 from PIL import Image
 
 from benchmarks import measure
-from stages import common
-from synthmri import adaptation, autoencoder, features, imageset, params, plots, readers, scores, slices
+from stages import _cli
+from synthmri import imageset, params
+from synthmri.evaluation import features, pairs
+from synthmri.generators import autoencoder, autoencoder_training
+from synthmri.reporting import plots
+from synthmri.scans import read, slicing
 
 
-def real_sets(root: Path, data: slices.Data) -> dict[str, np.ndarray]:
+def real_sets(root: Path, data: slicing.Data) -> dict[str, np.ndarray]:
     """Every 5th axial slice of open-ms in every contrast and every 20th picture of t1ce-tumor, preprocessed."""
     wide = data.model_copy(update={"contrasts": (), "slice_step": 5})
     found = {}
     for name in ("open-ms", "t1ce-tumor"):
-        sources, _ = readers.find(root / name)
+        sources, _ = read.find(root / name)
         parts = []
         for source in sources if name == "open-ms" else sources[::20]:
-            scan = readers.read(source)
+            scan = read.read(source)
             made = (
-                slices.from_pictures(scan.data, wide)
+                slicing.from_pictures(scan.data, wide)
                 if scan.spacing_mm is None
-                else slices.from_volume(scan.data, scan.spacing_mm, wide)
+                else slicing.from_volume(scan.data, scan.spacing_mm, wide)
             )
             parts.append(made.images)
         found[name] = np.concatenate(parts)
@@ -80,9 +84,9 @@ def main(
 
     Writes benchmarks/results/reconstruction.json.
     """
-    precision = common.precision(common.start())
-    how = params.read(common.PARAMS, "adapt", adaptation.Adapt)
-    data = params.read(common.PARAMS, "data", slices.Data)
+    precision = _cli.precision(_cli.start())
+    how = params.read(_cli.PARAMS, "adapt", autoencoder_training.Adapt)
+    data = params.read(_cli.PARAMS, "data", slicing.Data)
     root = os.environ.get("REAL_MRI")
     sets = real_sets(Path(root), data) if root else {}
     if (simulated / "images.npy").is_file():
@@ -91,7 +95,7 @@ def main(
     lpips, rows = features.lpips_model(), {}
 
     def row(decoded: np.ndarray, images: np.ndarray) -> dict[str, float]:
-        values = scores.resemblance(decoded, images, lpips)
+        values = pairs.resemblance(decoded, images, lpips)
         return {"n": len(images)} | {key: round(value, 4) for key, value in values.items()}
 
     for name, images in sets.items():
@@ -102,10 +106,10 @@ def main(
         rows[f"{name}, WebP"] = row(coded, images) | {"bits_a_pixel": round(bits, 3)}
         if ceiling and name != "simulated":
             pupil = copy.deepcopy(vae)
-            only_l1 = how.model_copy(update={"steps": ceiling, "perceptual": 0.0, "adversarial": 0.0})
-            with tempfile.TemporaryDirectory() as folder, common.counter(f"{name}: ceiling", ceiling) as tick:
+            only_l1 = how.model_copy(update={"steps": ceiling, "perceptual_weight": 0.0, "adversarial_weight": 0.0})
+            with tempfile.TemporaryDirectory() as folder, _cli.counter(f"{name}: ceiling", ceiling) as tick:
                 checkpoint = Path(folder) / "ceiling.pt"
-                adaptation.adapt(
+                autoencoder_training.adapt(
                     pupil, images, "full", only_l1, lpips, checkpoint=checkpoint, precision=precision, tick=tick
                 )
             fitted = autoencoder.reconstruct(pupil, images, batch=16, precision=precision)
@@ -119,4 +123,4 @@ def main(
 
 
 if __name__ == "__main__":
-    common.run(main)
+    _cli.run(main)

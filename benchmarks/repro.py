@@ -20,7 +20,7 @@ from typing import Annotated
 import typer
 
 from benchmarks import measure
-from stages import common
+from stages import _cli
 from synthmri.errors import UserError
 
 FORCED = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
@@ -31,13 +31,16 @@ def main(
     avx2: Annotated[bool, typer.Option("--avx2", help="forbid torch and oneDNN all beyond AVX2")] = False,
     profile: Annotated[str, typer.Option(help="a file of profiles/, without .yaml; '' = params.yaml as it is")] = "",
     test: Annotated[bool, typer.Option("--test", help="time the tests instead, as `make test` runs them")] = False,
+    keep: Annotated[Path | None, typer.Option(help="folder to make for the clone, which then stays")] = None,
 ):
     """Write benchmarks/results/repro.json: seconds of every stage, their sum, and the largest process."""
     file = measure.RESULTS / "repro.json"
     result = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     result.pop("machine", None)
+    if keep is not None and keep.exists():
+        raise UserError(f"{keep} exists already; name another folder with --keep, or remove it")
     with tempfile.TemporaryDirectory() as folder:
-        clone = Path(folder) / "clone"
+        clone = keep.absolute() if keep else Path(folder) / "clone"
         subprocess.run(["git", "clone", "-q", ".", str(clone)], check=True)
         environment = os.environ | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(clone),
@@ -46,7 +49,7 @@ def main(
         python = [sys.executable, "-m"]
         if profile:
             subprocess.run([*python, "stages.profile", profile], cwd=clone, env=environment, check=True)
-        code = "from stages import common; common.precision(common.start())"
+        code = "from stages import _cli; _cli.precision(_cli.start())"
         said = subprocess.run([sys.executable, "-c", code], cwd=clone, env=environment, capture_output=True, text=True)
         if test:
             command = [*python, "pytest", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
@@ -110,4 +113,4 @@ def commit() -> str:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    _cli.run(main)

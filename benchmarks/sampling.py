@@ -17,8 +17,10 @@ import torch
 import typer
 
 from benchmarks import measure
-from stages import common
-from synthmri import ldm, params, sampling
+from stages import _cli
+from synthmri import params
+from synthmri.generators import latent_diffusion
+from synthmri.training import sampling
 
 PROMPT = "T1w axial brain MRI, level 6"
 STEPS, GUIDANCE, BATCH = 1000, 7.0, 32  # the original's
@@ -29,20 +31,20 @@ def main(
     whole: Annotated[bool, typer.Option(help="run all 1000 steps of the original's recipe")] = False,
 ):
     """Write benchmarks/results/sampling.json."""
-    precision = common.precision(common.start())
-    p = params.read(common.PARAMS, "sample", sampling.Sample)
-    pipe = ldm.load(model)
-    size = ldm.image_size(pipe)
+    precision = _cli.precision(_cli.start())
+    p = params.read(_cli.PARAMS, "sample", sampling.Sample)
+    pipe = latent_diffusion.load(model)
+    size = latent_diffusion.image_size(pipe)
 
     def ours() -> None:
-        ldm.sample(pipe, [PROMPT] * p.batch_size, range(p.batch_size), p, size=size, precision=precision)
+        latent_diffusion.sample(pipe, [PROMPT] * p.batch_size, range(p.batch_size), p, size=size, precision=precision)
 
     ours_rate = p.batch_size / measure.seconds(ours, repeats=2)
 
-    pipe = ldm.load(model)
-    pipe.vae.disable_slicing()  # which `ldm.load` set, as it does the layout
+    pipe = latent_diffusion.load(model)
+    pipe.vae.disable_slicing()  # which `latent_diffusion.load` set, as it does the layout
     pipe.vae.to(memory_format=torch.contiguous_format)
-    pipe.scheduler = ldm.new_scheduler(pipe, "ddpm")
+    pipe.scheduler = latent_diffusion.new_scheduler(pipe, "ddpm")
 
     def original(stop: int | None) -> float:
         """Seconds of one batch, left after `stop` steps (None: all of it)."""
@@ -72,11 +74,11 @@ def main(
         {
             "ratio": ours_rate / original_rate,
             "ours": {
-                "images_per_second": ours_rate, "steps": p.steps, "guidance": p.guidance, "scheduler": p.scheduler,
-                "batch": p.batch_size, "precision": precision,
+                "images_per_second": ours_rate, "steps": p.steps, "guidance_scale": p.guidance_scale,
+                "scheduler": p.scheduler, "batch": p.batch_size, "precision": precision,
             },
             "original": {
-                "images_per_second": original_rate, "steps": STEPS, "guidance": GUIDANCE, "scheduler": "ddpm",
+                "images_per_second": original_rate, "steps": STEPS, "guidance_scale": GUIDANCE, "scheduler": "ddpm",
                 "batch": BATCH, "precision": "fp32", "extrapolated": not whole,
             },
         },
@@ -84,4 +86,4 @@ def main(
 
 
 if __name__ == "__main__":
-    common.run(main)
+    _cli.run(main)

@@ -28,9 +28,11 @@ from matplotlib.figure import Figure
 
 from benchmarks import measure
 from benchmarks.evaluation import textures
-from stages import common
-from synthmri import imageset, ldm, params, plots
+from stages import _cli
+from synthmri import imageset, params
 from synthmri.errors import UserError
+from synthmri.generators import latent_diffusion
+from synthmri.reporting import plots
 
 SLICES_A_PERSON = 20
 MM = 240 / 256  # of a pixel, so that nothing is resampled
@@ -114,13 +116,13 @@ def children(process) -> list:
 
 def parameters(folder: Path, device: str, threads: int | None = None) -> None:
     """params.yaml as committed, but for the machine and for what so many slices need."""
-    tree = yaml.safe_load(common.PARAMS.read_text(encoding="utf-8"))
+    tree = yaml.safe_load(_cli.PARAMS.read_text(encoding="utf-8"))
     tree["runtime"] |= {"device": device} | ({"threads": threads} if threads else {})
     tree["workers"] |= {"preprocess": os.cpu_count(), "extract": os.cpu_count() if device == "cpu" else 1}
     tree["data"] |= {"source": "raw", "contrasts": [], "depth_mm": [0, 400], "image_size": 256}
     tree["evaluate"] |= {"min_images": 10}
     tree["finetune"] |= {"epochs": 1, "base_model": str(Path(tree["finetune"]["base_model"]).resolve())}
-    (folder / common.PARAMS.name).write_text(yaml.safe_dump(tree), encoding="utf-8")
+    (folder / _cli.PARAMS.name).write_text(yaml.safe_dump(tree), encoding="utf-8")
 
 
 def splits(n: int) -> dict[str, int]:
@@ -139,7 +141,7 @@ def preprocess(n: int, folder: Path, device: str, base: np.ndarray) -> dict[str,
 def features(n: int, folder: Path, device: str, base: np.ndarray) -> dict[str, float]:
     parameters(folder, device, threads=1)
     imagesets(folder, {"slices": n}, base)
-    return child(["stages.extract", "--images", "slices", "--out", "features"], folder)
+    return child(["stages.features", "--images", "slices", "--out", "features"], folder)
 
 
 def evaluate(n: int, folder: Path, device: str, base: np.ndarray) -> dict[str, float]:
@@ -147,7 +149,7 @@ def evaluate(n: int, folder: Path, device: str, base: np.ndarray) -> dict[str, f
     counts = splits(n)
     counts["samples"] = counts["test"]
     imagesets(folder, counts, base)
-    arguments = ["stages.evaluate", "--code", "baselines/dcgan", "--model", "none"]
+    arguments = ["stages.evaluate", "--generator", "dcgan", "--model", "none"]
     for option, name in (("train", "train"), ("validation", "val"), ("test", "test"), ("samples", "samples")):
         numbers(folder / f"features/{name}", counts[name])
         arguments += [f"--{option}", name, f"--{option}-features", f"features/{name}"]
@@ -169,7 +171,7 @@ def numbers(folder: Path, n: int) -> None:
 def finetune(n: int, folder: Path, device: str, base: np.ndarray) -> dict[str, float]:
     parameters(folder, device)
     imagesets(folder, {"slices": n}, base)
-    start = params.read(folder / common.PARAMS.name, "finetune", ldm.Finetune).base_model
+    start = params.read(folder / _cli.PARAMS.name, "finetune", latent_diffusion.Finetune).base_model
     encoded = child(["stages.encode", "--images", "slices", "--model", f"{start}/vae", "--out", "latents"], folder)
     arguments = ["stages.finetune", "--images", "slices", "--latents", "latents", "--base", start]
     arguments += ["--vae", f"{start}/vae", "--out", "tuned", "--log", "log.csv", "--snapshots", "snapshots.npy"]
@@ -182,12 +184,20 @@ def finetune(n: int, folder: Path, device: str, base: np.ndarray) -> dict[str, f
 
 def sample(n: int, folder: Path, device: str, base: np.ndarray) -> dict[str, float]:
     parameters(folder, device)
-    file = folder / common.PARAMS.name
+    file = folder / _cli.PARAMS.name
     tree = yaml.safe_load(file.read_text(encoding="utf-8"))
     tree["sample"]["n"] = n
     file.write_text(yaml.safe_dump(tree), encoding="utf-8")
     imagesets(folder, {"slices": 100}, base)
-    arguments = ["stages.sample", "--code", "ldm", "--model", tree["finetune"]["base_model"], "--images", "slices"]
+    arguments = [
+        "stages.sample",
+        "--generator",
+        "latent_diffusion",
+        "--model",
+        tree["finetune"]["base_model"],
+        "--images",
+        "slices",
+    ]
     return child([*arguments, "--out", "samples", "--sheet", "sheet.png"], folder)
 
 
@@ -307,4 +317,4 @@ def main(
 
 
 if __name__ == "__main__":
-    common.run(main)
+    _cli.run(main)

@@ -16,8 +16,12 @@ import typer
 import yaml
 
 from benchmarks import measure
-from stages import common
-from synthmri import features, imageset, ldm, params, prompt, sampling, scores
+from stages import _cli
+from synthmri import imageset, params
+from synthmri.evaluation import distances, features
+from synthmri.generators import latent_diffusion
+from synthmri.scans import prompts
+from synthmri.training import sampling
 
 
 def main(
@@ -28,46 +32,49 @@ def main(
     n: Annotated[int, typer.Option(min=8, help="images of each; best a multiple of both batches, or below both")] = 50,
 ):
     """Seconds, FD and KID of each; `ratio` is of images a second, tuned to original."""
-    runtime = common.start()
-    own = common.precision(runtime)
-    tuned = params.read(common.PARAMS, "sample", sampling.Sample)
-    words = params.read(common.PARAMS, "prompt", prompt.Prompt)
+    runtime = _cli.start()
+    own = _cli.precision(runtime)
+    tuned = params.read(_cli.PARAMS, "sample", sampling.Sample)
+    words = params.read(_cli.PARAMS, "prompt", prompts.Prompt)
     overlay = yaml.safe_load(profile.read_text(encoding="utf-8"))
     recipes = {
         "tuned": (tuned, words, own),
         "original": (
             params.parse(tuned.model_dump() | overlay["sample"], "sample", sampling.Sample, str(profile)),
-            params.parse(words.model_dump() | overlay["prompt"], "prompt", prompt.Prompt, str(profile)),
+            params.parse(words.model_dump() | overlay["prompt"], "prompt", prompts.Prompt, str(profile)),
             overlay["runtime"]["precision"],
         ),
     }
     known, held_out = imageset.read(train), imageset.read(test).images
     reference = features.alexnet(held_out, device=runtime.device)
-    pipe = ldm.load(model, device=runtime.device)
+    pipe = latent_diffusion.load(model, device=runtime.device)
     seeds = list(range(tuned.seed, tuned.seed + n))
 
-    def distances(images: np.ndarray) -> dict[str, float]:
+    def against_test(images: np.ndarray) -> dict[str, float]:
         values = features.alexnet(images, device=runtime.device)
-        pair = scores.frechet_distance(values, reference), scores.kernel_distance(values, reference)
+        pair = distances.frechet_distance(values, reference), distances.kernel_distance(values, reference)
         return {name: round(value, 4) for name, value in zip(("fd_alexnet", "kid_alexnet"), pair, strict=True)}
 
     rows = {}
     for name, (p, template, precision) in recipes.items():
         p = p.model_copy(update={"batch_size": min(p.batch_size, n)})  # a batch is filled up, which would cost time
-        texts = prompt.drawn(prompt.prompts(known.manifest, template), seeds)
+        texts = prompts.drawn(prompts.prompts(known.manifest, template), seeds)
         start = time.perf_counter()
-        drawn = ldm.sample(pipe, texts, seeds, p, size=held_out.shape[1], precision=precision, progress=_progress)
+        drawn = latent_diffusion.sample(
+            pipe, texts, seeds, p, size=held_out.shape[1], precision=precision, progress=_progress
+        )
         seconds = time.perf_counter() - start
         rows[name] = {
-            "guidance": p.guidance, "steps": p.steps, "scheduler": p.scheduler, "batch_size": p.batch_size,
-            "precision": precision, "prompts": any(texts), "network_evaluations": ldm.evaluations(texts, p),
-            "seconds": round(seconds, 1), "images_per_second": round(n / seconds, 4), **distances(drawn),
+            "guidance_scale": p.guidance_scale, "steps": p.steps, "scheduler": p.scheduler, "batch_size": p.batch_size,
+            "precision": precision, "prompts": any(texts),
+            "network_evaluations": latent_diffusion.evaluations(texts, p),
+            "seconds": round(seconds, 1), "images_per_second": round(n / seconds, 4), **against_test(drawn),
         }  # fmt: skip
         print(name, rows[name], flush=True)
     some = np.sort(np.random.default_rng(0).choice(len(known), n, replace=False))
     result = {
         "n": n, "held_out": len(held_out), "threads": torch.get_num_threads(), "device": runtime.device,
-        **rows, "real_other_people": distances(known.images[some]),
+        **rows, "real_other_people": against_test(known.images[some]),
         "ratio": round(rows["tuned"]["images_per_second"] / rows["original"]["images_per_second"], 1),
     }  # fmt: skip
     measure.write("seed_recipe", result)
@@ -75,8 +82,8 @@ def main(
 
 
 def _progress(starts, count: int):
-    return common.progress(starts, "sampled batches", count)
+    return _cli.progress(starts, "sampled batches", count)
 
 
 if __name__ == "__main__":
-    common.run(main)
+    _cli.run(main)

@@ -15,9 +15,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from reader_study import design
 from reader_study.packet import Packet
 from reader_study.store import Store, Taken
-from synthmri import study
 
 PAGE = Path(__file__).parent / "page"
 TYPES = {".js": "text/javascript", ".css": "text/css"}
@@ -56,7 +56,7 @@ class Answer(BaseModel):
     verdict: Literal["real", "synthetic"]
     plausibility: int = Field(ge=1, le=5)
     seconds: float = Field(ge=0, le=86_400, allow_inf_nan=False)
-    tags: list[Literal[*study.TAGS.values()]] = Field(max_length=len(study.TAGS))
+    tags: list[Literal[*design.TAGS.values()]] = Field(max_length=len(design.TAGS))
     comment: str = Field(max_length=500)
 
     @field_validator("comment")
@@ -70,7 +70,7 @@ def create(packet: Packet, store: Store, hosts: list[str]) -> FastAPI:
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     pages = Environment(loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined)
 
-    known = {"questions": study.QUESTIONS, "tags": study.TAGS, "simulated": packet.simulated}
+    known = {"questions": design.QUESTIONS, "tags": design.TAGS, "simulated": packet.simulated}
 
     def reader(token: str) -> dict:
         found = store.reader(token)
@@ -137,7 +137,7 @@ def create(packet: Packet, store: Store, hosts: list[str]) -> FastAPI:
         order = packet.orders[who["slot"]]
         if body.position >= len(order) or order[body.position][0] != body.image:
             raise HTTPException(409, "this image is not at this place of your list; reload the page")
-        answers = body.model_dump() | {"tags": ";".join(tag for tag in study.TAGS.values() if tag in body.tags)}
+        answers = body.model_dump() | {"tags": ";".join(tag for tag in design.TAGS.values() if tag in body.tags)}
         try:
             store.add(who["slot"], body.position, body.image, answers)
         except Taken:

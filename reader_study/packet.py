@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from synthmri import study
+from reader_study import design
 from synthmri.errors import UserError
 
 KEY_COLUMNS = ("image", "source", "row", "case", "contrast", "level_mm", "sha256")
@@ -38,7 +38,7 @@ class Packet:
 
 
 def write(
-    folder: Path, key: Path, items: list[study.Item], images: list[np.ndarray], p: study.Study, *, secret: str,
+    folder: Path, key: Path, items: list[design.Item], images: list[np.ndarray], p: design.Study, *, secret: str,
     simulated: bool,
 ) -> str:  # fmt: skip
     """Write a packet and its key to two paths that do not exist; the hash that both are to be named by.
@@ -47,9 +47,9 @@ def write(
     real slices are of a simulated cohort, which readers are told.
     """
     hidden = int.from_bytes(hashlib.sha256(secret.encode()).digest())
-    names = study.names(items, p, hidden)
+    names = design.names(items, p, hidden)
     table = pd.DataFrame(
-        [(n, i.source, i.row, i.case, i.contrast, i.level_mm, study.sha256(a))
+        [(n, i.source, i.row, i.case, i.contrast, i.level_mm, design.sha256(a))
          for n, i, a in zip(names, items, images, strict=True)],
         columns=KEY_COLUMNS,
     ).sort_values("image")  # fmt: skip
@@ -60,7 +60,7 @@ def write(
     content = {
         "study": p.model_dump(),
         "images": dict(zip(table["image"], table["sha256"], strict=True)),
-        "orders": [[[names[i], again] for i, again in study.order(items, p, r, hidden)] for r in range(p.readers)],
+        "orders": [[[names[i], again] for i, again in design.order(items, p, r, hidden)] for r in range(p.readers)],
         "simulated": simulated,
         "key_sha256": _sha256(key.read_bytes()),
     }
@@ -89,7 +89,7 @@ def read(folder: Path) -> Packet:
     if folder.name != f"packet-{found}":
         raise UserError(f"{folder} was changed: its content now has the hash {found}; make a new one (`study create`)")
     for name, wanted in content["images"].items():
-        if study.sha256(pixels[name]) != wanted:
+        if design.sha256(pixels[name]) != wanted:
             raise UserError(f"{folder}/images/{name}.png was changed; make a new packet with `study create`")
     orders = [[(name, again) for name, again in order] for order in content["orders"]]
     return Packet(found, images, content["images"], orders, content["key_sha256"], content["simulated"])

@@ -10,8 +10,11 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from stages import common, launch
-from synthmri import adaptation, autoencoder, features, imageset, ldm, parallel, params, scores
+from stages import _cli, _files, _launch
+from synthmri import imageset, params
+from synthmri.evaluation import features, pairs
+from synthmri.generators import autoencoder, autoencoder_training, latent_diffusion
+from synthmri.training import distributed
 
 MOST_IMAGES = 64  # of the validation slices, at even steps: what is judged by them is far larger than their scatter
 
@@ -25,44 +28,44 @@ def main(
     checkpoints: Annotated[Path, typer.Option(help="where an interrupted run goes on from")] = Path(".ckpt/adapt"),
 ):
     """Train by section `adapt` what finetune.autoencoder names; kept only if it rebuilds validation slices better."""
-    runtime = launch.start()
-    precision = common.precision(runtime)
-    part = params.read(common.PARAMS, "finetune", ldm.Finetune).autoencoder
-    p = params.read(common.PARAMS, "adapt", adaptation.Adapt)
-    parallel.check(p.batch_size, "adapt.batch_size")
+    runtime = _launch.start()
+    precision = _cli.precision(runtime)
+    part = params.read(_cli.PARAMS, "finetune", latent_diffusion.Finetune).autoencoder
+    p = params.read(_cli.PARAMS, "adapt", autoencoder_training.Adapt)
+    distributed.check(p.batch_size, "adapt.batch_size")
     held_out = imageset.read(validation).images
     held_out = held_out[imageset.evenly(len(held_out), MOST_IMAGES)]
     lpips = features.lpips_model(device=runtime.device)
 
     def measure(vae) -> dict[str, float]:
         decoded = autoencoder.reconstruct(vae, held_out, batch=p.batch_size, precision=precision)
-        values = scores.resemblance(decoded, held_out, lpips, batch=p.batch_size)
+        values = pairs.resemblance(decoded, held_out, lpips, batch=p.batch_size)
         l1 = np.abs(decoded.astype(float) - held_out).mean() / 127.5
-        return values | {"loss": float(l1) + p.perceptual * values["lpips"]}
+        return values | {"loss": float(l1) + p.perceptual_weight * values["lpips"]}
 
-    vae = ldm.load(base, device=runtime.device).vae
+    vae = latent_diffusion.load(base, device=runtime.device).vae
     before = after = measure(vae)
     if part != "none":
-        key = common.digest(
-            common.code(), part, p.model_dump(), runtime.model_dump(), precision, parallel.count(), images, base
+        key = _files.digest(
+            _files.code(), part, p.model_dump(), runtime.model_dump(), precision, distributed.count(), images, base
         )
-        with common.counter(f"adapting: {part}", p.steps) as tick:
-            adaptation.adapt(
+        with _cli.counter(f"adapting: {part}", p.steps) as tick:
+            autoencoder_training.adapt(
                 vae, imageset.read(images).images, part, p, lpips,
                 precision=precision, checkpoint=checkpoints / f"{key}.pt", tick=tick,
             )  # fmt: skip
         after = measure(vae)
         if after["loss"] >= before["loss"]:
             print("the adapted autoencoder rebuilds validation slices no better: the base's is kept", file=sys.stderr)
-            vae, after = ldm.load(base).vae, before
+            vae, after = latent_diffusion.load(base).vae, before
     result = {"n": float(len(held_out)), "before": before, "after": after}
-    if not parallel.is_main():
+    if not distributed.is_main():
         return
-    with common.replacing(out) as folder, common.replacing(metrics) as file:
+    with _files.replacing(out) as folder, _files.replacing(metrics) as file:
         vae.save_pretrained(folder, safe_serialization=True)
-        common.forget_origin(folder)
-        common.write_metrics(file, result)
+        _files.forget_origin(folder)
+        _files.write_metrics(file, result)
 
 
 if __name__ == "__main__":
-    common.run(main)
+    _cli.run(main)

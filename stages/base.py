@@ -5,18 +5,19 @@ from typing import Annotated
 
 import typer
 
-from stages import common
-from synthmri import ldm, params
+from stages import _cli, _files
+from synthmri import params
+from synthmri.generators import latent_diffusion
 
 
 def main(out: Annotated[Path, typer.Option(help="folder of the pipeline")]):
     """Copy finetune.base_model, checked and in half precision."""
-    common.start()
-    p = params.read(common.PARAMS, "finetune", ldm.Finetune)
-    pipe = ldm.load(p.base_model, revision=p.base_revision)
-    with common.replacing(out) as folder:
-        common.save_pipeline(pipe, folder, half=True)
+    _cli.start()
+    p = params.read(_cli.PARAMS, "finetune", latent_diffusion.Finetune)
+    pipe = latent_diffusion.load(p.base_model, revision=p.base_revision)
+    with _files.replacing(out) as folder:
+        _files.save_pipeline(pipe, folder, half=True)
 
 
 if __name__ == "__main__":
-    common.run(main)
+    _cli.run(main)

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from stages import common
-from synthmri import comparison, plots
+from stages import _cli, _files
+from synthmri.reporting import comparison, plots
 
 
 def main(
@@ -21,12 +21,12 @@ def main(
     """Nothing is computed here but which lead is larger than its uncertainty."""
     models = {}
     for name in comparison.MODELS:
-        effort = common.read_json(efforts / f"{name}.json")
-        models[name] = common.read_json(scores / f"{name}.json") | {
+        effort = _files.read_json(efforts / f"{name}.json")
+        models[name] = _files.read_json(scores / f"{name}.json") | {
             key: effort[key] for key in ("parameters", "images_seen", "teraflop")
         }
-    references = common.read_json(scores / "references.json")
-    readers = common.read_json(scores / "readers.json")
+    references = _files.read_json(scores / "references.json")
+    readers = _files.read_json(scores / "readers.json")
     for name, group in readers.get("models", {}).items():
         models[name] |= comparison.manual(group)
     if "real" in readers:
@@ -37,10 +37,10 @@ def main(
         spread = [models[name].get(f"{column}_std", 0.0) for name in comparison.MODELS]
         panels[comparison.COLUMNS[column][0]] = (values, spread, references["held_out"][column])
     with (
-        common.replacing(csv) as table,
-        common.replacing(tree) as nested,
-        common.replacing(markdown) as text,
-        common.replacing(picture) as bars,
+        _files.replacing(csv) as table,
+        _files.replacing(tree) as nested,
+        _files.replacing(markdown) as text,
+        _files.replacing(picture) as bars,
     ):
         comparison.table(models, references).to_csv(table)
         everything = {"models": models, "references": references}
@@ -50,4 +50,4 @@ def main(
 
 
 if __name__ == "__main__":
-    common.run(main)
+    _cli.run(main)

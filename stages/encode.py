@@ -7,8 +7,9 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from stages import common
-from synthmri import autoencoder, imageset, params
+from stages import _cli, _files
+from synthmri import imageset, params
+from synthmri.generators import autoencoder
 
 
 def main(
@@ -17,9 +18,9 @@ def main(
     out: Annotated[Path, typer.Option(help="folder of mean.npy and std.npy, float32 (N, views, 4, h, w)")],
 ):
     """Store the posterior's mean and standard deviation of every slice and, with encode.flip, of its mirror image."""
-    runtime = common.start()
-    precision = common.precision(runtime)
-    p = params.read(common.PARAMS, "encode", autoencoder.Encode)
+    runtime = _cli.start()
+    precision = _cli.precision(runtime)
+    p = params.read(_cli.PARAMS, "encode", autoencoder.Encode)
     slices = imageset.read(images).images
     vae = autoencoder.load(model, device=runtime.device)
     views = [slices, slices[:, :, ::-1]] if p.flip else [slices]
@@ -31,9 +32,9 @@ def main(
         ]
         return [np.stack(kind, axis=1) for kind in zip(*batch, strict=True)]
 
-    batches = map(encoded, common.progress(range(0, len(slices), p.batch_size), "encoded batches"))
+    batches = map(encoded, _cli.progress(range(0, len(slices), p.batch_size), "encoded batches"))
     first = next(batches)
-    with common.replacing(out) as folder:
+    with _files.replacing(out) as folder:
         folder.mkdir()
         with (
             imageset.growing(folder / "mean.npy", first[0].shape[1:], np.float32) as append_mean,
@@ -46,4 +47,4 @@ def main(
 
 
 if __name__ == "__main__":
-    common.run(main)
+    _cli.run(main)

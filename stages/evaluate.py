@@ -8,18 +8,22 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from stages import common
-from synthmri import features, imageset, params, plots, scorecard, scores
+from stages import _cli, _files
+from synthmri import imageset, params
 from synthmri.errors import UserError
+from synthmri.evaluation import distances, features, pairs, scorecard
+from synthmri.reporting import plots
 
 Set = Annotated[Path, typer.Option(help="ImageSet to read")]
-Features = Annotated[Path, typer.Option(help="features of that set, folder of stages.extract")]
+Features = Annotated[Path, typer.Option(help="features of that set, folder of stages.features")]
 CLOSEST = 10  # pairs of a generated and a train image that are shown
 RECONSTRUCTED = 100  # held-out slices, at even steps, that go through the autoencoder
 
 
 def main(
-    code: Annotated[str, typer.Option(help="module of the model, below synthmri: ldm, baselines/vae, ...")],
+    generator: Annotated[
+        str, typer.Option(help="module of the model, below synthmri.generators: latent_diffusion, vae, ...")
+    ],
     model: Annotated[Path, typer.Option(help="folder of the trained model, for recon_*")],
     train: Set,
     train_features: Features,
@@ -32,15 +36,17 @@ def main(
     before_features: Annotated[Path, typer.Option(help="features before training, for fd_alexnet_reduction")],
     metrics: Annotated[Path, typer.Option(help="JSON to write")],
     picture: Annotated[Path, typer.Option(help="held-out beside synthetic, PNG to write")],
-    closest: Annotated[Path, typer.Option(help="the pairs of synthetic and train that resemble most, PNG to write")],
+    closest: Annotated[
+        Path, typer.Option(help="the beside_each_other of synthetic and train that resemble most, PNG to write")
+    ],
 ) -> None:
     """Distances, resemblances, memorisation and, where there is an autoencoder, reconstruction."""
-    runtime = common.start()
-    precision = common.precision(runtime)
-    p = params.read(common.PARAMS, "evaluate", scores.Evaluate)
+    runtime = _cli.start()
+    precision = _cli.precision(runtime)
+    p = params.read(_cli.PARAMS, "evaluate", scorecard.Evaluate)
     reference_set = reference(train, train_features, test, test_features, p)
     made = read_set(samples, p.min_images)
-    values = common.read_features(samples_features, len(made))
+    values = _files.read_features(samples_features, len(made))
     if made.images.shape[1:] != reference_set.test.shape[1:]:
         raise UserError(
             f"{samples} holds images of {made.images.shape[1:]} pixels, {test} of {reference_set.test.shape[1:]}; "
@@ -52,7 +58,7 @@ def main(
     result, compared, correlation, which = scorecard.score(made.images, values, rows, reference_set, p, lpips)
     held_back = imageset.read(validation)  # what a champion is chosen on: the test split must not be
     if len(held_back) >= p.min_images:
-        seen = common.read_features(validation_features, len(held_back))["alexnet"]
+        seen = _files.read_features(validation_features, len(held_back))["alexnet"]
         result |= scorecard.validation(values["alexnet"], rows, seen, scorecard.known(held_back.manifest), p)
     else:
         print(
@@ -61,32 +67,34 @@ def main(
             file=sys.stderr,
         )
     if samples_features != before_features:
-        before = common.read_features(before_features, len(made))["alexnet"]
-        distance = scores.frechet_distance(scores.gaussian(before, rows), reference_set.test_features["alexnet"])
+        before = _files.read_features(before_features, len(made))["alexnet"]
+        distance = distances.frechet_distance(distances.gaussian(before, rows), reference_set.test_features["alexnet"])
         result["fd_alexnet_before"] = distance
         result["fd_alexnet_reduction"] = (distance - result["fd_alexnet"]) / distance
     some = imageset.evenly(len(reference_set.test), RECONSTRUCTED)
     originals = np.array(reference_set.test[some])
-    rebuilt = reconstruction(code, model, originals, device=runtime.device, precision=precision)
+    rebuilt = reconstruction(generator, model, originals, device=runtime.device, precision=precision)
     if rebuilt is not None:
         values_now = features.alexnet(rebuilt, batch=p.batch_size, device=runtime.device)
-        pairs_now = scores.resemblance(rebuilt, originals, lpips, batch=p.batch_size)
+        pairs_now = pairs.resemblance(rebuilt, originals, lpips, batch=p.batch_size)
         result |= {f"recon_{name}": value for name, value in pairs_now.items()}
-        result["recon_fd_alexnet"] = scores.frechet_distance(values_now, reference_set.test_features["alexnet"][some])
+        result["recon_fd_alexnet"] = distances.frechet_distance(
+            values_now, reference_set.test_features["alexnet"][some]
+        )
     order = np.argsort(-correlation, kind="stable")[:CLOSEST]
-    pairs = np.concatenate([made.images[compared[order]], reference_set.train[which[order]]])
+    beside_each_other = np.concatenate([made.images[compared[order]], reference_set.train[which[order]]])
     captions = [f"r = {correlation[i]:.3f}" for i in order] + ["train"] * len(order)
     # Simulated data is called simulated, here too.
     source = imageset.read(test).meta.get("data", {}).get("source")
     title = "Held out, simulated cohort" if source == "simulated" else "Held out"
-    with common.replacing(metrics) as json, common.replacing(picture) as beside, common.replacing(closest) as sheet:
-        common.write_metrics(json, result)
+    with _files.replacing(metrics) as json, _files.replacing(picture) as beside, _files.replacing(closest) as sheet:
+        _files.write_metrics(json, result)
         plots.save(plots.held_out_against_synthetic(reference_set.test, made.images, title=title), beside)
-        plots.save(plots.contact_sheet(pairs, columns=len(order), captions=captions), sheet)
+        plots.save(plots.contact_sheet(beside_each_other, columns=len(order), captions=captions), sheet)
 
 
 def reference(
-    train: Path, train_features: Path, test: Path, test_features: Path, p: scores.Evaluate
+    train: Path, train_features: Path, test: Path, test_features: Path, p: scorecard.Evaluate
 ) -> scorecard.Reference:
     """Read what all models are measured against, checked."""
     train_set, test_set = read_set(train, p.min_images), read_set(test, p.min_images)
@@ -101,17 +109,19 @@ def reference(
             "fewer than 2 held-out subjects are known, or some slices are of nobody known: no uncertainty (*_std)",
             file=sys.stderr,
         )
-    train_values = common.read_features(train_features, len(train_set))
-    test_values = common.read_features(test_features, len(test_set))
+    train_values = _files.read_features(train_features, len(train_set))
+    test_values = _files.read_features(test_features, len(test_set))
     # Equal sets leave a rounding error, some 1e-14.
-    if scores.frechet_distance(train_values["alexnet"], test_values["alexnet"]) < 1e-9:
+    if distances.frechet_distance(train_values["alexnet"], test_values["alexnet"]) < 1e-9:
         raise UserError(f"{test} holds the images of {train}; split by subject again")
     return scorecard.Reference(train_set.images, test_set.images, train_values, test_values, subjects)
 
 
-def reconstruction(code: str, model: Path, images: np.ndarray, *, device: str, precision: str) -> np.ndarray | None:
+def reconstruction(
+    generator: str, model: Path, images: np.ndarray, *, device: str, precision: str
+) -> np.ndarray | None:
     """uint8 (N, H, W) through the model's autoencoder and back; None for a model without one."""
-    module = importlib.import_module(f"synthmri.{code.replace('/', '.')}")
+    module = importlib.import_module(f"synthmri.generators.{generator}")
     if not hasattr(module, "reconstruct"):
         return None
     return module.reconstruct(module.load(model, device=device), images, batch=16, precision=precision)
@@ -129,4 +139,4 @@ def read_set(folder: Path, least: int) -> imageset.ImageSet:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    _cli.run(main)

@@ -9,9 +9,13 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from stages import common, launch
-from synthmri import autoencoder, imageset, ldm, parallel, params, progression, prompt, sampling
-from synthmri import precision as formats
+from stages import _cli, _files, _launch
+from synthmri import imageset, params
+from synthmri.generators import autoencoder, latent_diffusion
+from synthmri.scans import prompts
+from synthmri.training import distributed, sampling
+from synthmri.training import precision as formats
+from synthmri.training.snapshots import Progression, Store, epochs_shown
 
 
 def main(
@@ -26,70 +30,70 @@ def main(
     checkpoints: Annotated[Path, typer.Option(help="where an interrupted run goes on from")] = Path(".ckpt/finetune"),
 ):
     """Train by section `finetune`, with prompts by section `prompt`."""
-    runtime = launch.start()
-    precision = common.precision(runtime, scaler=True)
-    p = params.read(common.PARAMS, "finetune", ldm.Finetune)
-    words = params.read(common.PARAMS, "prompt", prompt.Prompt)
-    progress = params.read(common.PARAMS, "progression", progression.Progression)
+    runtime = _launch.start()
+    precision = _cli.precision(runtime, scaler=True)
+    p = params.read(_cli.PARAMS, "finetune", latent_diffusion.Finetune)
+    words = params.read(_cli.PARAMS, "prompt", prompts.Prompt)
+    progress = params.read(_cli.PARAMS, "progression", Progression)
     mean, std = np.load(latents / "mean.npy"), np.load(latents / "std.npy")
     train = imageset.read(images)
-    texts = prompt.prompts(train.manifest, words)
-    key = common.digest(
-        common.code(), p.model_dump(), words.model_dump(), progress.model_dump(exclude={"baseline_points"}),
-        runtime.model_dump(), precision, parallel.count(), latents, base, vae, images / "manifest.csv",
+    texts = prompts.prompts(train.manifest, words)
+    key = _files.digest(
+        _files.code(), p.model_dump(), words.model_dump(), progress.model_dump(exclude={"baseline_points"}),
+        runtime.model_dump(), precision, distributed.count(), latents, base, vae, images / "manifest.csv",
     )  # fmt: skip
-    pipe = ldm.load(base, device=runtime.device)
+    pipe = latent_diffusion.load(base, device=runtime.device)
     pipe.vae = autoencoder.load(vae, device=runtime.device)
     pipe.unet.register_to_config(sample_size=mean.shape[-1])  # so that it draws this size unless told otherwise
-    store, shown = progression.Store(checkpoints / key), progression.epochs_shown(p.epochs, progress.points)
+    store, shown = Store(checkpoints / key), epochs_shown(p.epochs, progress.points)
     seeds = list(range(progress.n))
     drawing, _ = formats.choose(runtime.precision, runtime.device)  # no loss scaler is in that loop
     # Settings of its own: a change of section `sample` must not train the model again.
     fast = sampling.Sample(
-        n=progress.n, seed=0, steps=progress.steps, guidance=1.0, scheduler="sde-dpmsolver++",
+        n=progress.n, seed=0, steps=progress.steps, guidance_scale=1.0, scheduler="sde-dpmsolver++",
         batch_size=progress.batch_size,
     )  # fmt: skip
 
     def snapshot(epoch: int) -> None:
         if epoch in shown:
-            images_now = ldm.sample(
-                pipe, prompt.drawn(texts, seeds), seeds, fast, size=train.images.shape[1], precision=drawing
+            images_now = latent_diffusion.sample(
+                pipe, prompts.drawn(texts, seeds), seeds, fast, size=train.images.shape[1], precision=drawing
             )
-            if parallel.is_main():
+            if distributed.is_main():
                 store.put(shown.index(epoch), images_now)
 
     steps = p.epochs * -(-len(texts) // p.batch_size)
-    with common.counter("fine-tuning steps", steps) as tick:
-        history, operations = ldm.finetune(
+    with _cli.counter("fine-tuning steps", steps) as tick:
+        history, operations = latent_diffusion.finetune(
             pipe, mean, std, texts, p, checkpoint=checkpoints / f"{key}.pt", token=words.token,
             device=runtime.device, precision=precision, tick=tick, snapshot=snapshot,
         )  # fmt: skip
-    if not parallel.is_main():
+    if not distributed.is_main():
         return
     if p.method == "lora":
-        adapters = ldm.fuse(pipe)
+        adapters = latent_diffusion.fuse(pipe)
         trained = [weight for part in adapters.values() for weight in part.values()]
     else:
         parts = [pipe.unet, pipe.text_encoder] if p.train_text_encoder else [pipe.unet]
         adapters, trained = None, [weight for part in parts for weight in part.parameters()]
     with (
-        common.replacing(out) as folder,
-        common.replacing(snapshots) as strip,
-        common.replacing(log) as table,
-        common.replacing(effort) as numbers,
+        _files.replacing(out) as folder,
+        _files.replacing(snapshots) as strip,
+        _files.replacing(log) as table,
+        _files.replacing(effort) as numbers,
     ):
-        common.save_pipeline(pipe, folder)
+        _files.save_pipeline(pipe, folder)
         if adapters:  # beside the weights that hold them already: small enough to share alone
             pipe.save_lora_weights(
                 folder / "lora", adapters["unet"], adapters.get("text_encoder"), safe_serialization=True
             )
-        common.save_array(strip, store.stack(len(shown)))
+        _files.save_array(strip, store.stack(len(shown)))
         lines = [f"{step},{loss:.6g},{rate:.6g}" for step, loss, rate in history]
         table.write_text("\n".join(["step,loss,learning_rate", *lines]) + "\n", encoding="utf-8")
         weights = sum(
             weight.numel() for part in (pipe.unet, pipe.vae, pipe.text_encoder) for weight in part.parameters()
         )
-        common.write_metrics(
+        _files.write_metrics(
             numbers,
             {
                 "parameters": weights,
@@ -103,4 +107,4 @@ def main(
 
 
 if __name__ == "__main__":
-    common.run(main)
+    _cli.run(main)

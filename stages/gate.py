@@ -5,9 +5,11 @@ from typing import Annotated
 
 import typer
 
-from stages import common
-from synthmri import comparison, gate, params
+from stages import _cli, _files
+from synthmri import params
 from synthmri.errors import UserError
+from synthmri.registry import gate
+from synthmri.reporting import comparison
 
 
 def main(
@@ -18,9 +20,9 @@ def main(
     reasons: Annotated[Path, typer.Option(help="Markdown to write: the same in words")],
 ) -> None:
     """By section `registry`. Files only: what MLflow shows follows from these."""
-    p = params.read(common.PARAMS, "registry", gate.Registry)
-    privacy = common.read_json(scores / "privacy.json")
-    found = {name: common.read_json(scores / f"{name}.json") | privacy[name] for name in comparison.MODELS}
+    p = params.read(_cli.PARAMS, "registry", gate.Registry)
+    privacy = _files.read_json(scores / "privacy.json")
+    found = {name: _files.read_json(scores / f"{name}.json") | privacy[name] for name in comparison.MODELS}
     if p.override.model and p.override.model not in found:
         raise UserError(
             f"params.yaml: registry.override.model = {p.override.model!r} is no model; use {', '.join(found)}, or ''"
@@ -43,10 +45,10 @@ def main(
             f"| {title} | {found[name].get(gate.CHAMPION, '')} | {'passed' if name in ranked else 'refused'} | "
             f"{tree[name].get('rank', '')} | {'; '.join(words)} |"
         )
-    with common.replacing(verdicts) as numbers, common.replacing(reasons) as text:
-        common.write_metrics(numbers, tree)
+    with _files.replacing(verdicts) as numbers, _files.replacing(reasons) as text:
+        _files.write_metrics(numbers, tree)
         text.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    common.run(main)
+    _cli.run(main)

@@ -12,9 +12,11 @@ import numpy as np
 import typer
 from PIL import Image
 
-from stages import common
-from synthmri import ldm, params, sampling
+from stages import _cli, _files
+from synthmri import params
 from synthmri.errors import UserError
+from synthmri.generators import latent_diffusion
+from synthmri.training import sampling
 
 MODEL, CHOSEN = Path("models/latent_diffusion"), Path("models/sampling.json")  # of `dvc repro`
 SYNTHETIC = "SYNTHETIC IMAGE, NOT A PATIENT, NOT FOR CLINICAL USE"
@@ -35,31 +37,31 @@ def main(
     ] = None,
 ):
     """Draw N images by section `sample`."""
-    runtime = common.start()
-    p = params.read(common.PARAMS, "sample", sampling.Sample)
+    runtime = _cli.start()
+    p = params.read(_cli.PARAMS, "sample", sampling.Sample)
     if settings is None and model == MODEL and CHOSEN.is_file():
         settings = CHOSEN
     if settings is not None:
-        p = sampling.settled(p, common.read_json(settings))
-    if p.guidance > ldm.guidance([prompt], p.guidance):
-        print(f"the prompt is empty, so guidance {p.guidance:g} changes nothing and is left out", file=sys.stderr)
+        p = sampling.settled(p, _files.read_json(settings))
+    if p.guidance_scale > latent_diffusion.guidance([prompt], p.guidance_scale):
+        print(f"the prompt is empty, so guidance {p.guidance_scale:g} changes nothing and is left out", file=sys.stderr)
     if out.exists():
         raise UserError(f"{out} exists already; name another folder with --out, or remove it")
     if not (model / "model_index.json").is_file():
         raise UserError(f"{model} holds no trained model; run `dvc repro` first, or name one with --model")
-    pipe = ldm.load(model, device=runtime.device)
-    size = ldm.image_size(pipe)
+    pipe = latent_diffusion.load(model, device=runtime.device)
+    size = latent_diffusion.image_size(pipe)
     seeds = list(range(seed, seed + n))
-    images = ldm.sample(
+    images = latent_diffusion.sample(
         pipe,
         [prompt] * n,
         seeds,
         p,
         size=size,
-        precision=common.precision(runtime),
-        progress=lambda starts, k: common.progress(starts, "sampled batches", k),
+        precision=_cli.precision(runtime),
+        progress=lambda starts, k: _cli.progress(starts, "sampled batches", k),
     )
-    with common.replacing(out) as folder:
+    with _files.replacing(out) as folder:
         folder.mkdir()
         write(folder, images, seeds, prompt, format)
     print(f"{n} images in {out}")
@@ -121,4 +123,4 @@ def dicom(image: np.ndarray, number: int, comment: str, study: str, series: str)
 
 
 if __name__ == "__main__":
-    common.run(main)
+    _cli.run(main)

@@ -15,9 +15,10 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.progress import Progress
 
-from stages import common, workers
-from synthmri import imageset, params, readers, slices
+from stages import _cli, _files, _workers
+from synthmri import imageset, params
 from synthmri.errors import UserError
+from synthmri.scans import identity, read, scan, slicing, splits
 
 COLUMNS = ["subject", "source", "contrast", "plane", "label", "slice_mm", "depth_mm", "split"]
 ORIENTATION = {
@@ -35,11 +36,11 @@ def main(
     least: Annotated[int, typer.Option(help="evaluate.min_images: what is warned of below it")] = 0,
 ) -> None:
     """Slice and split the scans of a folder. No name of a person or a file gets into any output."""
-    common.start()
-    data = params.read(common.PARAMS, "data", slices.Data)
-    hands = params.read(common.PARAMS, "workers", workers.Workers)
+    _cli.start()
+    data = params.read(_cli.PARAMS, "data", slicing.Data)
+    hands = params.read(_cli.PARAMS, "workers", _workers.Workers)
     console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
-    found, skipped = readers.find(raw, data.classes)
+    found, skipped = read.find(raw, data.classes)
     salt = _salt(raw, data)
     for error in skipped:
         console.print(f"skipped {error}")
@@ -47,9 +48,9 @@ def main(
     tried = len(sources) + _failures(skipped)
 
     with (
-        common.replacing(out) as out_part,
-        common.replacing(metrics) as metrics_part,
-        common.replacing(sheet) as sheet_part,
+        _files.replacing(out) as out_part,
+        _files.replacing(metrics) as metrics_part,
+        _files.replacing(sheet) as sheet_part,
     ):
         out_part.mkdir()
         pixels = out_part / "all.raw"  # grows scan by scan, so that memory holds one at a time
@@ -65,14 +66,14 @@ def main(
                 f"{list(data.depth_mm)} or lower data.min_head_fraction = {data.min_head_fraction:g}"
             )
         images = np.memmap(pixels, np.uint8, "r", shape=(len(rows), data.image_size, data.image_size))
-        splits = _split(rows, data)
-        copies = slices.duplicates(images, splits, data.duplicate_correlation, scratch=out_part)
-        dropped["border_gap"] = int((splits == "").sum())
+        side = _split(rows, data)
+        copies = splits.duplicates(images, side, data.duplicate_correlation, scratch=out_part)
+        dropped["border_gap"] = int((side == "").sum())
         dropped["duplicate_exact"] = int((copies == "exact").sum())
         dropped["duplicate_near"] = int((copies == "near").sum())
-        rows["split"] = np.where(copies == "", splits, "")
+        rows["split"] = np.where(copies == "", side, "")
 
-        for name in slices.SPLITS:
+        for name in splits.SPLITS:
             chosen = np.flatnonzero(rows["split"] == name)
             if not len(chosen):
                 raise UserError(
@@ -86,7 +87,7 @@ def main(
         del images
         pixels.unlink()
 
-        sets = {name: imageset.read(out_part / name) for name in slices.SPLITS}
+        sets = {name: imageset.read(out_part / name) for name in splits.SPLITS}
         counts = {name: _count(part.manifest) for name, part in sets.items()}
         counts["files"] = {"found": len(found), "asked_for": len(sources), "used": rows["source"].nunique()}
         counts["files_skipped"] = Counter(error.category for error in skipped)
@@ -98,7 +99,7 @@ def main(
         console.print(f"warning: {warning}")
 
 
-def _warnings(images: dict[str, int], least: int, data: slices.Data) -> Iterator[str]:
+def _warnings(images: dict[str, int], least: int, data: slicing.Data) -> Iterator[str]:
     """What will stop a later stage, after minutes of training."""
     for name in ("train", "test"):
         if images[name] < least:
@@ -117,23 +118,23 @@ def _warnings(images: dict[str, int], least: int, data: slices.Data) -> Iterator
         )
 
 
-def _salt(raw: Path, data: slices.Data) -> str:
+def _salt(raw: Path, data: slicing.Data) -> str:
     """What pseudonyms are hashed with: a random secret that stays among the scans. Simulated people have no secrets."""
     if data.source == "simulated":
         return "simulated"
-    return common.secret(raw / ".salt")
+    return _files.secret(raw / ".salt")
 
 
-def _failures(skipped: list[readers.BadFile]) -> int:
+def _failures(skipped: list[scan.BadFile]) -> int:
     """How many should have been scans; a file of another format is no failure."""
     return sum(error.category != "format" for error in skipped)
 
 
-def _wanted(found: list, skipped: list, raw: Path, data: slices.Data) -> list[readers.Source]:
+def _wanted(found: list, skipped: list, raw: Path, data: slicing.Data) -> list[scan.Source]:
     """The sources of the contrasts asked for. Raises UserError where there are none at all."""
     if not found and not _failures(skipped):
         raise UserError(
-            f"{raw} holds no scans ({len(skipped)} files of other formats); put there {readers.FORMATS}, or set "
+            f"{raw} holds no scans ({len(skipped)} files of other formats); put there {scan.FORMATS}, or set "
             "data.source to simulated in params.yaml"
         )
     wanted = [source for source in found if not data.contrasts or (source.contrast or "unknown") in data.contrasts]
@@ -144,7 +145,7 @@ def _wanted(found: list, skipped: list, raw: Path, data: slices.Data) -> list[re
 
 
 def _slice(
-    results: Iterator[slices.Slices | readers.BadFile], sources: list[readers.Source], skipped: list, data: slices.Data,
+    results: Iterator[slicing.Slices | scan.BadFile], sources: list[scan.Source], skipped: list, data: slicing.Data,
     pixels: Path, console: Console, salt: str,
 ) -> tuple[pd.DataFrame, Counter]:  # fmt: skip
     """Write the slices of all sources to the file `pixels` (uint8) -> a row for each slice, and what was dropped.
@@ -155,7 +156,7 @@ def _slice(
     with pixels.open("wb") as file, Progress(console=console) as progress:
         results = progress.track(results, total=len(sources), description="slices")
         for number, (source, result) in enumerate(zip(sources, results, strict=True), start=1):
-            if isinstance(result, readers.BadFile):
+            if isinstance(result, scan.BadFile):
                 skipped.append(result)
                 console.print(f"skipped {result}")
                 continue
@@ -165,7 +166,7 @@ def _slice(
             row = {
                 "person": source.subject or "",
                 "block": source.block,
-                "subject": slices.pseudonym(source.subject, salt) if source.subject else "",
+                "subject": identity.pseudonym(source.subject, salt) if source.subject else "",
                 "source": f"{source.kind}-{number:04d}",
                 "contrast": source.contrast,
                 "plane": data.plane if volume else "",
@@ -186,40 +187,40 @@ def _slice(
 
 
 def _results(
-    sources: list[readers.Source], data: slices.Data, hands: workers.Workers
-) -> Iterator[slices.Slices | readers.BadFile]:
+    sources: list[scan.Source], data: slicing.Data, hands: _workers.Workers
+) -> Iterator[slicing.Slices | scan.BadFile]:
     """The result of each source, in order, whatever the number of workers."""
     # Workers of a cluster may run in another folder.
     sources = [replace(source, paths=tuple(path.absolute() for path in source.paths)) for source in sources]
     one = partial(_one, data=data)
-    return workers.ordered(one, sources, hands.preprocess, hands.cluster, name=lambda source: source.name)
+    return _workers.ordered(one, sources, hands.preprocess, hands.cluster, name=lambda source: source.name)
 
 
-def _one(source: readers.Source, data: slices.Data) -> slices.Slices | readers.BadFile:
+def _one(source: scan.Source, data: slicing.Data) -> slicing.Slices | scan.BadFile:
     try:
-        scan = readers.read(source)
-        if scan.spacing_mm is None:
-            return slices.from_pictures(scan.data, data)
-        return slices.from_volume(scan.data, scan.spacing_mm, data)
-    except readers.BadFile as error:
+        volume = read.read(source)
+        if volume.spacing_mm is None:
+            return slicing.from_pictures(volume.data, data)
+        return slicing.from_volume(volume.data, volume.spacing_mm, data)
+    except scan.BadFile as error:
         return error
     except UserError as error:
-        return readers.BadFile("values", f"{source.name}: {error}")
+        return scan.BadFile("values", f"{source.name}: {error}")
 
 
-def _split(rows: pd.DataFrame, data: slices.Data) -> np.ndarray:
+def _split(rows: pd.DataFrame, data: slicing.Data) -> np.ndarray:
     """train, val, test, or "" for a picture too near to a border, for each row."""
-    splits = np.full(len(rows), "", dtype=object)
+    found = np.full(len(rows), "", dtype=object)
     known = (rows["person"] != "").to_numpy()
     if known.any():
-        side = slices.split(list(rows["person"][known]), data.split, data.seed)
-        splits[known] = [side[person] for person in rows["person"][known]]
+        side = splits.split(list(rows["person"][known]), data.split, data.seed)
+        found[known] = [side[person] for person in rows["person"][known]]
     for _, block in rows[~known].groupby("block"):
-        splits[block.index] = slices.blocks(len(block), data.split, data.border_gap)
-    return splits
+        found[block.index] = splits.blocks(len(block), data.split, data.border_gap)
+    return found
 
 
-def _meta(rows: pd.DataFrame, data: slices.Data) -> dict:
+def _meta(rows: pd.DataFrame, data: slicing.Data) -> dict:
     """The parameters that shape the bytes, the pixel spacing and the orientation (null: pictures do not tell)."""
     volumes = bool((rows["plane"] != "").all())
     return {
@@ -257,4 +258,4 @@ def _sheet(sets: dict[str, imageset.ImageSet], columns: int = 8, side: int = 128
 
 
 if __name__ == "__main__":
-    common.run(main)
+    _cli.run(main)

@@ -11,9 +11,10 @@ from typing import Annotated, Literal
 import typer
 from rich.progress import Progress
 
-from stages import common, launch
-from synthmri import parallel, params
+from stages import _cli, _files, _launch
+from synthmri import params
 from synthmri.errors import UserError
+from synthmri.training import distributed
 
 
 def main(
@@ -34,37 +35,42 @@ def main(
         raise UserError("--part decoder needs --start: the pipeline whose decoder it is")
     if out.exists() and any(out.iterdir()) and not (out / "model_index.json").is_file():
         raise UserError(f"{out} holds something else than a pipeline, which would be replaced; name another --out")
-    runtime = launch.start()
-    precision = common.precision(runtime)
-    from synthmri import ldm, pretrain, training
+    runtime = _launch.start()
+    precision = _cli.precision(runtime)
+    from synthmri.generators import latent_diffusion
+    from synthmri.simulation import pretraining
+    from synthmri.training import loop
 
-    run = params.read(common.PARAMS, "pretrain", pretrain.Pretrain)
-    parallel.check(min(run.autoencoder.batch, run.unet.batch), "pretrain.autoencoder.batch or pretrain.unet.batch")
-    pipe = ldm.load(start, device=runtime.device) if start else None
+    run = params.read(_cli.PRETRAINING, "pretrain", pretraining.Pretrain)
+    distributed.check(
+        min(run.autoencoder.batch_size, run.unet.batch_size),
+        "pretrain.autoencoder.batch_size or pretrain.unet.batch_size",
+    )
+    pipe = latent_diffusion.load(start, device=runtime.device) if start else None
 
     # Steps only say how far to go: every other parameter names another training. The code does not: it runs for hours.
     def key(section) -> str:
         shared = run.model_dump(include={"seed", "image_size"})
         origin = [start] if start else []
-        return common.digest(section.model_dump(exclude={"steps"}), shared, runtime.model_dump(), precision, *origin)
+        return _files.digest(section.model_dump(exclude={"steps"}), shared, runtime.model_dump(), precision, *origin)
 
     first = checkpoints / f"{'decoder' if part == 'decoder' else 'autoencoder'}-{key(run.autoencoder)}.pt"
     # The UNet is one of latents, and these change with every step of the autoencoder, unless that is taken as it is.
-    latents = common.digest(key(run.autoencoder), 0 if start and part == "unet" else run.autoencoder.steps)
+    latents = _files.digest(key(run.autoencoder), 0 if start and part == "unet" else run.autoencoder.steps)
     second = checkpoints / f"unet-{key(run.unet)}-{latents}.pt"
-    with common.bars(per_second=1) as progress:
+    with _cli.bars(per_second=1) as progress:
         if part != "unet":
-            from synthmri import features
+            from synthmri.evaluation import features
 
             tick = _ticker(progress, "autoencoder", run.autoencoder.steps, first.with_suffix(".csv"))
-            vae = pretrain.fit_autoencoder(
+            vae = pretraining.fit_autoencoder(
                 run.autoencoder, run, features.lpips_model(device=runtime.device), first, runtime.device, tick,
                 precision=precision, start=pipe.vae if pipe else None, part="decoder" if part == "decoder" else "full",
             )  # fmt: skip
         elif pipe:
             vae = pipe.vae
         else:
-            state = training.load_checkpoint(first)
+            state = loop.load_checkpoint(first)
             if state is None:
                 raise UserError(f"{first} is missing; run with --part autoencoder first, or name a pipeline by --start")
             if state["step"] < run.autoencoder.steps:
@@ -72,7 +78,7 @@ def main(
                     f"{first} has {state['step']} of pretrain.autoencoder.steps = {run.autoencoder.steps}; finish it "
                     "with --part autoencoder, or lower these"
                 )
-            vae = pretrain.new_autoencoder(run.autoencoder)
+            vae = pretraining.new_autoencoder(run.autoencoder)
             vae.load_state_dict(state["vae"])
             vae.eval()
         if part == "autoencoder":
@@ -83,18 +89,18 @@ def main(
             # Learning a tokenizer twice may number rare pieces differently: one that is there is kept, and of several
             # processes one learns it.
             known = out / "tokenizer"
-            new = parallel.spread(lambda _: pretrain.new_tokenizer(), [] if known.is_dir() else [0])
+            new = distributed.spread(lambda _: pretraining.new_tokenizer(), [] if known.is_dir() else [0])
             tokenizer = new[0] if new else CLIPTokenizer.from_pretrained(known)
-            pipe = pretrain.new_pipeline(run, vae, tokenizer)
+            pipe = pretraining.new_pipeline(run, vae, tokenizer)
         elif part == "all":
-            pretrain.standardise(vae, run)  # its encoder has moved
+            pretraining.standardise(vae, run)  # its encoder has moved
         if part != "decoder":
             tick = _ticker(progress, "unet", run.unet.steps, second.with_suffix(".csv"))
-            pretrain.fit_unet(pipe, run, second, runtime.device, tick, precision=precision)
-    if not parallel.is_main():
+            pretraining.fit_unet(pipe, run, second, runtime.device, tick, precision=precision)
+    if not distributed.is_main():
         return
-    with common.replacing(out) as part_folder:
-        common.save_pipeline(pipe, part_folder, half=True)
+    with _files.replacing(out) as part_folder:
+        _files.save_pipeline(pipe, part_folder, half=True)
 
 
 def _ticker(progress: Progress, name: str, steps: int, log: Path):
@@ -104,7 +110,7 @@ def _ticker(progress: Progress, name: str, steps: int, log: Path):
     def tick(step: int, loss: float) -> None:
         recent.append(loss)
         progress.update(task, completed=step + 1)
-        if (step + 1) % 50 == 0 and parallel.is_main():
+        if (step + 1) % 50 == 0 and distributed.is_main():
             log.parent.mkdir(parents=True, exist_ok=True)
             with open(log, "a", encoding="utf-8") as file:
                 file.write(f"{step + 1},{sum(recent) / len(recent):.5f}\n")
@@ -114,4 +120,4 @@ def _ticker(progress: Progress, name: str, steps: int, log: Path):
 
 
 if __name__ == "__main__":
-    common.run(main)
+    _cli.run(main)

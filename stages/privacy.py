@@ -7,12 +7,15 @@ import numpy as np
 import pandas as pd
 import typer
 
-from stages import common
-from synthmri import auroc, comparison, imageset, ldm, params, privacy, prompt, scores
-from synthmri.baselines import ddpm
+from stages import _cli, _files
+from synthmri import imageset, params
+from synthmri.evaluation import auroc, copies, membership
+from synthmri.generators import ddpm, latent_diffusion
+from synthmri.reporting import comparison
+from synthmri.scans import prompts
 
 # Model -> the module that knows its errors, and the model before it saw anybody, where there is one.
-DIFFUSION = {"latent_diffusion": (ldm, "base"), "ddpm": (ddpm, None)}
+DIFFUSION = {"latent_diffusion": (latent_diffusion, "base"), "ddpm": (ddpm, None)}
 CAVEATS = """\
 {pairs} training slices against as many of held-out people, alike in contrast, label and level; 0.5 is chance;
 intervals are 95 %, over {people}. By distance: to the nearest of the synthetic slices (AlexNet features). By loss:
@@ -30,19 +33,19 @@ def main(
     markdown: Annotated[Path, typer.Option(help="Markdown to write: the answer in a sentence, and the table")],
 ) -> None:
     """Membership inference by section `privacy`, for each model: train against validation and test slices."""
-    runtime = common.start()
-    precision = common.precision(runtime)
-    p = params.read(common.PARAMS, "privacy", privacy.Privacy)
-    words = params.read(common.PARAMS, "prompt", prompt.Prompt)
+    runtime = _cli.start()
+    precision = _cli.precision(runtime)
+    p = params.read(_cli.PARAMS, "privacy", membership.Privacy)
+    words = params.read(_cli.PARAMS, "prompt", prompts.Prompt)
     sets = {name: imageset.read(slices / name) for name in ("train", "val", "test")}
     block = sets["train"].meta.get("data", {}).get("border_gap", 1)
     members = sets["train"].manifest
     others = pd.concat([sets["val"].manifest, sets["test"].manifest], ignore_index=True)
-    ours, theirs = privacy.matched(members, others, p.seed)
+    ours, theirs = membership.matched(members, others, p.seed)
     people = auroc.people(members, block)[ours], auroc.people(others, block)[theirs]
 
     def read(name: str) -> np.ndarray:
-        return common.read_features(features / name, len(sets[name]) if name in sets else None)["alexnet"]
+        return _files.read_features(features / name, len(sets[name]) if name in sets else None)["alexnet"]
 
     known = (members["subject"] != "").any()
     kind = "people" if known else f"runs of {block} files, which stand for people, so optimistic"
@@ -53,12 +56,12 @@ def main(
         near, far = read("train")[ours], np.concatenate([read("val"), read("test")])[theirs]
         some = imageset.evenly(len(ours), p.loss_pairs)
         pictures = np.concatenate([sets["train"].images[ours[some]], _rows(sets, theirs[some])])
-        texts = prompt.prompts(members.iloc[ours[some]], words) + prompt.prompts(others.iloc[theirs[some]], words)
+        texts = prompts.prompts(members.iloc[ours[some]], words) + prompts.prompts(others.iloc[theirs[some]], words)
         result = {}
-        for name in common.progress(list(comparison.MODELS), "attacked models"):
+        for name in _cli.progress(list(comparison.MODELS), "attacked models"):
             made = read(name)
-            distances = [-scores.nearest_distances(side, made) for side in (near, far)]
-            attacks = {"distance": privacy.attack(*distances, *people, p)}
+            distances = [-copies.nearest_distances(side, made) for side in (near, far)]
+            attacks = {"distance": membership.attack(*distances, *people, p)}
             if name in DIFFUSION:
                 module, before = DIFFUSION[name]
                 errors = [
@@ -68,13 +71,13 @@ def main(
                     )
                     for each in (name, before) if each
                 ]  # fmt: skip
-                found = np.split(privacy.by_loss(*errors), 2)
-                attacks["loss"] = privacy.attack(*found, *(side[some] for side in people), p)
-            result[name] = privacy.worst(attacks) | {"mia_pairs": len(ours)}
-        about = CAVEATS.format(pairs=len(ours), loss_pairs=len(some), people=kind, least=privacy.LEAST_PEOPLE)
-        verdict = f"{privacy.markdown(result, comparison.MODELS)}\n\n{about}"
-    with common.replacing(metrics) as tree, common.replacing(markdown) as text:
-        common.write_metrics(tree, result)
+                found = np.split(membership.by_loss(*errors), 2)
+                attacks["loss"] = membership.attack(*found, *(side[some] for side in people), p)
+            result[name] = membership.worst(attacks) | {"mia_pairs": len(ours)}
+        about = CAVEATS.format(pairs=len(ours), loss_pairs=len(some), people=kind, least=membership.LEAST_PEOPLE)
+        verdict = f"{membership.markdown(result, comparison.MODELS)}\n\n{about}"
+    with _files.replacing(metrics) as tree, _files.replacing(markdown) as text:
+        _files.write_metrics(tree, result)
         text.write_text(verdict, encoding="utf-8")
 
 
@@ -85,4 +88,4 @@ def _rows(sets: dict[str, imageset.ImageSet], rows: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    _cli.run(main)

@@ -7,8 +7,11 @@ import numpy as np
 import pandas as pd
 import typer
 
-from stages import common
-from synthmri import features, params, plots, progression, scores
+from stages import _cli, _files
+from synthmri import params
+from synthmri.evaluation import distances, features, scorecard
+from synthmri.reporting import plots
+from synthmri.training.snapshots import epochs_shown
 
 SHOWN = 6  # seeds in a strip
 
@@ -23,32 +26,32 @@ def main(
     strips: Annotated[Path, typer.Option(help="folder of PNGs to write: the same seeds over the training")],
 ) -> None:
     """N is small (progression.n), so these distances are larger than the table's and compare among themselves alone."""
-    runtime = common.start()
-    p = params.read(common.PARAMS, "evaluate", scores.Evaluate)
-    held_out = common.read_features(test_features, None)["alexnet"]
+    runtime = _cli.start()
+    p = params.read(_cli.PARAMS, "evaluate", scorecard.Evaluate)
+    held_out = _files.read_features(test_features, None)["alexnet"]
     rows, stacks = [], {}
-    for file in common.progress(sorted(snapshots.glob("*.npy")), "progressions"):
+    for file in _cli.progress(sorted(snapshots.glob("*.npy")), "progressions"):
         stack = np.load(file)
         stacks[file.stem] = stack
         values = features.alexnet(stack.reshape(-1, *stack.shape[2:]), batch=p.batch_size, device=runtime.device)
-        effort = common.read_json(efforts / f"{file.stem}.json")
+        effort = _files.read_json(efforts / f"{file.stem}.json")
         shares = np.linspace(0, 1, len(stack))
         if "epochs" in effort:  # drawn between two of them
-            epochs = progression.epochs_shown(round(effort["epochs"]), max(1, len(stack) - 1))
+            epochs = epochs_shown(round(effort["epochs"]), max(1, len(stack) - 1))
             shares = np.array(epochs) / max(1, effort["epochs"])
         for point, part in enumerate(values.reshape(len(stack), stack.shape[1], -1)):
             rows.append(
                 {
                     "model": file.stem,
                     "images_seen": round(shares[point] * effort["images_seen"]),
-                    "fd_alexnet": float(f"{scores.frechet_distance(part, held_out):.6g}"),
-                    "kid_alexnet": float(f"{scores.kernel_distance(part, held_out):.6g}"),
+                    "fd_alexnet": float(f"{distances.frechet_distance(part, held_out):.6g}"),
+                    "kid_alexnet": float(f"{distances.kernel_distance(part, held_out):.6g}"),
                 }
             )
     table = pd.DataFrame(rows)
     ours = table[table.model == "latent_diffusion"].reset_index(drop=True)
-    epochs = round(common.read_json(efforts / "latent_diffusion.json")["epochs"])
-    ours = ours.assign(epoch=progression.epochs_shown(epochs, max(1, len(ours) - 1)))
+    epochs = round(_files.read_json(efforts / "latent_diffusion.json")["epochs"])
+    ours = ours.assign(epoch=epochs_shown(epochs, max(1, len(ours) - 1)))
     ours = ours[["epoch", "images_seen", "fd_alexnet", "kid_alexnet"]]
     groups = list(table.groupby("model"))
     chart = plots.curve(
@@ -57,10 +60,10 @@ def main(
         title=f"Progression over training (N = {stack.shape[1]})", log_y=True,
     )  # fmt: skip
     with (
-        common.replacing(finetuning) as first,
-        common.replacing(all_models) as second,
-        common.replacing(picture) as curve,
-        common.replacing(strips) as folder,
+        _files.replacing(finetuning) as first,
+        _files.replacing(all_models) as second,
+        _files.replacing(picture) as curve,
+        _files.replacing(strips) as folder,
     ):
         ours.to_csv(first, index=False)
         table.to_csv(second, index=False)
@@ -75,4 +78,4 @@ def main(
 
 
 if __name__ == "__main__":
-    common.run(main)
+    _cli.run(main)

@@ -6,8 +6,10 @@ from typing import Annotated
 
 import typer
 
-from stages import common
-from synthmri import comparison, imageset, params, ratings, study
+from reader_study import design, ratings
+from stages import _cli, _files
+from synthmri import imageset, params
+from synthmri.reporting import comparison
 
 
 def main(
@@ -17,12 +19,12 @@ def main(
     metrics: Annotated[Path, typer.Option(help="JSON to write")],
 ) -> None:
     """Scores of models and of real, and agreement. Only ratings of images that are here now count."""
-    p = params.read(common.PARAMS, "readers", ratings.Readers)
+    p = params.read(_cli.PARAMS, "readers", ratings.Readers)
     frame = ratings.read(table)
     tree: dict[str, dict] = {"counts": {"ratings": 0.0, "of_other_images": 0.0}}
     if len(frame):
         sets = {ratings.REAL: test} | {name: samples / name for name in comparison.MODELS}
-        here = {name: {study.sha256(image) for image in imageset.read(folder).images} for name, folder in sets.items()}
+        here = {name: {design.sha256(image) for image in imageset.read(folder).images} for name, folder in sets.items()}
         counted = [row.sha256 in here.get(row.source, ()) for row in frame.itertuples()]
         present = frame[counted]
         for packet, part in frame.drop(index=present.index).groupby("packet"):
@@ -32,9 +34,9 @@ def main(
         simulated = imageset.read(test).meta.get("data", {}).get("source") == "simulated"
         tree["counts"] = {"ratings": len(present), "of_other_images": len(frame) - len(present), "simulated": simulated}
         tree["packets"] = {packet: len(part) for packet, part in present.groupby("packet")}
-    with common.replacing(metrics) as part:
-        common.write_metrics(part, {name: group for name, group in tree.items() if group})
+    with _files.replacing(metrics) as part:
+        _files.write_metrics(part, {name: group for name, group in tree.items() if group})
 
 
 if __name__ == "__main__":
-    common.run(main)
+    _cli.run(main)

@@ -9,8 +9,10 @@ import numpy as np
 import typer
 from scipy.ndimage import gaussian_filter
 
-from stages import common, evaluate
-from synthmri import features, imageset, params, sampling, scorecard, scores
+from stages import _cli, _files, evaluate
+from synthmri import imageset, params
+from synthmri.evaluation import features, scorecard
+from synthmri.training import sampling
 
 BLUR_PX = 2.0  # standard deviation
 
@@ -23,9 +25,9 @@ def main(
     metrics: Annotated[Path, typer.Option(help="JSON to write, one block a reference")],
 ) -> None:
     """Every reference gets the scores and the N of a model, against the same held-out slices."""
-    runtime = common.start()
-    p = params.read(common.PARAMS, "evaluate", scores.Evaluate)
-    n = params.read(common.PARAMS, "sample", sampling.Sample).n
+    runtime = _cli.start()
+    p = params.read(_cli.PARAMS, "evaluate", scorecard.Evaluate)
+    n = params.read(_cli.PARAMS, "sample", sampling.Sample).n
     reference = evaluate.reference(train, train_features, test, test_features, p)
     lpips = features.lpips_model(device=runtime.device)
     n = min(n, len(reference.train))
@@ -54,7 +56,7 @@ def main(
     between = scorecard.distribution(reference.train_features, rows, reference, p)
     mean = _mean(reference.train)
     one_mean = extracted(mean[None])
-    with common.replacing(metrics) as part, tempfile.TemporaryFile(dir=metrics.parent) as file:
+    with _files.replacing(metrics) as part, tempfile.TemporaryFile(dir=metrics.parent) as file:
         for _, piece in imageset.pieces(reference.test, imageset.PIECE, held_out):
             file.write(imageset.to_uint8(gaussian_filter(piece / 255, (0, BLUR_PX, BLUR_PX))).data)
         file.flush()
@@ -68,7 +70,7 @@ def main(
             ),
             "train_copies": between | copying(reference.train, reference.train_features, rows),
         }
-        common.write_metrics(part, result)
+        _files.write_metrics(part, result)
 
 
 def _mean(images: np.ndarray) -> np.ndarray:
@@ -78,4 +80,4 @@ def _mean(images: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    _cli.run(main)

@@ -27,13 +27,15 @@ import yaml
 from ruamel.yaml import YAML
 
 import synthmri
-from stages import common
-from synthmri import comparison, gate, imageset, params, prompt, tracking
+from stages import _cli, _files
+from synthmri import imageset, params
 from synthmri.errors import UserError
+from synthmri.registry import gate, mlflow_store
+from synthmri.reporting import comparison
+from synthmri.scans import prompts
 
 METRICS, MODELS, SLICES, SAMPLES = Path("metrics"), Path("models"), Path("data/slices"), Path("data/samples")
 PRIVACY = METRICS / "privacy.json"
-CODE = {name: "ldm" if name == "latent_diffusion" else f"baselines/{name}" for name in comparison.MODELS}
 OF_SCORES = ("privacy", "gate", "comparison")  # files of all models that stand beside a model's own scores
 # Sections of params.yaml that a model of either kind comes from, besides its own.
 OF_ALL, OF_LDM = ("runtime", "data", "cohort", "sample", "evaluate"), ("prompt", "adapt", "encode", "finetune")
@@ -83,20 +85,20 @@ def export(
     if out.exists():
         raise UserError(f"{out} exists already; name another folder with --out, or remove it")
     _check(_lock_file(), _results(model))
-    with common.replacing(out) as folder:
+    with _files.replacing(out) as folder:
         shutil.copytree(MODELS / model, folder)
         tree = _tree()
-        _write_cards(folder, model, params.read(common.PARAMS, "registry", gate.Registry), tree, _prompts())
+        _write_cards(folder, model, params.read(_cli.PARAMS, "registry", gate.Registry), tree, _prompts())
         shutil.copyfile(METRICS / "samples" / f"{model}.png", folder / "samples.png")
     print(f"{out} holds {comparison.MODELS[model]}; for the hub: `hf upload NAME/{model.replace('_', '-')} {out}`")
 
 
 def _sync() -> None:
     """Register the five models of the workspace, tell the commits of all versions, judge them, and set the aliases."""
-    from synthmri import sampling
+    from synthmri.training import sampling
 
-    p = params.read(common.PARAMS, "registry", gate.Registry)
-    runtime = params.read(common.PARAMS, "runtime", params.Runtime)
+    p = params.read(_cli.PARAMS, "registry", gate.Registry)
+    runtime = params.read(_cli.PARAMS, "runtime", params.Runtime)
     tree = _tree()
     drawing = params.parse(tree["sample"], "sample", sampling.Sample)
     lock_file = _lock_file()
@@ -106,7 +108,7 @@ def _sync() -> None:
         here, texts = {}, []
         for name in comparison.MODELS:
             entry = _entry(name, p, runtime, drawing, tree, locked, Path(scratch))
-            there = tracking.find(client, entry.name, entry.identity)
+            there = mlflow_store.find(client, entry.name, entry.identity)
             if there is None or there.tags.get("scored_as") != entry.tags["scored_as"]:
                 _check(lock_file, _results(name))
                 texts = texts or _prompts()
@@ -114,20 +116,25 @@ def _sync() -> None:
                 _write_cards(Path(scratch) / name / "cards", name, p, tree, texts)
                 Path(entry.artifacts["prompts"]).write_text(json.dumps(texts), encoding="utf-8")
             package = Path(synthmri.__file__).parent
-            here[name] = tracking.register(
-                client, experiment, entry, package / "serving.py", package, lambda text: print(text, file=sys.stderr)
+            here[name] = mlflow_store.register(
+                client,
+                experiment,
+                entry,
+                package / "registry/serving.py",
+                package,
+                lambda text: print(text, file=sys.stderr),
             )
         names = [_registered(p, name) for name in comparison.MODELS]
-        there = [version for name in names for version in tracking.versions(client, name)]
+        there = [version for name in names for version in mlflow_store.versions(client, name)]
         for version in there:
             if "git_commit" not in version.tags:
-                tracking.tag(client, version, _origin(version.tags))
+                mlflow_store.tag(client, version, _origin(version.tags))
         _aliases(client, p, there, names, here, _hash(locked, SLICES / "val"))
 
 
 def _aliases(client, p: gate.Registry, there: list, names: list[str], here: dict, validation: str) -> None:
     """Judge every version; champion and challenger are the best of those that saw the validation slices of now."""
-    scores = [tracking.scores(client, version) for version in there]
+    scores = [mlflow_store.scores(client, version) for version in there]
     alike = {k: scores[k] for k, version in enumerate(there) if version.tags.get("dvc_val") == validation}
     best = [there[k] for k in gate.ranking(alike, p)]
     champion = best[0] if best else None
@@ -144,9 +151,9 @@ def _aliases(client, p: gate.Registry, there: list, names: list[str], here: dict
             "gate_reasons": "; ".join(failed) or "every rule holds",
             "override": p.override.reason if chosen else None,
         }
-        tracking.tag(client, version, tags)
-    tracking.point(client, names, "champion", champion)
-    tracking.point(client, names, "challenger", challenger)
+        mlflow_store.tag(client, version, tags)
+    mlflow_store.point(client, names, "champion", champion)
+    mlflow_store.point(client, names, "challenger", challenger)
     print(f"{len(there)} versions in the registry")
     for alias, version in (("champion", champion), ("challenger", challenger)):
         if version is None:
@@ -158,13 +165,13 @@ def _aliases(client, p: gate.Registry, there: list, names: list[str], here: dict
 
 def _entry(
     name: str, p: gate.Registry, runtime: params.Runtime, drawing, tree: dict, locked: dict[str, str], scratch: Path
-) -> tracking.Entry:
+) -> mlflow_store.Entry:
     """What is to stand in the registry about a model. Files below `scratch` are written if it is new: `_sync`."""
     scores = _scores(name)
-    effort = common.read_json(METRICS / f"training/{name}.json")
+    effort = _files.read_json(METRICS / f"training/{name}.json")
     failed = [why for why in gate.judge(scores, p).values() if why]
-    sections = {section: tree[section] for section in OF_ALL + (OF_LDM if CODE[name] == "ldm" else ())}
-    if CODE[name] != "ldm":
+    sections = {section: tree[section] for section in OF_ALL + (OF_LDM if name == "latent_diffusion" else ())}
+    if name != "latent_diffusion":
         sections[f"baselines.{name}"] = tree["baselines"][name]
     adapters = MODELS / name / "lora"  # of finetune.method: lora
     kinds = ["samples", "progression"]
@@ -176,7 +183,12 @@ def _entry(
     results = [METRICS / file for file in ("comparison.md", "comparison.png", "gate.json", "gate.md")]
     files = [(METRICS / kind / f"{name}.png", f"pictures/{kind}") for kind in kinds]
     files += [(file, "results") for file in results]
-    files += [(common.PARAMS, "lineage"), (Path("dvc.lock"), "lineage"), (scratch / name / "cards", "cards")]
+    files += [
+        (_cli.PARAMS, "lineage"),
+        (_cli.COHORT, "lineage"),
+        (Path("dvc.lock"), "lineage"),
+        (scratch / name / "cards", "cards"),
+    ]
     tags = {
         "model": name,
         "gate": "refused" if failed else "passed",
@@ -191,7 +203,7 @@ def _entry(
     }
     if os.environ.get("DVC_EXP_NAME"):
         tags["experiment"] = os.environ["DVC_EXP_NAME"]
-    return tracking.Entry(
+    return mlflow_store.Entry(
         name=_registered(p, name),
         title=comparison.MODELS[name],
         identity={"dvc_model": _hash(locked, MODELS / name), "dvc_samples": _hash(locked, SAMPLES / name)},
@@ -207,7 +219,7 @@ def _entry(
             "cards": str(scratch / name / "cards"),
         },
         config={
-            "code": CODE[name], "sample": drawing.model_dump(), "threads": runtime.threads, "device": runtime.device,
+            "code": name, "sample": drawing.model_dump(), "threads": runtime.threads, "device": runtime.device,
             "precision": runtime.precision,
         },
         example=[{"seed": drawing.seed, "n": 1}],
@@ -217,13 +229,13 @@ def _entry(
 
 
 def _write_cards(folder: Path, name: str, p: gate.Registry, tree: dict, texts: list[str]) -> None:
-    from synthmri import card  # and with it huggingface_hub
+    from synthmri.reporting import card  # and with it huggingface_hub
 
-    scores, data = _scores(name), common.read_json(METRICS / "data.json")
+    scores, data = _scores(name), _files.read_json(METRICS / "data.json")
     failed = [why for why in gate.judge(scores, p).values() if why]
     text = card.model_card(
-        comparison.MODELS[name], CODE[name].replace("/", "."), scores,
-        common.read_json(METRICS / "references.json")["held_out"], common.read_json(METRICS / f"training/{name}.json"),
+        comparison.MODELS[name], name, scores,
+        _files.read_json(METRICS / "references.json")["held_out"], _files.read_json(METRICS / f"training/{name}.json"),
         failed, data, tree, texts[0],
     )  # fmt: skip
     (folder / "README.md").write_text(text, encoding="utf-8")
@@ -232,9 +244,10 @@ def _write_cards(folder: Path, name: str, p: gate.Registry, tree: dict, texts: l
 
 def _tree() -> dict:
     """params.yaml, with the settings of the sampler that stage `sweep` chose: what the samples were drawn with."""
-    tree = yaml.safe_load(common.PARAMS.read_text(encoding="utf-8"))
-    tree["sample"] |= common.read_json(MODELS / "sampling.json")
-    made_of = common.read_json(SLICES / "train/meta.json").get("data", {}).get("source")
+    tree = yaml.safe_load(_cli.PARAMS.read_text(encoding="utf-8"))
+    tree |= yaml.safe_load(_cli.COHORT.read_text(encoding="utf-8"))
+    tree["sample"] |= _files.read_json(MODELS / "sampling.json")
+    made_of = _files.read_json(SLICES / "train/meta.json").get("data", {}).get("source")
     if made_of != tree["data"]["source"]:
         raise UserError(
             f"params.yaml says data.source = {tree['data']['source']}, but data/slices was made with {made_of}: the "
@@ -244,13 +257,13 @@ def _tree() -> dict:
 
 
 def _scores(name: str) -> dict[str, float]:
-    return common.read_json(METRICS / f"{name}.json") | common.read_json(PRIVACY)[name]
+    return _files.read_json(METRICS / f"{name}.json") | _files.read_json(PRIVACY)[name]
 
 
 def _prompts() -> list[str]:
     """Those of the training slices: the sampled prompts are drawn from them."""
-    words = params.read(common.PARAMS, "prompt", prompt.Prompt)
-    return prompt.prompts(imageset.read(SLICES / "train").manifest, words)
+    words = params.read(_cli.PARAMS, "prompt", prompts.Prompt)
+    return prompts.prompts(imageset.read(SLICES / "train").manifest, words)
 
 
 def _curves(name: str) -> dict[str, list[tuple[int, float]]]:
@@ -278,7 +291,7 @@ def _flat(tree: dict, head: str = "") -> dict[str, str]:
 
 
 def _requirements() -> list[str]:
-    from synthmri import serving
+    from synthmri.registry import serving
 
     return [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in serving.REQUIREMENTS]
 
@@ -400,12 +413,12 @@ def _local(uri: str) -> bool:
 
 
 def _connect(p: gate.Registry):
-    return tracking.connect(_uri(p), p.prefix, _root() / "mlruns")
+    return mlflow_store.connect(_uri(p), p.prefix, _root() / "mlruns")
 
 
 def _ui(port: int) -> None:
     """MLflow's server, in place of this process; its own default refuses foreign hosts and posts from other pages."""
-    p = params.read(common.PARAMS, "registry", gate.Registry)
+    p = params.read(_cli.PARAMS, "registry", gate.Registry)
     if _uri(p).startswith("http"):
         print(f"the registry is on a server, which has the pages: open {_uri(p)}")
         return
@@ -426,10 +439,10 @@ def _lock() -> Iterator[None]:
 
 def _show(model: str, which: str) -> None:
     _known(model)
-    p = params.read(common.PARAMS, "registry", gate.Registry)
+    p = params.read(_cli.PARAMS, "registry", gate.Registry)
     client, _ = _connect(p)
     name = _registered(p, model)
-    found = tracking.versions(client, name)
+    found = mlflow_store.versions(client, name)
     aliases = client.get_registered_model(name).aliases if found else {}
     number = str(aliases.get(which, which))
     version = next((v for v in found if str(v.version) == number), None)
@@ -458,29 +471,29 @@ def _commit(revision: str) -> None:
     if not text:
         raise UserError(f"git knows no dvc.lock at {revision!r}; name a commit, branch or tag of this repository")
     locked = _locked(text)
-    p = params.read(common.PARAMS, "registry", gate.Registry)
+    p = params.read(_cli.PARAMS, "registry", gate.Registry)
     client, _ = _connect(p)
     for model in comparison.MODELS:
         identity = {"dvc_model": locked.get(f"{MODELS / model}"), "dvc_samples": locked.get(f"{SAMPLES / model}")}
-        version = tracking.find(client, _registered(p, model), identity)
+        version = mlflow_store.find(client, _registered(p, model), identity)
         print(f"{_registered(p, model)}: {f'version {version.version}' if version else 'not registered'}")
 
 
 def _override(model: str, reason: str) -> None:
     """Into params.yaml, so that it is versioned, has an author, and outlives the store."""
-    params.read(common.PARAMS, "registry", gate.Registry)
+    params.read(_cli.PARAMS, "registry", gate.Registry)
     if model:
         _known(model)
     if bool(model) != bool(reason.strip()):
         raise UserError("an override needs a reason: add --reason \"...\" (and `--override ''` alone takes it back)")
     round_trip = YAML()
     round_trip.width, round_trip.preserve_quotes = 200, True
-    tree = round_trip.load(common.PARAMS)
+    tree = round_trip.load(_cli.PARAMS)
     tree["registry"]["override"]["model"], tree["registry"]["override"]["reason"] = model, reason.strip()
-    with common.replacing(common.PARAMS) as part:
+    with _files.replacing(_cli.PARAMS) as part:
         round_trip.dump(tree, part)
     print("params.yaml holds it (section registry.override); `dvc repro` applies it, and a commit records who it was")
 
 
 if __name__ == "__main__":
-    common.guarded(cli)
+    _cli.guarded(cli)

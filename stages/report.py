@@ -11,8 +11,8 @@ from jinja2 import Environment
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from stages import common
-from synthmri import comparison
+from stages import _cli, _files
+from synthmri.reporting import comparison
 
 WIDEST_PX = 1400
 VERSIONS = ("torch", "diffusers", "transformers", "accelerate", "torchmetrics", "lpips", "scikit-image", "dvc", "numpy")
@@ -26,10 +26,10 @@ def main(
     picture: Annotated[Path, typer.Option(help="PNG to write, small: held-out (if simulated) beside synthetic")],
 ) -> None:
     """Everything is in the file: it opens offline. Of own data it shows slices of people."""
-    data = common.read_json(metrics / "data.json")
+    data = _files.read_json(metrics / "data.json")
     text_of_params = params.read_text(encoding="utf-8")
     simulated = bool(data["simulated"])  # of the slices that are there: params.yaml may have changed since
-    model = common.read_json(metrics / "latent_diffusion.json")
+    model = _files.read_json(metrics / "latent_diffusion.json")
     template = Environment(autoescape=True).from_string(
         Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     )
@@ -43,7 +43,7 @@ def main(
         rendered=rendered,
         data=data,
         model=model,
-        autoencoder=common.read_json(metrics / "autoencoder.json"),
+        autoencoder=_files.read_json(metrics / "autoencoder.json"),
         poor=model["recon_lpips"] > POOR_LPIPS,
         models=comparison.MODELS,
         picture=lambda name: _inline(metrics / name),
@@ -53,7 +53,7 @@ def main(
     )
     # Git keeps the small picture, so of people's scans it holds synthetic slices alone.
     beside = Image.open(metrics / ("held_out" if simulated else "samples") / "latent_diffusion.png").convert("L")
-    with common.replacing(out) as part, common.replacing(picture) as small:
+    with _files.replacing(out) as part, _files.replacing(picture) as small:
         part.write_text(page, encoding="utf-8")
         beside.resize((1200, round(beside.height * 1200 / beside.width)), Image.Resampling.LANCZOS).save(small, "PNG")
 
@@ -69,4 +69,4 @@ def _inline(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    _cli.run(main)

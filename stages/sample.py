@@ -9,48 +9,58 @@ import pandas as pd
 import typer
 from PIL import Image
 
-from stages import common, launch
-from synthmri import imageset, parallel, params, plots, prompt, sampling
+from stages import _cli, _files, _launch
+from synthmri import imageset, params
+from synthmri.reporting import plots
+from synthmri.scans import prompts
+from synthmri.training import distributed, sampling
 
 
 def main(
-    code: Annotated[str, typer.Option(help="module that draws, below synthmri: ldm, baselines/vae, ...")],
+    generator: Annotated[
+        str, typer.Option(help="module that draws, below synthmri.generators: latent_diffusion, vae, ...")
+    ],
     model: Annotated[Path, typer.Option(help="folder of the trained model")],
     images: Annotated[Path, typer.Option(help="ImageSet of the training slices, whose prompts are drawn from")],
     out: Annotated[Path, typer.Option(help="folder of the ImageSet, with a PNG an image in png/")],
     sheet: Annotated[Path, typer.Option(help="PNG contact sheet")],
-    settings: Annotated[Path | None, typer.Option(help="of ldm: guidance, steps and scheduler, from `sweep`")] = None,
+    settings: Annotated[
+        Path | None, typer.Option(help="of latent_diffusion: guidance, steps and scheduler, from `sweep`")
+    ] = None,
 ):
     """Sample by section `sample`: image i depends on its seed (sample.seed + i) alone."""
-    runtime = launch.start()
-    precision = common.precision(runtime)
-    p = params.read(common.PARAMS, "sample", sampling.Sample)
+    runtime = _launch.start()
+    precision = _cli.precision(runtime)
+    p = params.read(_cli.PARAMS, "sample", sampling.Sample)
     if settings is not None:
-        p = sampling.settled(p, common.read_json(settings))
+        p = sampling.settled(p, _files.read_json(settings))
     train = imageset.read(images)
     seeds = list(range(p.seed, p.seed + p.n))
-    module = importlib.import_module(f"synthmri.{code.replace('/', '.')}")
+    module = importlib.import_module(f"synthmri.generators.{generator}")
     trained = module.load(model, device=runtime.device)
-    if code == "ldm":
-        words = params.read(common.PARAMS, "prompt", prompt.Prompt)
-        texts = prompt.drawn(prompt.prompts(train.manifest, words), seeds)
-        labels = prompt.drawn(prompt.labels(train.manifest, words), seeds)
-        if p.guidance > module.guidance(texts, p.guidance) and parallel.is_main():
-            print(f"every prompt is empty, so guidance {p.guidance:g} changes nothing and is left out", file=sys.stderr)
+    if generator == "latent_diffusion":
+        words = params.read(_cli.PARAMS, "prompt", prompts.Prompt)
+        texts = prompts.drawn(prompts.prompts(train.manifest, words), seeds)
+        labels = prompts.drawn(prompts.labels(train.manifest, words), seeds)
+        if p.guidance_scale > module.guidance(texts, p.guidance_scale) and distributed.is_main():
+            print(
+                f"every prompt is empty, so guidance {p.guidance_scale:g} changes nothing and is left out",
+                file=sys.stderr,
+            )
         size = train.images.shape[1]
         drawn = module.sample(trained, texts, seeds, p, size=size, precision=precision, progress=_progress)
     else:
         texts = labels = [""] * p.n
         drawn = module.sample(trained, seeds, batch_size=p.batch_size, precision=precision)
-    if not parallel.is_main():
+    if not distributed.is_main():
         return
-    of_ldm = {"steps", "guidance", "scheduler"}
-    knobs = p.model_dump(exclude=set() if code == "ldm" else of_ldm)
+    of_ldm = {"steps", "guidance_scale", "scheduler"}
+    knobs = p.model_dump(exclude=set() if generator == "latent_diffusion" else of_ldm)
     columns = {"model": model.name, "seed": [str(seed) for seed in seeds], "prompt": texts, "label": labels}
     manifest = pd.DataFrame(columns)
     keep = {key: train.meta[key] for key in ("pixel_mm", "orientation") if key in train.meta}
     made = imageset.ImageSet(drawn, manifest, {"model": model.name, "sample": knobs, **keep})
-    with common.replacing(out) as folder, common.replacing(sheet) as picture:
+    with _files.replacing(out) as folder, _files.replacing(sheet) as picture:
         imageset.write(folder, made)
         (folder / "png").mkdir()
         for seed, image in zip(seeds, drawn, strict=True):
@@ -59,8 +69,8 @@ def main(
 
 
 def _progress(starts, count: int):
-    return common.progress(starts, "sampled batches", count)
+    return _cli.progress(starts, "sampled batches", count)
 
 
 if __name__ == "__main__":
-    common.run(main)
+    _cli.run(main)

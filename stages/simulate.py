@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from stages import common, workers
-from synthmri import anatomy, cohort, params
+from stages import _cli, _files, _workers
+from synthmri import params
+from synthmri.simulation import cohort, heads
 
 DESCRIPTION = {
     "Name": "Simulated brain MRI. Every subject is imaginary: deformed ICBM152 anatomy and signal equations",
@@ -21,13 +22,15 @@ COLUMNS = ("participant_id", "age_like", "lesion_ml", "label")
 
 def main(out: Annotated[Path, typer.Option(help="folder of the BIDS tree")]):
     """Simulate section `cohort`, with as many processes as runtime.threads."""
-    runtime = common.start()
-    p = params.read(common.PARAMS, "cohort", cohort.Cohort)
-    with common.replacing(out) as folder:
+    runtime = _cli.start()
+    p = params.read(_cli.COHORT, "cohort", cohort.Cohort)
+    with _files.replacing(out) as folder:
         folder.mkdir()
         one = partial(_one, p=p, folder=folder)
-        made = workers.ordered(one, range(p.subjects), runtime.threads, "", name=lambda i: f"simulated subject {i + 1}")
-        rows = list(common.progress(made, "simulated subjects", p.subjects))
+        made = _workers.ordered(
+            one, range(p.subjects), runtime.threads, "", name=lambda i: f"simulated subject {i + 1}"
+        )
+        rows = list(_cli.progress(made, "simulated subjects", p.subjects))
         text = "\n".join("\t".join(row) for row in [COLUMNS, *rows])
         (folder / "participants.tsv").write_text(text + "\n", encoding="utf-8")
         (folder / "dataset_description.json").write_text(json.dumps(DESCRIPTION, indent=1) + "\n", encoding="utf-8")
@@ -39,7 +42,7 @@ def _one(i: int, p: cohort.Cohort, folder: Path) -> tuple[str, ...]:
     import torch
 
     torch.set_num_threads(1)  # so that the bytes are the same, however many processes there are
-    subject = cohort.simulate_one(anatomy.load_atlas(), p, i)
+    subject = cohort.simulate_one(heads.load_atlas(), p, i)
     place = folder / subject.name / "anat"
     place.mkdir(parents=True, exist_ok=True)  # of a worker that was killed
     for contrast, volume in subject.volumes.items():
@@ -51,4 +54,4 @@ def _one(i: int, p: cohort.Cohort, folder: Path) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    _cli.run(main)

@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 import typer
 
-from reader_study import packet, store
-from stages import common
-from synthmri import comparison, imageset, params, ratings, study
+from reader_study import design, packet, ratings, store
+from stages import _cli, _files
+from synthmri import imageset, params
 from synthmri.errors import UserError
+from synthmri.reporting import comparison
 
 Home = Annotated[Path, typer.Option(help="folder of packets, keys and databases")]
 Name = Annotated[str, typer.Option("--packet", help="its name, where there are several")]
@@ -29,30 +30,30 @@ def create(
     home: Home = HOME,
 ) -> None:
     """Choose and freeze the images (section `study`), and say what difference the study can show."""
-    p = params.read(common.PARAMS, "study", study.Study)
+    p = params.read(_cli.PARAMS, "study", design.Study)
     held_out = imageset.read(test)
     models = {name: imageset.read(samples / name) for name in comparison.MODELS}
-    items = study.choose(held_out, models, p)
+    items = design.choose(held_out, models, p)
     sets = {ratings.REAL: held_out, **models}
     images = [np.asarray(sets[item.source].images[item.row]) for item in items]
     simulated = held_out.meta.get("data", {}).get("source") == "simulated"
     home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=home, prefix=".") as part:
         folder, key = Path(part) / "packet", Path(part) / "key.csv"
-        name = packet.write(folder, key, items, images, p, secret=common.secret(home / ".secret"), simulated=simulated)
+        name = packet.write(folder, key, items, images, p, secret=_files.secret(home / ".secret"), simulated=simulated)
         target, target_key = home / f"packet-{name}", home / f"key-{name}.csv"
         if not target.exists():
             key.replace(target_key)
             folder.replace(target)  # last: a packet that is there is whole
-    shown = len(items) + len(sets) * study.repeats_of_a_source(p)
+    shown = len(items) + len(sets) * design.repeats_of_a_source(p)
     print(f"{target}: {len(items)} images, {p.cases} of each of {len(sets)} sources; {shown} to rate by each reader")
     print(f"{target_key}: what they are; keep it from the readers")
-    for model, (same, gap) in study.mismatch(items).items():
+    for model, (same, gap) in design.mismatch(items).items():
         level = "" if np.isnan(gap) else f", level {gap:.0f} mm from it on average"
         print(f"  {model}: {100 * same:.0f} % of the contrast of their real slice{level}")
     if simulated:
         print("a rehearsal: the real slices are of simulated people; set data.source to raw for a study of real scans")
-    found = study.detectable_difference(p, len(models))
+    found = design.detectable_difference(p, len(models))
     if found is None:
         print(f"power: {p.cases} cases can show no difference for {len(models)} models; raise study.cases")
     else:
@@ -155,7 +156,7 @@ def _open(home: Path, name: str) -> tuple[packet.Packet, store.Store]:
 
 def _write(out: Path, frames: list[pd.DataFrame]) -> None:
     merged = ratings.merge(frames)
-    with common.replacing(out) as part:
+    with _files.replacing(out) as part:
         ratings.write(part, merged)
     print(f"{out}: {len(merged)} ratings of {merged['reader'].nunique()} readers; `dvc repro` scores them")
 
@@ -165,5 +166,7 @@ def _harmless(comment: str) -> str:
     return f"'{comment}" if comment.startswith(("=", "+", "-", "@")) else comment
 
 
+COMMANDS = (create, serve, export, merge)
+
 if __name__ == "__main__":
-    common.run(create, serve, export, merge)
+    _cli.run(*COMMANDS)

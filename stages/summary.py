@@ -5,8 +5,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from stages import common
-from synthmri import comparison, params, slices
+from stages import _cli, _files
+from synthmri import params
+from synthmri.reporting import comparison
+from synthmri.scans import slicing
 
 SPLITS = ("train", "val", "test")
 SCORES = ("fd_alexnet", "kid_alexnet", "coverage", "memorised")
@@ -21,8 +23,8 @@ Research only. Not for clinical use."""
 
 def main():
     """Print the summary of the last `dvc repro`."""
-    data = common.read_json(Path("metrics/data.json"))
-    comparison_tree = common.read_json(Path("metrics/comparison.json"))
+    data = _files.read_json(Path("metrics/data.json"))
+    comparison_tree = _files.read_json(Path("metrics/comparison.json"))
     models, references = comparison_tree["models"], comparison_tree["references"]
     console = Console()
     table = Table(title="against held-out slices (± standard error over subjects)", title_justify="left")
@@ -33,7 +35,7 @@ def main():
     for title, row in rows.items():
         table.add_row(title, *[_cell(row, name) for name in SCORES])
     counts = [f"{name} {data[name]['images']} slices of {data[name]['subjects'] or '?'} subjects" for name in SPLITS]
-    size = params.read(common.PARAMS, "data", slices.Data).image_size
+    size = params.read(_cli.PARAMS, "data", slicing.Data).image_size
     console.print(f"\ndata: {size} px, {', '.join(counts)}")
     console.print(table)
     console.print(
@@ -52,4 +54,4 @@ def _cell(row: dict[str, float], name: str) -> str:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    _cli.run(main)

@@ -11,54 +11,61 @@ from typing import Annotated
 import pandas as pd
 import typer
 
-from stages import common
-from synthmri import auroc, features, imageset, ldm, params, plots, prompt, sampling, scores, sweep
+from stages import _cli, _files
+from synthmri import imageset, params
+from synthmri.evaluation import auroc, distances, features, sweep
+from synthmri.generators import latent_diffusion
+from synthmri.reporting import plots
+from synthmri.scans import prompts
+from synthmri.training import sampling
 
 
 def main(
     model: Annotated[Path, typer.Option(help="fine-tuned pipeline")],
     images: Annotated[Path, typer.Option(help="ImageSet of the training slices, whose prompts are drawn from")],
     validation: Annotated[Path, typer.Option(help="ImageSet of the validation slices")],
-    validation_features: Annotated[Path, typer.Option(help="features of that set, folder of stages.extract")],
+    validation_features: Annotated[Path, typer.Option(help="features of that set, folder of stages.features")],
     table: Annotated[Path, typer.Option(help="CSV to write: one row a combination")],
     picture: Annotated[Path, typer.Option(help="PNG to write: KID as a heat map, a panel a scheduler")],
     choice: Annotated[Path, typer.Option(help="JSON to write: guidance, steps and scheduler for `sample`")],
 ) -> None:
     """Section `sample` stands unless another combination of section `sweep` is better by more than the uncertainty."""
-    runtime = common.start()
-    precision = common.precision(runtime)
-    p = params.read(common.PARAMS, "sweep", sweep.Sweep)
-    own = params.read(common.PARAMS, "sample", sampling.Sample)
+    runtime = _cli.start()
+    precision = _cli.precision(runtime)
+    p = params.read(_cli.PARAMS, "sweep", sweep.Sweep)
+    own = params.read(_cli.PARAMS, "sample", sampling.Sample)
     own = own.model_copy(update={"batch_size": min(own.batch_size, p.n)})  # a batch is filled up, which would cost time
-    words = params.read(common.PARAMS, "prompt", prompt.Prompt)
+    words = params.read(_cli.PARAMS, "prompt", prompts.Prompt)
     seeds = list(range(p.seed, p.seed + p.n))
-    texts = prompt.drawn(prompt.prompts(imageset.read(images).manifest, words), seeds)
+    texts = prompts.drawn(prompts.prompts(imageset.read(images).manifest, words), seeds)
     guided = any(texts)
-    if not guided and len({own.guidance, *p.guidance}) > 1:
-        print(f"every prompt is empty, so guidance changes nothing: only {own.guidance:g} is tried", file=sys.stderr)
+    if not guided and len({own.guidance_scale, *p.guidance_scale}) > 1:
+        print(
+            f"every prompt is empty, so guidance changes nothing: only {own.guidance_scale:g} is tried", file=sys.stderr
+        )
     tried = sweep.grid(p, own, guided=guided)
     rows = [
         {
-            "guidance": one.guidance, "steps": one.steps, "scheduler": one.scheduler,
-            "network_evaluations": ldm.evaluations(texts, one), "n": 0,
+            "guidance_scale": one.guidance_scale, "steps": one.steps, "scheduler": one.scheduler,
+            "network_evaluations": latent_diffusion.evaluations(texts, one), "n": 0,
         }
         for one in tried
     ]  # fmt: skip
     best = 0
     held_out = imageset.read(validation)
     if len(tried) > 1 and len(held_out) > 1:  # nothing is drawn where there is nothing to choose, or to choose by
-        reference = common.read_features(validation_features, len(held_out))["alexnet"]
-        pipe = ldm.load(model, device=runtime.device)
+        reference = _files.read_features(validation_features, len(held_out))["alexnet"]
+        pipe = latent_diffusion.load(model, device=runtime.device)
         drawn = []
-        for one in common.progress(tried, "combinations"):
-            made = ldm.sample(pipe, texts, seeds, one, size=held_out.images.shape[1], precision=precision)
+        for one in _cli.progress(tried, "combinations"):
+            made = latent_diffusion.sample(pipe, texts, seeds, one, size=held_out.images.shape[1], precision=precision)
             drawn.append(features.alexnet(made, device=runtime.device))
         people = auroc.people(held_out.manifest, held_out.meta.get("data", {}).get("border_gap", 1))
         for k, row in enumerate(rows):
             row |= {
                 "n": p.n,
-                "kid_alexnet": scores.kernel_distance(drawn[k], reference),
-                "fd_alexnet": scores.frechet_distance(drawn[k], reference),
+                "kid_alexnet": distances.kernel_distance(drawn[k], reference),
+                "fd_alexnet": distances.frechet_distance(drawn[k], reference),
             }
         if len(set(people)) < sweep.LEAST_PEOPLE:
             print(
@@ -71,13 +78,13 @@ def main(
             for k, row in enumerate(rows):
                 row |= {"kid_gain": gain[k], "kid_gain_std": spread[k]}
     frame = pd.DataFrame(rows).assign(chosen=[int(k == best) for k in range(len(rows))])
-    settings = {name: rows[best][name] for name in ("guidance", "steps", "scheduler")}
+    settings = {name: rows[best][name] for name in ("guidance_scale", "steps", "scheduler")}
     print(f"{'kept' if best == 0 else 'chosen'} on validation slices, of {len(tried)}: {settings}", file=sys.stderr)
-    with common.replacing(table) as csv, common.replacing(picture) as chart, common.replacing(choice) as file:
+    with _files.replacing(table) as csv, _files.replacing(picture) as chart, _files.replacing(choice) as file:
         frame.to_csv(csv, index=False, float_format="%.6g", lineterminator="\n")
         plots.save(plots.heat_map(frame, "kid_alexnet"), chart)
         file.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    common.run(main)
+    _cli.run(main)

@@ -10,9 +10,11 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from stages import common, launch
-from synthmri import imageset, parallel, params, progression
+from stages import _cli, _files, _launch
+from synthmri import imageset, params
 from synthmri.errors import UserError
+from synthmri.training import distributed
+from synthmri.training.snapshots import Progression, Store
 
 
 def main(
@@ -25,33 +27,33 @@ def main(
     checkpoints: Annotated[Path, typer.Option(help="where an interrupted run goes on from")] = Path(".ckpt/train"),
 ):
     """Train by section baselines.MODEL."""
-    runtime = launch.start()
-    precision = common.precision(runtime)
-    from synthmri import training
+    runtime = _launch.start()
+    precision = _cli.precision(runtime)
+    from synthmri.training import loop
 
-    code = importlib.import_module(f"synthmri.baselines.{model}")
-    p = params.read(common.PARAMS, f"baselines.{model}", code.Params)
-    progress = params.read(common.PARAMS, "progression", progression.Progression)
-    key = common.digest(
-        common.code(), model, p.model_dump(), progress.model_dump(exclude={"points", "steps"}), runtime.model_dump(),
-        precision, parallel.count(), images,
+    code = importlib.import_module(f"synthmri.generators.{model}")
+    p = params.read(_cli.PARAMS, f"baselines.{model}", code.Params)
+    progress = params.read(_cli.PARAMS, "progression", Progression)
+    key = _files.digest(
+        _files.code(), model, p.model_dump(), progress.model_dump(exclude={"points", "steps"}), runtime.model_dump(),
+        precision, distributed.count(), images,
     )  # fmt: skip
-    parallel.check(p.batch_size, f"baselines.{model}.batch_size")
-    store = progression.Store(checkpoints / key)
+    distributed.check(p.batch_size, f"baselines.{model}.batch_size")
+    store = Store(checkpoints / key)
 
     def snapshot(point: int, network) -> None:
         drawn = code.sample(network, range(progress.n), batch_size=progress.batch_size, precision=precision)
-        if parallel.is_main():
+        if distributed.is_main():
             store.put(point, drawn)
         network.train()
 
-    with common.counter(f"training {model}", p.steps) as tick:
+    with _cli.counter(f"training {model}", p.steps) as tick:
         network, config, history, operations = code.fit(
             np.array(imageset.read(images).images), p, seed=runtime.seed, points=progress.baseline_points,
             checkpoint=checkpoints / f"{key}.pt", device=runtime.device, precision=precision,
             tick=tick, snapshot=snapshot,
         )  # fmt: skip
-    if not parallel.is_main():
+    if not distributed.is_main():
         return
     stack = store.stack(progress.baseline_points + 1)
     if np.ptp(stack[-1]) == 0:
@@ -60,17 +62,17 @@ def main(
             "another width) and run `dvc repro`"
         )
     with (
-        common.replacing(out) as folder,
-        common.replacing(snapshots) as strip,
-        common.replacing(log) as table,
-        common.replacing(effort) as numbers,
+        _files.replacing(out) as folder,
+        _files.replacing(snapshots) as strip,
+        _files.replacing(log) as table,
+        _files.replacing(effort) as numbers,
     ):
-        training.save_model(folder, network, config)
-        common.save_array(strip, stack)
+        loop.save_model(folder, network, config)
+        _files.save_array(strip, stack)
         lines = [",".join([str(step), *(f"{value:.6g}" for value in row.values())]) for step, row in enumerate(history)]
         table.write_text("\n".join([",".join(["step", *history[0]]), *lines]) + "\n", encoding="utf-8")
         weights = sum(weight.numel() for weight in network.parameters())
-        common.write_metrics(
+        _files.write_metrics(
             numbers,
             {
                 "parameters": weights,
@@ -82,4 +84,4 @@ def main(
 
 
 if __name__ == "__main__":
-    common.run(main)
+    _cli.run(main)

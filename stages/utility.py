@@ -7,8 +7,10 @@ import numpy as np
 import torch
 import typer
 
-from stages import common
-from synthmri import auroc, imageset, params, plots, utility
+from stages import _cli, _files
+from synthmri import imageset, params
+from synthmri.evaluation import auroc, downstream
+from synthmri.reporting import plots
 
 CAVEATS = """\
 Intervals are 95 %, over held-out {people} and trainings; p is of a permutation test over {people}, without correction
@@ -31,9 +33,9 @@ def main(
     picture: Annotated[Path, typer.Option(help="PNG to write: AUROC over the share of real people")],
 ) -> None:
     """A small classifier of the manifest's label by section `utility`: real, synthetic and both, on held-out people."""
-    common.start()
+    _cli.start()
     torch.set_num_threads(1)  # on pictures this small threads wait for each other more than they work
-    p = params.read(common.PARAMS, "utility", utility.Utility)
+    p = params.read(_cli.PARAMS, "utility", downstream.Utility)
     sets = {"train": imageset.read(train), "test": imageset.read(test), "samples": imageset.read(samples)}
     names = sorted(set(sets["train"].manifest["label"]) - {"", "unknown"})
     # The only knowledge of how many pictures in a row are of one person is this parameter of the splitting.
@@ -53,22 +55,22 @@ def main(
         "synthetic_slices": len(rows["samples"]),
     }  # fmt: skip
     arms, lines = {}, {}
-    if why := utility.obstacle(classes["train"], (classes["test"], people["test"]), classes["samples"], names):
+    if why := downstream.obstacle(classes["train"], (classes["test"], people["test"]), classes["samples"], names):
         text = f"Whether synthetic slices help a classifier was not measured: {why}.\n"
     else:
-        images = {key: utility.shrunk(found.images[rows[key]], p.image_px) for key, found in sets.items()}
-        real, held_out = (utility.Labelled(images[key], classes[key], people[key]) for key in ("train", "test"))
-        done = iter(common.progress(range(utility.cost(p)), "trained classifiers"))
+        images = {key: downstream.shrunk(found.images[rows[key]], p.image_px) for key, found in sets.items()}
+        real, held_out = (downstream.Labelled(images[key], classes[key], people[key]) for key in ("train", "test"))
+        done = iter(_cli.progress(range(downstream.cost(p)), "trained classifiers"))
         synthetic = (images["samples"], classes["samples"])
-        arms = utility.measured(real, held_out, synthetic, len(names), p, tick=lambda: next(done))
+        arms = downstream.measured(real, held_out, synthetic, len(names), p, tick=lambda: next(done))
         known = (sets["test"].manifest["subject"] != "").any()
         text = "\n\n".join(
             [
-                utility.sentence(arms, names),
+                downstream.sentence(arms, names),
                 f"Held out: {counts['test_slices']} slices of {counts['test_subjects']} "
                 f"{'people' if known else 'runs of files'}; {p.trainings} trainings each, at {p.image_px} px, with "
                 f"{counts['synthetic_slices']} synthetic slices.",
-                utility.markdown(arms),
+                downstream.markdown(arms),
                 CAVEATS.format(people="people" if known else "runs of files")
                 + ("" if known else NO_SUBJECTS.format(block=block)),
             ]
@@ -76,16 +78,16 @@ def main(
         for arm, shares in arms.items():
             # Without real slices there is one point, at no real people.
             values = [[scores[name] for scores in shares.values()] for name in ("auroc", "auroc_low", "auroc_high")]
-            lines[utility.ARMS[arm][0]] = ([float(share) for share in shares], *values)
+            lines[downstream.ARMS[arm][0]] = ([float(share) for share in shares], *values)
     figure = plots.intervals(
         lines, x_label="% of the real training people", y_label="AUROC on held-out people", chance=0.5,
         title="Classifier with and without synthetic slices" if lines else "not measured: see utility.md",
     )  # fmt: skip
-    with common.replacing(metrics) as tree, common.replacing(markdown) as words, common.replacing(picture) as drawn:
-        common.write_metrics(tree, counts | arms)
+    with _files.replacing(metrics) as tree, _files.replacing(markdown) as words, _files.replacing(picture) as drawn:
+        _files.write_metrics(tree, counts | arms)
         words.write_text(text, encoding="utf-8")
         plots.save(figure, drawn)
 
 
 if __name__ == "__main__":
-    common.run(main)
+    _cli.run(main)

@@ -1,6 +1,7 @@
 """Tests run in the repository's root, where params.yaml stands."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -27,6 +28,13 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
+def copy_parameters(folder: Path) -> None:
+    """params.yaml, and those of the simulation, into another folder."""
+    for name in ("params.yaml", "data/cohort.yaml", "pretrained/params.yaml"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+
+
 @pytest.fixture(autouse=True)
 def in_root(monkeypatch):
     monkeypatch.chdir(ROOT)
@@ -44,7 +52,7 @@ def tiny_model(request, tmp_path_factory):
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from synthmri.pretrain import new_tokenizer
+    from synthmri.simulation.pretraining import new_tokenizer
 
     torch.manual_seed(0)
     tokenizer = new_tokenizer()

@@ -3,20 +3,20 @@
 import os
 import time
 
-from stages import common, launch
-from synthmri import parallel
+from stages import _cli, _launch
 from synthmri.errors import UserError
+from synthmri.training import distributed
 
 
 def main(forever: bool = False):
-    launch.start()
+    _launch.start()
     if forever:
         os.write(1, f"{os.getpid()}\n".encode())  # at once: print may write the number and the end of its line apart
         time.sleep(1000)
-    if parallel.rank() == 1:
+    if distributed.rank() == 1:
         raise UserError("the second process has failed")
-    parallel.total(1.0)
+    distributed.total(1.0)
 
 
 if __name__ == "__main__":
-    common.run(main)
+    _cli.run(main)

@@ -10,10 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from synthmri import ldm, parallel, params, pretrain, sampling
+from synthmri import params
+from synthmri.generators import latent_diffusion
+from synthmri.simulation import pretraining
+from synthmri.training import distributed, sampling
 
 SMALL = {
-    "vae": dict(width=4, latent=4), "dcgan": dict(width=4, latent=4), "unet_gan": dict(width=4, latent=4, cutmix=1.0),
+    "vae": dict(width=4, latent_dim=4), "dcgan": dict(width=4, latent_dim=4),
+    "unet_gan": dict(width=4, latent_dim=4, cutmix=1.0),
     "ddpm": dict(channels=(16, 32), sample_steps=2),
 }  # fmt: skip
 
@@ -31,7 +35,7 @@ def baselines(folder: Path) -> dict:
     images = rng.integers(0, 255, (6, 16, 16), dtype=np.uint8)
     made = {}
     for name, small in SMALL.items():
-        code = importlib.import_module(f"synthmri.baselines.{name}")
+        code = importlib.import_module(f"synthmri.generators.{name}")
         p = section(f"baselines.{name}", code.Params, steps=3, batch_size=5, shift_px=1, **small)
         network, _, history, _ = code.fit(
             images, p, seed=0, points=1, checkpoint=folder / f"{name}.pt", tick=lambda step, loss: None,
@@ -49,24 +53,25 @@ def pipeline(folder: Path):
     from transformers import CLIPTokenizer
 
     torch.manual_seed(0)
-    autoencoder = pretrain.new_autoencoder(pretraining().autoencoder)
-    pipe = pretrain.new_pipeline(pretraining(), autoencoder, CLIPTokenizer.from_pretrained(folder / "tokenizer"))
+    autoencoder = pretraining.new_autoencoder(smallest().autoencoder)
+    pipe = pretraining.new_pipeline(smallest(), autoencoder, CLIPTokenizer.from_pretrained(folder / "tokenizer"))
     pipe.set_progress_bar_config(disable=True)
     for part in (pipe.vae, pipe.unet, pipe.text_encoder):
         part.requires_grad_(False).eval()
     return pipe
 
 
-def pretraining() -> pretrain.Pretrain:
-    run = section("pretrain", pretrain.Pretrain, image_size=64)
-    first = dict(width=8, blocks=1, steps=2, batch=3, crop_px=64, adversarial=0.5)
-    second = dict(channels=(16, 32), text_width=16, text_layers=1, steps=3, batch=3, reuse=2)
+def smallest() -> pretraining.Pretrain:
+    run = params.read("pretrained/params.yaml", "pretrain", pretraining.Pretrain)
+    run = run.model_copy(update={"image_size": 64})
+    first = dict(width=8, blocks=1, steps=2, batch_size=3, crop_px=64, adversarial_weight=0.5)
+    second = dict(channels=(16, 32), text_width=16, text_layers=1, steps=3, batch_size=3, reuse=2)
     return run.model_copy(
         update=dict(autoencoder=run.autoencoder.model_copy(update=first), unet=run.unet.model_copy(update=second))
     )
 
 
-def latent_diffusion(folder: Path) -> dict:
+def of_latent_diffusion(folder: Path) -> dict:
     """5 slices in batches of 4: the last has fewer rows than there are processes."""
     rng = np.random.default_rng(0)
     mean = rng.normal(size=(5, 2, 4, 8, 8)).astype(np.float32)
@@ -75,26 +80,30 @@ def latent_diffusion(folder: Path) -> dict:
     for method in ("full", "lora"):
         pipe = pipeline(folder.parent)
         p = section(
-            "finetune", ldm.Finetune, epochs=2, batch_size=4, warmup_steps=1, method=method,
+            "finetune", latent_diffusion.Finetune, epochs=2, batch_size=4, warmup_steps=1, method=method,
             train_text_encoder=method == "full",
         )  # fmt: skip
-        history, _ = ldm.finetune(pipe, mean, np.full_like(mean, 0.1), texts, p, checkpoint=folder / f"{method}.pt")
+        history, _ = latent_diffusion.finetune(
+            pipe, mean, np.full_like(mean, 0.1), texts, p, checkpoint=folder / f"{method}.pt"
+        )
         made[method] = flat(pipe.unet, pipe.text_encoder)
         made[f"{method} losses"] = torch.tensor([loss for _, loss, _ in history])
     drawn = section("sample", sampling.Sample, steps=2, batch_size=2)
-    made["ldm drawn"] = ldm.sample(pipeline(folder.parent), texts, [1, 2, 3, 4, 5], drawn, size=64)
+    made["latent_diffusion drawn"] = latent_diffusion.sample(
+        pipeline(folder.parent), texts, [1, 2, 3, 4, 5], drawn, size=64
+    )
     return made
 
 
 def pretrained(folder: Path) -> dict:
     """Both parts; the autoencoder's loss has a critic of patches, and statistics of the whole batch."""
-    run, losses, later = pretraining(), [], []
-    vae = pretrain.fit_autoencoder(
+    run, losses, later = smallest(), [], []
+    vae = pretraining.fit_autoencoder(
         run.autoencoder, run, lambda x, y: (x - y).square().mean(), folder / "autoencoder.pt", "cpu",
         lambda step, loss: losses.append(loss),
     )  # fmt: skip
     pipe = pipeline(folder.parent)
-    pretrain.fit_unet(pipe, run, folder / "unet.pt", "cpu", lambda step, loss: later.append(loss))
+    pretraining.fit_unet(pipe, run, folder / "unet.pt", "cpu", lambda step, loss: later.append(loss))
     return {
         "autoencoder": flat(vae), "autoencoder losses": torch.tensor(losses),
         "unet": flat(pipe.unet, pipe.text_encoder), "unet losses": torch.tensor(later),
@@ -104,13 +113,13 @@ def pretrained(folder: Path) -> dict:
 def everything(folder: Path) -> dict:
     """Weights, losses and images by name; the checkpoints go to the folder."""
     folder.mkdir(exist_ok=True)
-    return baselines(folder) | latent_diffusion(folder) | pretrained(folder)
+    return baselines(folder) | of_latent_diffusion(folder) | pretrained(folder)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    parallel.join("cpu", 1)
+    distributed.join("cpu", 1)
     made = everything(Path(sys.argv[1]))
     torch.save(
-        {key: torch.as_tensor(value) for key, value in made.items()}, Path(sys.argv[1]) / f"{parallel.rank()}.pt"
+        {key: torch.as_tensor(value) for key, value in made.items()}, Path(sys.argv[1]) / f"{distributed.rank()}.pt"
     )

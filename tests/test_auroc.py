@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from synthmri import auroc
+from synthmri.evaluation import auroc
 
 
 @pytest.fixture

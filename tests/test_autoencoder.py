@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from synthmri import adaptation, autoencoder, ldm, params
+from synthmri import params
 from synthmri.errors import UserError
+from synthmri.generators import autoencoder, autoencoder_training, latent_diffusion
 
 
 def section(**change):
     small = dict(steps=3, batch_size=2, crop_px=32)
-    return params.read("params.yaml", "adapt", adaptation.Adapt).model_copy(update=small | change)
+    return params.read("params.yaml", "adapt", autoencoder_training.Adapt).model_copy(update=small | change)
 
 
 def images(n=3, size=64):
@@ -38,11 +39,11 @@ def tiny():
 
 @pytest.fixture(params=["kl", "tiny"])
 def vae(request, tiny, tiny_model):
-    return ldm.load(tiny_model).vae if request.param == "kl" else tiny
+    return latent_diffusion.load(tiny_model).vae if request.param == "kl" else tiny
 
 
 def test_encode_gives_the_posterior_and_not_a_sample(tiny_model):
-    vae = ldm.load(tiny_model).vae
+    vae = latent_diffusion.load(tiny_model).vae
     mean, std = autoencoder.encode(vae, images(), batch=2)
     again, _ = autoencoder.encode(vae, images(), batch=3)
     np.testing.assert_allclose(mean, again, atol=1e-5)
@@ -91,7 +92,7 @@ def test_saved_and_opened_again_it_is_the_same(vae, tmp_path):
 @pytest.mark.parametrize("part", ["decoder", "full"])
 def test_adapt_moves_what_it_is_told_to(vae, part, tmp_path):
     before_in, before_out = flat(vae.encoder).clone(), flat(vae.decoder).clone()
-    adaptation.adapt(vae, images(), part, section(), l2, checkpoint=tmp_path / "c.pt")
+    autoencoder_training.adapt(vae, images(), part, section(), l2, checkpoint=tmp_path / "c.pt")
     assert not torch.equal(flat(vae.decoder), before_out)
     assert torch.equal(flat(vae.encoder), before_in) == (part == "decoder")
     assert not any(w.requires_grad for w in vae.parameters()) and not vae.training
@@ -101,7 +102,7 @@ def test_adapted_decoder_rebuilds_its_images_better(tiny, tmp_path):
     flat_images = np.full((4, 64, 64), 200, np.uint8)
     before = autoencoder.reconstruct(tiny, flat_images, batch=4)
     p = section(steps=60, learning_rate=5e-3)
-    adaptation.adapt(tiny, flat_images, "decoder", p, l2, checkpoint=tmp_path / "c.pt")
+    autoencoder_training.adapt(tiny, flat_images, "decoder", p, l2, checkpoint=tmp_path / "c.pt")
     after = autoencoder.reconstruct(tiny, flat_images, batch=4)
     assert np.abs(after.astype(int) - 200).mean() < 0.2 * np.abs(before.astype(int) - 200).mean()
 
@@ -111,7 +112,7 @@ def test_a_killed_adaptation_ends_like_an_undisturbed_one(tiny, tmp_path):
 
     other = copy.deepcopy(tiny)
     p = section(steps=103)
-    adaptation.adapt(tiny, images(), "decoder", p, l2, checkpoint=tmp_path / "a.pt")
+    autoencoder_training.adapt(tiny, images(), "decoder", p, l2, checkpoint=tmp_path / "a.pt")
 
     class Killed(Exception):
         pass
@@ -121,9 +122,11 @@ def test_a_killed_adaptation_ends_like_an_undisturbed_one(tiny, tmp_path):
             raise Killed
 
     with pytest.raises(Killed):
-        adaptation.adapt(copy.deepcopy(other), images(), "decoder", p, l2, checkpoint=tmp_path / "b.pt", tick=kill)
+        autoencoder_training.adapt(
+            copy.deepcopy(other), images(), "decoder", p, l2, checkpoint=tmp_path / "b.pt", tick=kill
+        )
     steps = []
-    adaptation.adapt(
+    autoencoder_training.adapt(
         other, images(), "decoder", p, l2, checkpoint=tmp_path / "b.pt", tick=lambda step, loss: steps.append(step)
     )
     assert steps == [100, 101, 102]
@@ -132,7 +135,7 @@ def test_a_killed_adaptation_ends_like_an_undisturbed_one(tiny, tmp_path):
 
 def test_divergence_is_told(tiny, tmp_path):
     with pytest.raises(UserError, match="adapt.learning_rate"):
-        adaptation.adapt(
+        autoencoder_training.adapt(
             tiny, images(), "decoder", section(), lambda x, y: (x - y).mean() * torch.nan, checkpoint=tmp_path / "c.pt"
         )
     assert not (tmp_path / "c.pt").exists()
@@ -141,7 +144,7 @@ def test_divergence_is_told(tiny, tmp_path):
 def test_crops_are_pieces_of_the_images_some_of_them_mirrored():
     source = np.arange(2 * 20 * 20).reshape(2, 20, 20).astype(np.uint8)
     source[1] += 100
-    crops = adaptation._crops(source, 40, 8, torch.Generator().manual_seed(0))
+    crops = autoencoder_training._crops(source, 40, 8, torch.Generator().manual_seed(0))
     windows = np.lib.stride_tricks.sliding_window_view(source, (8, 8), axis=(1, 2)).reshape(-1, 8, 8)
     plain = [any((crop == w).all() for w in windows) for crop in crops]
     mirrored = [any((crop[:, ::-1] == w).all() for w in windows) for crop in crops]

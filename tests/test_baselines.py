@@ -7,19 +7,20 @@ import pytest
 import torch
 from torch import nn
 
-from synthmri import params, sampling, training
-from synthmri.baselines import diffaugment, unet_gan, vae
+from synthmri import params
 from synthmri.errors import UserError
+from synthmri.generators import unet_gan, vae
+from synthmri.training import diffaugment, loop, sampling
 
 NAMES = ["vae", "dcgan", "ddpm", "unet_gan"]
 SMALL = {
-    "vae": dict(width=4, latent=4), "dcgan": dict(width=4, latent=4), "ddpm": dict(channels=(16, 32), sample_steps=2),
-    "unet_gan": dict(width=4, latent=4),
+    "vae": dict(width=4, latent_dim=4), "dcgan": dict(width=4, latent_dim=4), "unet_gan": dict(width=4, latent_dim=4),
+    "ddpm": dict(channels=(16, 32), sample_steps=2),
 }  # fmt: skip
 
 
 def code(name):
-    return importlib.import_module(f"synthmri.baselines.{name}")
+    return importlib.import_module(f"synthmri.generators.{name}")
 
 
 def section(name, **change):
@@ -68,7 +69,7 @@ def test_image_depends_on_its_seed_alone_and_survives_the_disk(name, tmp_path):
     assert five.shape == (5, 32, 32) and five.dtype == np.uint8
     np.testing.assert_array_equal(code(name).sample(network, [4, 1], batch_size=2), five[[3, 0]])
     np.testing.assert_array_equal(code(name).sample(network, [3], batch_size=2), five[2:3])
-    training.save_model(tmp_path / "model", network, config)
+    loop.save_model(tmp_path / "model", network, config)
     np.testing.assert_array_equal(code(name).sample(code(name).load(tmp_path / "model"), [2], batch_size=2), five[1:2])
 
 
@@ -81,7 +82,7 @@ def test_snapshots_are_taken_from_start_to_end(name, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_divergence_names_the_learning_rate(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "batch", lambda images, count, *_: torch.full((count, 1, 32, 32), torch.nan))
+    monkeypatch.setattr(loop, "batch", lambda images, count, *_: torch.full((count, 1, 32, 32), torch.nan))
     with pytest.raises(UserError, match=f"baselines.{name}.learning_rate"):
         fit(name, section(name), tmp_path / "c.pt")
     assert not (tmp_path / "c.pt").exists()
@@ -117,7 +118,7 @@ def test_sizes_that_do_not_halve_to_four_are_refused(tmp_path):
 
 def test_damaged_model_is_told(tmp_path):
     network, config, _, _ = fit("vae", section("vae"), tmp_path / "c.pt")
-    training.save_model(tmp_path / "m", network, config)
+    loop.save_model(tmp_path / "m", network, config)
     file = tmp_path / "m/model.safetensors"
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(UserError, match="cannot be opened"):
@@ -206,11 +207,11 @@ def test_cutout_takes_a_square_of_half_the_edge_at_most():
 
 def test_batches_are_shifted_and_mirrored_images():
     source = images()
-    plain = training.batch(source, 4, 0, torch.Generator().manual_seed(0))
+    plain = loop.batch(source, 4, 0, torch.Generator().manual_seed(0))
     assert plain.shape == (4, 1, 32, 32) and plain.min() >= -1 and plain.max() <= 1
     as_grey = ((plain[:, 0] + 1) * 127.5).round().to(torch.uint8).numpy()
     assert all(any((g == s).all() or (g == s[:, ::-1]).all() for s in source) for g in as_grey)
-    shifted = training.batch(source, 40, 5, torch.Generator().manual_seed(0))
+    shifted = loop.batch(source, 40, 5, torch.Generator().manual_seed(0))
     assert (shifted[:, 0, 0] == -1).all(dim=1).any()  # a black row came in
 
 
@@ -221,13 +222,13 @@ def test_checkpoint_admits_no_foreign_object(tmp_path):
 
     torch.save({"x": Evil()}, tmp_path / "c.pt")
     with pytest.raises(UserError, match="UnpicklingError"):
-        training.load_checkpoint(tmp_path / "c.pt")
-    assert training.load_checkpoint(tmp_path / "none.pt") is None
+        loop.load_checkpoint(tmp_path / "c.pt")
+    assert loop.load_checkpoint(tmp_path / "none.pt") is None
 
 
 def test_average_is_exponential():
     model = nn.Linear(1, 1, bias=False)
-    average = training.averaged(model, 0.9)
+    average = loop.averaged(model, 0.9)
     for value in (1.0, 2.0):
         nn.init.constant_(model.weight, value)
         average.update_parameters(model)

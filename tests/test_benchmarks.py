@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import copy_parameters
 from PIL import Image
 
 from benchmarks import (
@@ -35,7 +36,7 @@ ROOT = Path(__file__).parent.parent
 def small(tmp_path, monkeypatch):
     """A folder of its own with the parameters of the smoke profile; results go below it."""
     shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
-    shutil.copy(ROOT / "params.yaml", tmp_path)
+    copy_parameters(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     profile.main("smoke")
@@ -81,7 +82,7 @@ def test_finetuning(small, tiny_model):
 def test_base_against_heads_of_its_own_distribution(small, tiny_model, monkeypatch):
     texture = evaluation.textures(40, seed=0)[:, :64, :64]
     monkeypatch.setattr(
-        base, "heads", lambda run, n, seed: (texture[:n] if seed == base.SEED else texture[20:], [""] * n)
+        base, "simulated_slices", lambda run, n, seed: (texture[:n] if seed == base.SEED else texture[20:], [""] * n)
     )
     base.main(model=tiny_model, n=20, steps=2, sheet=small / "sheet.png")
     found = result("base")
@@ -92,12 +93,14 @@ def test_base_against_heads_of_its_own_distribution(small, tiny_model, monkeypat
 
 
 def test_heads_are_those_of_the_training_and_each_is_another():
-    from synthmri import params, pretrain
+    from synthmri import params
+    from synthmri.simulation import pretraining
 
-    run = params.read(Path("params.yaml"), "pretrain", pretrain.Pretrain).model_copy(update={"image_size": 64})
-    images, prompts = base.heads(run, 20, 5)
+    run = params.read(ROOT / "pretrained/params.yaml", "pretrain", pretraining.Pretrain)
+    run = run.model_copy(update={"image_size": 64})
+    images, prompts = base.simulated_slices(run, 20, 5)
     assert images.shape == (20, 64, 64) and images.dtype == np.uint8 and all(prompts)
-    assert len({image.tobytes() for image in images}) == 20 and len(base.heads(run, 3, 5)[1]) == 3
+    assert len({image.tobytes() for image in images}) == 20 and len(base.simulated_slices(run, 3, 5)[1]) == 3
 
 
 def test_the_linear_code_is_the_best_of_its_size_and_the_whole_of_all_numbers():
@@ -245,14 +248,14 @@ def test_a_step_of_scaling_does_its_work(small, tiny_model, monkeypatch, step):
 
 
 def test_the_cohort_of_scaling_is_one_that_can_be_read(small):
-    from synthmri import readers
+    from synthmri.scans import read
 
     base = evaluation.textures(4, seed=0)
     scaling.cohort(Path("raw"), 40, base)
-    found, bad = readers.find(Path("raw"))
-    scan = readers.read(found[1])
+    found, bad = read.find(Path("raw"))
+    volume = read.read(found[1])
     assert [source.contrast for source in found] == ["T1w", "T1w"] and not bad
-    assert scan.data.shape == (256, 256, 20) and scan.spacing_mm == pytest.approx((scaling.MM, scaling.MM, 5))
+    assert volume.data.shape == (256, 256, 20) and volume.spacing_mm == pytest.approx((scaling.MM, scaling.MM, 5))
     scaling.imagesets(Path("."), {"train": 20, "samples": 300}, base)
     made = imageset.read(Path("samples"))
     assert len(made) == 300 and len({image.tobytes() for image in made.images}) == 300
@@ -273,9 +276,9 @@ def test_pays_compares_the_same_training_from_two_starts(small, tiny_model, monk
 
     text = (small / "params.yaml").read_text(encoding="utf-8")
     (small / "params.yaml").write_text(text.replace("pretrained/base", str(tiny_model)), encoding="utf-8")
-    assert params.read(Path("params.yaml"), "adapt", pays.adaptation.Adapt).steps < 10
+    assert params.read(Path("params.yaml"), "adapt", pays.autoencoder_training.Adapt).steps < 10
     train, test = slices(16), slices(20)
-    found = pays.both(train, test, small, steps=1)
+    found = pays.both(train, test, small, steps=1, precision="fp32")
     assert found["n"] == 8 and found["epochs"] == 1
     assert found["ratio"] == pytest.approx(
         found["from_scratch"]["fd_alexnet"] / found["from_base"]["fd_alexnet"], rel=1e-6

@@ -10,8 +10,10 @@ import pandas as pd
 import pytest
 
 from stages import progression as stage
-from synthmri import comparison, progression, scorecard, scores
 from synthmri.errors import UserError
+from synthmri.evaluation import scorecard
+from synthmri.reporting import comparison
+from synthmri.training import snapshots
 
 ROOT = Path(__file__).parent.parent
 
@@ -73,13 +75,13 @@ def test_readme_shows_the_committed_table():
 
 @pytest.mark.parametrize("epochs, points, shown", [(3, 8, [0, 1, 2, 3]), (100, 4, [0, 25, 50, 75, 100]), (0, 8, [0])])
 def test_epochs_shown(epochs, points, shown):
-    assert progression.epochs_shown(epochs, points) == shown
+    assert snapshots.epochs_shown(epochs, points) == shown
 
 
 def test_store_keeps_what_was_drawn(tmp_path):
     first = np.zeros((2, 4, 4), np.uint8)
-    progression.Store(tmp_path / "s").put(0, first)
-    store = progression.Store(tmp_path / "s")
+    snapshots.Store(tmp_path / "s").put(0, first)
+    store = snapshots.Store(tmp_path / "s")
     with pytest.raises(UserError, match=r"has lost images .* remove it and .*s\.pt, and the training starts anew"):
         store.stack(3)
     store.put(1, first + 1)
@@ -111,7 +113,7 @@ def test_progression_counts_the_images_of_the_epochs_that_are_shown(tmp_path, mo
 def world():
     from skimage import data
 
-    from synthmri import features
+    from synthmri.evaluation import features
 
     rng = np.random.default_rng(0)
     whole = np.stack([data.camera(), data.brick(), data.grass(), data.gravel(), data.moon()])
@@ -121,7 +123,7 @@ def world():
               (("train", train), ("test", test))}  # fmt: skip
     subjects = pd.Series([f"h{i // 5}" for i in range(30)])
     reference = scorecard.Reference(train, test, values["train"], values["test"], subjects)
-    p = scores.Evaluate(
+    p = scorecard.Evaluate(
         batch_size=16,
         min_images=8,
         inception_weights="",

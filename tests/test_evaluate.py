@@ -12,8 +12,9 @@ import yaml
 from scipy.ndimage import gaussian_filter
 from skimage import data
 
-from stages import common, evaluate, extract, references
-from synthmri import imageset, scores
+from stages import _cli, evaluate, features, references
+from synthmri import imageset
+from synthmri.evaluation import copies, distances, pairs
 
 PARAMS = {
     "runtime": {"seed": 0, "threads": 2, "device": "cpu"},
@@ -22,10 +23,9 @@ PARAMS = {
         "n": 14,
         "seed": 0,
         "steps": 1,
-        "guidance": 1.0,
+        "guidance_scale": 1.0,
         "scheduler": "ddim",
         "batch_size": 4,
-        "channels": 1,
     },
     "evaluate": {
         "batch_size": 8,
@@ -55,18 +55,18 @@ def _stage(stage, *arguments):
     """Run a stage as the command line does. Returns its status."""
     sys.argv = ["stage", *map(str, arguments)]
     try:
-        common.run(stage.main)
+        _cli.run(stage.main)
     except SystemExit as stop:
         return stop.code or 0
     return 0
 
 
 def _extract(name):
-    return _stage(extract, "--images", f"data/{name}", "--out", f"features/{name}")
+    return _stage(features, "--images", f"data/{name}", "--out", f"features/{name}")
 
 
-def _evaluate(code="ldm", before="base"):
-    options = ["--code", code, "--model", "models/m", "--before-features", f"features/{before}"]
+def _evaluate(code="latent_diffusion", before="base"):
+    options = ["--generator", code, "--model", "models/m", "--before-features", f"features/{before}"]
     for name in ("train", "validation", "test", "samples"):
         options += [f"--{name}", f"data/{name}", f"--{name}-features", f"features/{name}"]
     for name, file in (("metrics", "m.json"), ("picture", "m.png"), ("closest", "closest.png")):
@@ -99,12 +99,14 @@ def _copied(extracted, folder):
         assert (folder, device) == (Path("models/m"), "cpu")
         return "model"
 
-    def reconstruct(model, images, *, batch):
+    def reconstruct(model, images, *, batch, precision):
         assert model == "model"
         return np.minimum(images, 254) + np.uint8(1)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "synthmri.ldm", SimpleNamespace(load=load, reconstruct=reconstruct))
+        patch.setitem(
+            sys.modules, "synthmri.generators.latent_diffusion", SimpleNamespace(load=load, reconstruct=reconstruct)
+        )
         patch.setattr(sys, "argv", sys.argv)
         patch.chdir(shutil.copytree(extracted, folder / "workspace"))
         yield folder / "workspace"
@@ -151,7 +153,7 @@ def test_metrics_are_finite_floats(evaluated):
 def test_the_validation_kid_is_of_the_validation_set(evaluated):
     tree = json.loads((evaluated / "metrics/m.json").read_text())
     values = {name: np.load(evaluated / f"features/{name}/alexnet.npy") for name in ("validation", "samples")}
-    assert tree["val_kid_alexnet"] == pytest.approx(scores.kernel_distance(values["samples"], values["validation"]))
+    assert tree["val_kid_alexnet"] == pytest.approx(distances.kernel_distance(values["samples"], values["validation"]))
 
 
 def test_too_few_validation_images_give_no_number_and_say_what_follows(workspace, said):
@@ -166,14 +168,14 @@ def test_metrics_are_what_their_names_say(evaluated):
     values = {name: np.load(evaluated / f"features/{name}/alexnet.npy") for name in ("test", "samples", "base")}
     images = {name: imageset.read(evaluated / f"data/{name}").images for name in ("train", "test", "samples")}
     assert tree["n"] == 14  # samples and base have 14 each: all of them
-    fd = {name: scores.frechet_distance(values[name], values["test"]) for name in ("samples", "base")}
+    fd = {name: distances.frechet_distance(values[name], values["test"]) for name in ("samples", "base")}
     assert tree["fd_alexnet"] == pytest.approx(fd["samples"], rel=1e-5)
-    assert tree["kid_alexnet"] == pytest.approx(scores.kernel_distance(values["samples"], values["test"]), rel=1e-5)
+    assert tree["kid_alexnet"] == pytest.approx(distances.kernel_distance(values["samples"], values["test"]), rel=1e-5)
     assert tree["fd_alexnet_before"] == pytest.approx(fd["base"], rel=1e-5)
     assert tree["fd_alexnet_reduction"] == pytest.approx(1 - fd["samples"] / fd["base"], rel=1e-4)
     assert 0 < tree["fd_alexnet_reduction"] < 1
-    nearest = images["train"][scores.closest_by_pixels(images["samples"], images["train"]).nearest]
-    assert tree["ssim"] == pytest.approx(scores.ssim(images["samples"], nearest), rel=1e-5)
+    nearest = images["train"][copies.closest_by_pixels(images["samples"], images["train"]).nearest]
+    assert tree["ssim"] == pytest.approx(pairs.ssim(images["samples"], nearest), rel=1e-5)
     assert tree["recon_psnr"] == pytest.approx(48.13, abs=0.1)  # one grey level everywhere
     assert tree["recon_ssim"] > 0.99 and tree["recon_lpips"] < 0.01
     assert tree["fd_alexnet_std"] > 0 and tree["kid_alexnet_std"] > 0
@@ -181,8 +183,8 @@ def test_metrics_are_what_their_names_say(evaluated):
 
 def test_a_model_without_autoencoder_or_before_has_no_such_numbers(workspace):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "synthmri.baselines.dcgan", SimpleNamespace())
-        assert _evaluate("baselines/dcgan", before="samples") == 0
+        patch.setitem(sys.modules, "synthmri.generators.dcgan", SimpleNamespace())
+        assert _evaluate("dcgan", before="samples") == 0
     tree = json.loads((workspace / "metrics/m.json").read_text())
     assert not [name for name in tree if name.startswith("recon") or "before" in name or "reduction" in name]
 

@@ -8,8 +8,8 @@ import torch
 from skimage import data
 from skimage.transform import resize
 
-from synthmri import features
 from synthmri.errors import UserError
+from synthmri.evaluation import features
 
 _FILE = features._weights_file()
 

@@ -21,10 +21,14 @@ from test_imageset import example
 from test_readers import AXIAL, dicom_slices, save_dicom, save_nifti, volume
 from test_slices import DATA
 
-from stages import common
-from synthmri import imageset, params, prompt, ratings, readers, scores, slices, training
-from synthmri.baselines import vae
+from reader_study import ratings
+from stages import _files
+from synthmri import imageset, params
 from synthmri.errors import UserError
+from synthmri.evaluation import distances
+from synthmri.generators import vae
+from synthmri.scans import prompts, read, scan, slicing
+from synthmri.training import loop
 
 FACTOR = int(os.environ.get("SYNTHMRI_FUZZ", "1"))
 SECONDS = 30  # far above what any case takes: beyond it hangs
@@ -127,10 +131,10 @@ def write_scan(folder: Path, name: str) -> Path:
     return path
 
 
-def read_folder(folder: Path) -> list[readers.Scan]:
-    sources, bad = readers.find(folder)
-    assert all(isinstance(error, readers.BadFile) and str(error).encode() for error in bad)
-    return [scan for source in sources if (scan := attempt(readers.read, source)) is not None]
+def read_folder(folder: Path) -> list[scan.Scan]:
+    sources, bad = read.find(folder)
+    assert all(isinstance(error, scan.BadFile) and str(error).encode() for error in bad)
+    return [found for source in sources if (found := attempt(read.read, source)) is not None]
 
 
 SCANS = ["a.nii", "a.nii.gz", "2.dcm", "a.png", "a.tif", "a.jpg", "a.npy", "a.pt", "legacy.pt"]
@@ -145,19 +149,19 @@ def test_a_mutated_scan_is_refused_or_read_as_promised(tmp_path, name):
     for seed, changed in cases(name, content, 100):
         path.write_bytes(changed)
         told = f"{name}, seed {seed}"
-        for scan in read_folder(tmp_path):
-            assert scan.data.dtype == np.float32 and scan.data.ndim == 3, told
-            assert np.isfinite(scan.data).all() and np.ptp(scan.data) > 0, told
+        for case in read_folder(tmp_path):
+            assert case.data.dtype == np.float32 and case.data.ndim == 3, told
+            assert np.isfinite(case.data).all() and np.ptp(case.data) > 0, told
             if name not in ("a.jpg", "a.tif"):  # the others do not compress: no more values than the files have bytes
-                assert scan.data.size <= 4 * max(len(changed), right.data.size), told
-            if scan.spacing_mm is None:
-                assert min(scan.data.shape[1:]) >= readers.MIN_SIDE, told
+                assert case.data.size <= 4 * max(len(changed), right.data.size), told
+            if case.spacing_mm is None:
+                assert min(case.data.shape[1:]) >= scan.MIN_SIDE, told
             else:
-                lo, hi = readers.SPACING_MM
-                assert min(scan.data.shape) >= readers.MIN_SLICES and lo <= min(scan.spacing_mm), told
-                assert max(scan.spacing_mm) <= hi, told
+                lo, hi = scan.SPACING_MM
+                assert min(case.data.shape) >= scan.MIN_SLICES and lo <= min(case.spacing_mm), told
+                assert max(case.spacing_mm) <= hi, told
             if name in CHECKED:
-                np.testing.assert_array_equal(scan.data, right.data, err_msg=told)
+                np.testing.assert_array_equal(case.data, right.data, err_msg=told)
 
 
 def test_a_mutated_list_of_participants_is_refused_or_read(tmp_path):
@@ -165,7 +169,7 @@ def test_a_mutated_list_of_participants_is_refused_or_read(tmp_path):
     content = b"participant_id\tage\tlabel\nsub-01\t30\tglioma\nsub-02\t40\tnone\n"
     for seed, changed in cases("participants", content, 60):
         (tmp_path / "participants.tsv").write_bytes(changed)
-        found = attempt(readers.find, tmp_path)
+        found = attempt(read.find, tmp_path)
         assert found is None or isinstance(found[0][0].label, str), seed
 
 
@@ -187,8 +191,8 @@ def test_a_mutated_imageset_is_refused_or_whole(tmp_path, name):
         assert isinstance(found.manifest.index, pd.RangeIndex) and isinstance(found.meta, dict), told
         assert all(isinstance(cell, str) for cell in found.manifest.to_numpy().ravel()), told
         json.dumps(found.meta, allow_nan=False)
-        words = prompt.Prompt(template="{contrast} {plane} MRI, level {level}, {label}", token="")
-        assert len(prompt.prompts(found.manifest, words)) == len(found), told
+        words = prompts.Prompt(template="{contrast} {plane} MRI, level {level}, {label}", token="")
+        assert len(prompts.prompts(found.manifest, words)) == len(found), told
 
 
 def test_mutated_features_are_refused_or_give_a_distance(tmp_path):
@@ -196,7 +200,7 @@ def test_mutated_features_are_refused_or_give_a_distance(tmp_path):
     np.save(path, np.random.default_rng(0).normal(size=(9, 7)).astype(np.float32))
 
     def distance() -> float:
-        return scores.frechet_distance(common.read_features(tmp_path, 9)["alexnet"], other)
+        return distances.frechet_distance(_files.read_features(tmp_path, 9)["alexnet"], other)
 
     assert distance() > 0
     for seed, changed in cases("features", path.read_bytes(), 60):
@@ -207,17 +211,17 @@ def test_mutated_features_are_refused_or_give_a_distance(tmp_path):
 
 def test_a_mutated_checkpoint_is_refused_or_a_state(tmp_path):
     path = tmp_path / "a.pt"
-    training.save_checkpoint(path, {"step": 3, "weight": torch.zeros(40), "history": [[0, 1.5]]})
+    loop.save_checkpoint(path, {"step": 3, "weight": torch.zeros(40), "history": [[0, 1.5]]})
     for seed, changed in cases("checkpoint", path.read_bytes(), 60):
         path.write_bytes(changed)
-        assert isinstance(attempt(training.load_checkpoint, path), dict | None), seed
+        assert isinstance(attempt(loop.load_checkpoint, path), dict | None), seed
 
 
 # What people write ----------------------------------------------------------------------------------------------------
 
-SECTIONS = {"runtime": params.Runtime, "data": slices.Data, "baselines.vae": vae.Params}
+SECTIONS = {"runtime": params.Runtime, "data": slicing.Data, "baselines.vae": vae.Params}
 VAE = {
-    "width": 4, "latent": 4, "steps": 4, "batch_size": 2, "learning_rate": 0.002, "ema_decay": 0.9, "shift_px": 6,
+    "width": 4, "latent_dim": 4, "steps": 4, "batch_size": 2, "learning_rate": 0.002, "ema_decay": 0.9, "shift_px": 6,
 }  # fmt: skip
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from stages import gate as stage
-from synthmri import comparison, gate, params
+from synthmri import params
 from synthmri.errors import UserError
+from synthmri.registry import gate
+from synthmri.reporting import comparison
 
 GOOD = {"val_kid_alexnet": 0.02, "kid_alexnet": 0.03, "memorised": 0.05, "coverage": 0.3, "mia_auroc_low": 0.5}
 

@@ -15,12 +15,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from conftest import copy_parameters
 from forks import ROOT, Forks
 from ruamel.yaml import YAML
 
-from stages import common
-from synthmri import comparison, training
+from stages import _files
 from synthmri.errors import UserError
+from synthmri.reporting import comparison
+from synthmri.training import loop
 
 KILLS = int(os.environ.get("SYNTHMRI_KILLS", "2"))
 LDM = "models/latent_diffusion"
@@ -48,16 +50,17 @@ STAGES = {
         [LDM, "data/snapshots/latent_diffusion.npy", "metrics/ldm.csv", "metrics/efforts/latent_diffusion.json"],
     ),
     "sample": (
-        f"stages.sample --code ldm --model {LDM} --images data/slices/train --out data/samples --sheet metrics/x.png",
+        f"stages.sample --generator latent_diffusion --model {LDM} --images data/slices/train --out data/samples "
+        "--sheet metrics/x.png",
         ["data/samples", "metrics/x.png"],
     ),
     "extract": (
-        "stages.extract --images data/samples --out data/features/latent_diffusion",
+        "stages.features --images data/samples --out data/features/latent_diffusion",
         ["data/features/latent_diffusion"],
     ),
     **{
         f"extract {split}": (
-            f"stages.extract --images data/slices/{split} --out data/features/{split}",
+            f"stages.features --images data/slices/{split} --out data/features/{split}",
             [f"data/features/{split}"],
         )
         for split in ("train", "val", "test")
@@ -68,8 +71,9 @@ STAGES = {
         ["metrics/references.json"],
     ),
     "evaluate": (
-        f"stages.evaluate --code ldm --model {LDM} --train data/slices/train --train-features data/features/train "
-        "--test data/slices/test --test-features data/features/test --validation data/slices/val "
+        f"stages.evaluate --generator latent_diffusion --model {LDM} --train data/slices/train "
+        "--train-features data/features/train --test data/slices/test --test-features data/features/test "
+        "--validation data/slices/val "
         "--validation-features data/features/val --samples data/samples "
         "--samples-features data/features/latent_diffusion --before-features data/features/latent_diffusion "
         "--metrics metrics/scores.json --picture metrics/held_out.png --closest metrics/closest.png",
@@ -154,21 +158,25 @@ class Project:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("project")
-    shutil.copy(ROOT / "params.yaml", folder)
+    copy_parameters(folder)
     shutil.copytree(ROOT / "profiles", folder / "profiles")
-    (folder / "pretrained").symlink_to(ROOT / "pretrained")
+    (folder / "pretrained/base").symlink_to(ROOT / "pretrained/base")
     with Forks("stages", folder, folder / "log") as forks:
         assert forks.run("stages.profile", "smoke")[0] == 0
         yaml = YAML()
         tree = yaml.load(folder / "params.yaml")
-        tree["cohort"]["subjects"] = 3
         tree["finetune"]["epochs"] = tree["progression"]["points"] = tree["progression"]["baseline_points"] = 3
         tree["baselines"]["vae"]["steps"] = 6
-        tree["pretrain"] |= {"image_size": 64, "checkpoint_steps": 1}
-        tree["pretrain"]["autoencoder"] |= {"steps": 3, "batch": 2, "crop_px": 64}
-        tree["pretrain"]["unet"] |= {"steps": 3, "batch": 2, "reuse": 2}
         tree["sweep"]["steps"] = [1]
         yaml.dump(tree, folder / "params.yaml")
+        tree = yaml.load(folder / "data/cohort.yaml")
+        tree["cohort"]["subjects"] = 3
+        yaml.dump(tree, folder / "data/cohort.yaml")
+        tree = yaml.load(folder / "pretrained/params.yaml")
+        tree["pretrain"] |= {"image_size": 64, "checkpoint_steps": 1}
+        tree["pretrain"]["autoencoder"] |= {"steps": 3, "batch_size": 2, "crop_px": 64}
+        tree["pretrain"]["unet"] |= {"steps": 3, "batch_size": 2, "reuse": 2}
+        yaml.dump(tree, folder / "pretrained/params.yaml")
         (folder / "data/features").mkdir(parents=True)
         for name in set(comparison.MODELS) - {"latent_diffusion"}:  # whose samples these are, nothing here minds
             (folder / "data/features" / name).symlink_to("latent_diffusion")
@@ -259,38 +267,38 @@ def test_a_folder_that_may_not_be_written_to_is_told(project, name):
 
 
 def test_a_disk_that_fills_up_during_training_keeps_the_last_checkpoint(tmp_path, monkeypatch):
-    training.save_checkpoint(tmp_path / "a.pt", {"step": 1})
+    loop.save_checkpoint(tmp_path / "a.pt", {"step": 1})
 
     def full(file: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="No space left on device.*make room"):
-        training.save_checkpoint(tmp_path / "a.pt", {"step": 2})
-    assert training.load_checkpoint(tmp_path / "a.pt") == {"step": 1} and not litter(tmp_path)
+        loop.save_checkpoint(tmp_path / "a.pt", {"step": 2})
+    assert loop.load_checkpoint(tmp_path / "a.pt") == {"step": 1} and not litter(tmp_path)
 
 
 def test_a_damaged_checkpoint_is_told(tmp_path):
-    training.save_checkpoint(tmp_path / "a.pt", {"step": 1})
+    loop.save_checkpoint(tmp_path / "a.pt", {"step": 1})
     (tmp_path / "a.pt").write_bytes((tmp_path / "a.pt").read_bytes()[:200])
     with pytest.raises(UserError, match="a.pt cannot be read.*remove it"):
-        training.load_checkpoint(tmp_path / "a.pt")
+        loop.load_checkpoint(tmp_path / "a.pt")
 
 
 def test_a_checkpoint_belongs_to_its_code(tmp_path, monkeypatch):
     (tmp_path / "stages").mkdir()
-    monkeypatch.setattr(common, "__file__", str(tmp_path / "stages/common.py"))
+    monkeypatch.setattr(_files, "__file__", str(tmp_path / "stages/_files.py"))
     (tmp_path / "stages/x.py").write_text("a = 1\n")
-    before = common.code()
+    before = _files.code()
     (tmp_path / "stages/x.pyc").write_text("compiled")
-    assert common.code() == before
+    assert _files.code() == before
     (tmp_path / "stages/x.py").write_text("a = 2\n")
-    assert common.code() != before
+    assert _files.code() != before
 
 
 def test_an_error_of_the_program_stays_one(tmp_path):
     """Only what the file system refuses becomes a text: anything else is to be reported with its traceback."""
-    with pytest.raises(KeyError), common.replacing(tmp_path / "a") as part:
+    with pytest.raises(KeyError), _files.replacing(tmp_path / "a") as part:
         part.write_text("half")
         raise KeyError("bug")
     assert list(tmp_path.iterdir()) == []
@@ -298,5 +306,5 @@ def test_an_error_of_the_program_stays_one(tmp_path):
 
 def test_a_score_that_is_no_number_is_named(tmp_path):
     with pytest.raises(UserError, match="outer.kid, fd would be no finite number"):
-        common.write_metrics(tmp_path / "m.json", {"outer": {"kid": float("nan"), "n": 3.0}, "fd": float("inf")})
+        _files.write_metrics(tmp_path / "m.json", {"outer": {"kid": float("nan"), "n": 3.0}, "fd": float("inf")})
     assert not (tmp_path / "m.json").exists()

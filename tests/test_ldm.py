@@ -12,8 +12,11 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from synthmri import diffusion, ldm, params, prompt, sampling
+from synthmri import params
 from synthmri.errors import UserError
+from synthmri.generators import latent_diffusion
+from synthmri.scans import prompts
+from synthmri.training import denoising_loss, sampling
 
 
 def section(name, cls, **change):
@@ -47,18 +50,18 @@ def test_prompts_leave_out_what_is_not_known():
         }
     )
     template = "{contrast} {plane} brain MRI, level {level}, {label}"
-    assert prompt.prompts(manifest, prompt.Prompt(template=template, token="")) == [
+    assert prompts.prompts(manifest, prompts.Prompt(template=template, token="")) == [
         "FLAIR axial brain MRI, level 6",
         "axial brain MRI, glioma",
         "axial brain MRI, level 1",
     ]
-    assert prompt.prompts(manifest, prompt.Prompt(template="", token="")) == ["", "", ""]
+    assert prompts.prompts(manifest, prompts.Prompt(template="", token="")) == ["", "", ""]
 
 
 @pytest.mark.parametrize("template", ["{subject} MRI", "{contrast", "{0}"])
 def test_template_with_unknown_field_is_refused(template):
     with pytest.raises(UserError, match="prompt.template"):
-        params.parse({"template": template, "token": ""}, "prompt", prompt.Prompt)
+        params.parse({"template": template, "token": ""}, "prompt", prompts.Prompt)
 
 
 # loading -------------------------------------------------------------------------------------------------------------
@@ -67,12 +70,12 @@ def test_template_with_unknown_field_is_refused(template):
 def test_missing_model_names_both_remedies(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match="(?s)nobody/nothing.*local directory.*hf auth login"):
-        ldm.load("nobody/nothing")
+        latent_diffusion.load("nobody/nothing")
 
 
 def test_directory_of_another_format_is_told(tmp_path):
     with pytest.raises(UserError, match="model_index.json is missing"):
-        ldm.load(tmp_path)
+        latent_diffusion.load(tmp_path)
 
 
 def test_damaged_weights_are_told(tiny_model, tmp_path):
@@ -80,7 +83,7 @@ def test_damaged_weights_are_told(tiny_model, tmp_path):
     file = tmp_path / "m" / "unet" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(UserError, match="cannot be opened"):
-        ldm.load(tmp_path / "m")
+        latent_diffusion.load(tmp_path / "m")
 
 
 def layout(source, folder, index=None, scheduler=None):
@@ -101,27 +104,27 @@ def test_opens_without_the_parts_that_judge_photographs(tiny_model, tmp_path):
     }
     named = layout(tiny_model, tmp_path / "named", index=parts)
     unnamed = layout(tiny_model, tmp_path / "unnamed", index=dict.fromkeys([*parts, "image_encoder"]))
-    assert torch.equal(weights(ldm.load(named)), weights(ldm.load(unnamed)))
+    assert torch.equal(weights(latent_diffusion.load(named)), weights(latent_diffusion.load(unnamed)))
 
 
 def test_no_prediction_type_means_epsilon(tiny_model, tmp_path):
     folder = layout(tiny_model, tmp_path / "m", scheduler={"prediction_type": None})
-    pipe = ldm.load(folder)
+    pipe = latent_diffusion.load(folder)
     for name in ("dpmsolver++", "ddpm"):
-        assert ldm.new_scheduler(pipe, name).config.prediction_type == "epsilon"
+        assert latent_diffusion.new_scheduler(pipe, name).config.prediction_type == "epsilon"
 
 
 @pytest.mark.parametrize("name", ["sde-dpmsolver++", "dpmsolver++", "ddim", "ddpm", "euler"])
 @pytest.mark.parametrize("steps", [3, 1000])
 def test_every_scheduler_walks_any_number_of_steps(tiny_model, name, steps):
-    scheduler = ldm.new_scheduler(ldm.load(tiny_model), name)
+    scheduler = latent_diffusion.new_scheduler(latent_diffusion.load(tiny_model), name)
     scheduler.set_timesteps(steps)
     assert scheduler.timesteps.min() >= 0 and scheduler.timesteps.max() == scheduler.config.num_train_timesteps - 1
 
 
 def test_steps_that_would_go_past_the_first_are_refused(tiny_model):
     """Of 1 to 1000, diffusers' trailing steps of 62 numbers end at t = -1, where DDIM's image is its noise."""
-    scheduler = ldm.new_scheduler(ldm.load(tiny_model), "ddim")
+    scheduler = latent_diffusion.new_scheduler(latent_diffusion.load(tiny_model), "ddim")
     refused = {}
     for steps in range(1, 1001):
         try:
@@ -142,7 +145,7 @@ def test_opens_half_precision_variants_in_float32(tiny_model, tmp_path):
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(tiny_model, dtype=torch.float16)
     pipe.save_pretrained(folder, variant="fp16")
     assert all(".fp16." in file.name for file in folder.rglob("*.safetensors"))
-    opened = ldm.load(folder)
+    opened = latent_diffusion.load(folder)
     assert {part.dtype for part in (opened.unet, opened.vae, opened.text_encoder)} == {torch.float32}
     assert torch.equal(weights(opened), weights(pipe).float())
 
@@ -155,7 +158,7 @@ def test_pickled_weights_are_refused(tiny_model, tmp_path):
     torch.save(load_file(file), file.with_suffix(".bin"))
     file.unlink()
     with pytest.raises(UserError, match=r"(?s)safetensors.*remedies.*\*\.safetensors"):
-        ldm.load(folder)
+        latent_diffusion.load(folder)
 
 
 def test_unet_for_inpainting_is_told(tiny_model, tmp_path):
@@ -165,7 +168,7 @@ def test_unet_for_inpainting_is_told(tiny_model, tmp_path):
     config = UNet2DConditionModel.load_config(folder / "unet") | {"in_channels": 9}
     UNet2DConditionModel.from_config(config).save_pretrained(folder / "unet")
     with pytest.raises(UserError, match="inpainting"):
-        ldm.load(folder)
+        latent_diffusion.load(folder)
 
 
 def test_gated_model_names_both_remedies(monkeypatch):
@@ -181,15 +184,15 @@ def test_gated_model_names_both_remedies(monkeypatch):
 
     monkeypatch.setattr(StableDiffusionPipeline, "from_pretrained", gated)
     with pytest.raises(UserError, match="(?s)x/y.*restricted.*local directory.*hf auth login"):
-        ldm.load("x/y")
+        latent_diffusion.load("x/y")
 
 
 def test_another_prediction_type_is_refused(tiny_model, tmp_path):
     folder = layout(tiny_model, tmp_path / "m", scheduler={"prediction_type": "sample"})
     mean, std, texts = data()
-    p = section("finetune", ldm.Finetune, **FINETUNE)
+    p = section("finetune", latent_diffusion.Finetune, **FINETUNE)
     with pytest.raises(UserError, match="'sample'"):
-        ldm.finetune(ldm.load(folder), mean, std, texts, p, checkpoint=tmp_path / "c.pt")
+        latent_diffusion.finetune(latent_diffusion.load(folder), mean, std, texts, p, checkpoint=tmp_path / "c.pt")
 
 
 # the loss ------------------------------------------------------------------------------------------------------------
@@ -211,13 +214,15 @@ class Oracle(torch.nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("min_snr", [0.0, 5.0])
-def test_perfect_prediction_has_no_loss(kind, min_snr):
+@pytest.mark.parametrize("snr_gamma", [0.0, 5.0])
+def test_perfect_prediction_has_no_loss(kind, snr_gamma):
     from diffusers import DDPMScheduler
 
     scheduler = DDPMScheduler(prediction_type=kind)
     x0 = torch.randn(8, 4, 4, 4)
-    value = diffusion.loss(Oracle(x0, scheduler), x0, scheduler, torch.Generator().manual_seed(0), min_snr=min_snr)
+    value = denoising_loss.loss(
+        Oracle(x0, scheduler), x0, scheduler, torch.Generator().manual_seed(0), snr_gamma=snr_gamma
+    )
     assert value.item() < 1e-6
 
 
@@ -232,7 +237,7 @@ def test_v_target_is_the_schedulers_own():
             seen.update(noisy=noisy, t=t)
             return type("Out", (), {"sample": torch.zeros_like(noisy)})
 
-    value = diffusion.loss(Zero(), x0, scheduler, torch.Generator().manual_seed(0), min_snr=0.0)
+    value = denoising_loss.loss(Zero(), x0, scheduler, torch.Generator().manual_seed(0), snr_gamma=0.0)
     alpha = scheduler.alphas_cumprod[seen["t"]].sqrt()[:, None, None, None]
     noise = (seen["noisy"] - alpha * x0) / (1 - alpha**2).sqrt()
     torch.testing.assert_close(
@@ -244,19 +249,19 @@ def test_v_target_is_the_schedulers_own():
 
 
 def test_loss_falls_when_there_is_one_thing_to_learn(tiny_model, tmp_path):
-    pipe = ldm.load(tiny_model)
+    pipe = latent_diffusion.load(tiny_model)
     mean = np.zeros((8, 1, 4, 8, 8), np.float32)  # v and epsilon are then a linear function of the noisy input
-    p = section("finetune", ldm.Finetune, **FINETUNE | dict(epochs=40, batch_size=8, learning_rate=3e-3))
-    history, _ = ldm.finetune(pipe, mean, mean, [""] * 8, p, checkpoint=tmp_path / "c.pt")
+    p = section("finetune", latent_diffusion.Finetune, **FINETUNE | dict(epochs=40, batch_size=8, learning_rate=3e-3))
+    history, _ = latent_diffusion.finetune(pipe, mean, mean, [""] * 8, p, checkpoint=tmp_path / "c.pt")
     losses = [loss for _, loss, _ in history]
     assert np.mean(losses[-8:]) < 0.5 * np.mean(losses[:4])
 
 
 def test_a_killed_run_ends_like_an_undisturbed_one(tiny_model, tmp_path):
     mean, std, texts = data()
-    p = section("finetune", ldm.Finetune, **FINETUNE)
-    whole, halves = ldm.load(tiny_model), ldm.load(tiny_model)
-    full, operations = ldm.finetune(whole, mean, std, texts, p, checkpoint=tmp_path / "a.pt")
+    p = section("finetune", latent_diffusion.Finetune, **FINETUNE)
+    whole, halves = latent_diffusion.load(tiny_model), latent_diffusion.load(tiny_model)
+    full, operations = latent_diffusion.finetune(whole, mean, std, texts, p, checkpoint=tmp_path / "a.pt")
 
     class Killed(Exception):
         pass
@@ -266,8 +271,10 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tiny_model, tmp_path):
             raise Killed
 
     with pytest.raises(Killed):
-        ldm.finetune(ldm.load(tiny_model), mean, std, texts, p, checkpoint=tmp_path / "b.pt", tick=kill)
-    again, counted = ldm.finetune(halves, mean, std, texts, p, checkpoint=tmp_path / "b.pt")
+        latent_diffusion.finetune(
+            latent_diffusion.load(tiny_model), mean, std, texts, p, checkpoint=tmp_path / "b.pt", tick=kill
+        )
+    again, counted = latent_diffusion.finetune(halves, mean, std, texts, p, checkpoint=tmp_path / "b.pt")
     assert again == full and counted == operations > 0
     assert torch.equal(weights(whole), weights(halves))
 
@@ -275,7 +282,7 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tiny_model, tmp_path):
 def test_a_compiled_unet_learns_the_same(tiny_model, tmp_path, monkeypatch):
     """Through dynamo and autograd, without the code generation that wants minutes: that is torch's own."""
     mean, std, texts = data()
-    p = section("finetune", ldm.Finetune, **FINETUNE)
+    p = section("finetune", latent_diffusion.Finetune, **FINETUNE)
     traced = []
 
     def backend(graph, inputs):
@@ -283,9 +290,11 @@ def test_a_compiled_unet_learns_the_same(tiny_model, tmp_path, monkeypatch):
         return graph
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-    pipes = [ldm.load(tiny_model) for _ in range(2)]
+    pipes = [latent_diffusion.load(tiny_model) for _ in range(2)]
     (plain, operations), (compiled, counted) = (
-        ldm.finetune(pipe, mean, std, texts, p.model_copy(update={"compile": on}), checkpoint=tmp_path / f"{on}.pt")
+        latent_diffusion.finetune(
+            pipe, mean, std, texts, p.model_copy(update={"compile": on}), checkpoint=tmp_path / f"{on}.pt"
+        )
         for pipe, on in zip(pipes, (False, True), strict=True)
     )
     assert traced and counted == operations
@@ -298,41 +307,50 @@ def test_a_compiled_unet_learns_the_same(tiny_model, tmp_path, monkeypatch):
 def test_generated_code_learns_the_same(tiny_model, tmp_path):
     """As it runs with profile gpu, but on the CPU: by torch's own compiler."""
     mean, std, texts = data()
-    p = section("finetune", ldm.Finetune, **FINETUNE)
-    pipes = [ldm.load(tiny_model) for _ in range(2)]
+    p = section("finetune", latent_diffusion.Finetune, **FINETUNE)
+    pipes = [latent_diffusion.load(tiny_model) for _ in range(2)]
     for pipe, on in zip(pipes, (False, True), strict=True):
-        ldm.finetune(pipe, mean, std, texts, p.model_copy(update={"compile": on}), checkpoint=tmp_path / f"{on}.pt")
+        latent_diffusion.finetune(
+            pipe, mean, std, texts, p.model_copy(update={"compile": on}), checkpoint=tmp_path / f"{on}.pt"
+        )
     torch.testing.assert_close(weights(pipes[1]), weights(pipes[0]), rtol=0, atol=1e-4)
 
 
 def test_compiling_without_a_compiler_is_told(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     mean, std, texts = data()
-    p = section("finetune", ldm.Finetune, **FINETUNE | dict(compile=True))
+    p = section("finetune", latent_diffusion.Finetune, **FINETUNE | dict(compile=True))
     with pytest.raises(UserError, match="finetune.compile"):
-        ldm.finetune(ldm.load(tiny_model), mean, std, texts, p, checkpoint=tmp_path / "c.pt")
+        latent_diffusion.finetune(latent_diffusion.load(tiny_model), mean, std, texts, p, checkpoint=tmp_path / "c.pt")
 
 
 def test_no_epochs_leave_the_base_as_it_is(tiny_model, tmp_path):
     mean, std, texts = data()
-    pipe = ldm.load(tiny_model)
+    pipe = latent_diffusion.load(tiny_model)
     before = weights(pipe).clone()
-    p = section("finetune", ldm.Finetune, **FINETUNE | dict(epochs=0))
-    assert ldm.finetune(pipe, mean, std, texts, p, checkpoint=tmp_path / "c.pt") == ([], 0)
+    p = section("finetune", latent_diffusion.Finetune, **FINETUNE | dict(epochs=0))
+    assert latent_diffusion.finetune(pipe, mean, std, texts, p, checkpoint=tmp_path / "c.pt") == ([], 0)
     assert torch.equal(weights(pipe), before)
 
 
 def test_text_encoder_is_trained_by_param_alone_and_learns_a_new_token(tiny_model, tmp_path):
     mean, std, texts = data()
-    frozen, trained = ldm.load(tiny_model), ldm.load(tiny_model)
+    frozen, trained = latent_diffusion.load(tiny_model), latent_diffusion.load(tiny_model)
     rows = len(frozen.tokenizer)
     before = frozen.text_encoder.get_input_embeddings().weight.clone()
-    ldm.finetune(frozen, mean, std, texts, section("finetune", ldm.Finetune, **FINETUNE), checkpoint=tmp_path / "a.pt")
+    latent_diffusion.finetune(
+        frozen,
+        mean,
+        std,
+        texts,
+        section("finetune", latent_diffusion.Finetune, **FINETUNE),
+        checkpoint=tmp_path / "a.pt",
+    )
     assert torch.equal(frozen.text_encoder.get_input_embeddings().weight, before)
 
-    p = section("finetune", ldm.Finetune, **FINETUNE | dict(train_text_encoder=True))
+    p = section("finetune", latent_diffusion.Finetune, **FINETUNE | dict(train_text_encoder=True))
     texts = [f"{text} <site-a>" for text in texts]
-    ldm.finetune(trained, mean, std, texts, p, checkpoint=tmp_path / "b.pt", token="<site-a>")
+    latent_diffusion.finetune(trained, mean, std, texts, p, checkpoint=tmp_path / "b.pt", token="<site-a>")
     assert len(trained.tokenizer) == rows + 1
     mri = trained.tokenizer("mri", add_special_tokens=False).input_ids
     moved = trained.text_encoder.get_input_embeddings().weight[-1] - before[mri].mean(0)
@@ -341,37 +359,43 @@ def test_text_encoder_is_trained_by_param_alone_and_learns_a_new_token(tiny_mode
 
 def test_token_without_training_is_refused(tiny_model, tmp_path):
     mean, std, texts = data()
-    p = section("finetune", ldm.Finetune, **FINETUNE)
+    p = section("finetune", latent_diffusion.Finetune, **FINETUNE)
     with pytest.raises(UserError, match="train_text_encoder"):
-        ldm.finetune(ldm.load(tiny_model), mean, std, texts, p, checkpoint=tmp_path / "c.pt", token="<site-a>")
+        latent_diffusion.finetune(
+            latent_diffusion.load(tiny_model), mean, std, texts, p, checkpoint=tmp_path / "c.pt", token="<site-a>"
+        )
 
 
 def test_divergence_is_told_and_writes_no_checkpoint(tiny_model, tmp_path):
     mean, std, texts = data()
-    p = section("finetune", ldm.Finetune, **FINETUNE)
+    p = section("finetune", latent_diffusion.Finetune, **FINETUNE)
     with pytest.raises(UserError, match="finetune.learning_rate"):
-        ldm.finetune(ldm.load(tiny_model), mean * np.nan, std, texts, p, checkpoint=tmp_path / "c.pt")
+        latent_diffusion.finetune(
+            latent_diffusion.load(tiny_model), mean * np.nan, std, texts, p, checkpoint=tmp_path / "c.pt"
+        )
     assert not (tmp_path / "c.pt").exists()
 
 
 # adapters ------------------------------------------------------------------------------------------------------------
 
 
-LORA = FINETUNE | dict(method="lora", lora=ldm.Lora(rank=2, alpha=6.0, targets=("to_q", "to_v", "conv1")), epochs=4)
+LORA = FINETUNE | dict(
+    method="lora", lora=latent_diffusion.Lora(rank=2, alpha=6.0, targets=("to_q", "to_v", "conv1")), epochs=4
+)
 
 
 def adapted(model, tmp_path, **change):
     """A pipeline fine-tuned by adapters that are not yet added to its weights."""
     mean, std, texts = data()
-    pipe = ldm.load(model)
-    p = section("finetune", ldm.Finetune, **LORA | change)
-    history, _ = ldm.finetune(pipe, mean, std, texts, p, checkpoint=tmp_path / "c.pt")
+    pipe = latent_diffusion.load(model)
+    p = section("finetune", latent_diffusion.Finetune, **LORA | change)
+    history, _ = latent_diffusion.finetune(pipe, mean, std, texts, p, checkpoint=tmp_path / "c.pt")
     return pipe, history
 
 
 def pictures(pipe):
     p = section("sample", sampling.Sample, **SAMPLE)
-    return ldm.sample(pipe, ["T1w axial brain MRI"] * 2, [1, 2], p, size=64).astype(int)
+    return latent_diffusion.sample(pipe, ["T1w axial brain MRI"] * 2, [1, 2], p, size=64).astype(int)
 
 
 @pytest.mark.parametrize("text", [False, True])
@@ -379,10 +403,10 @@ def test_adapters_are_the_difference_between_base_and_fused_model(tiny_model, tm
     """Loaded on the base by plain diffusers, the saved adapters draw what the fused pipeline draws."""
     from diffusers import StableDiffusionPipeline
 
-    base = ldm.load(tiny_model)
+    base = latent_diffusion.load(tiny_model)
     fused, _ = adapted(tiny_model, tmp_path, train_text_encoder=text, learning_rate=0.01)
     learned = pictures(fused)
-    adapters = ldm.fuse(fused)
+    adapters = latent_diffusion.fuse(fused)
     assert set(adapters) == ({"unet", "text_encoder"} if text else {"unet"})
     assert fused.unet.state_dict().keys() == base.unet.state_dict().keys()  # a plain pipeline again
     fused.save_lora_weights(tmp_path / "lora", adapters["unet"], adapters.get("text_encoder"))
@@ -397,7 +421,7 @@ def test_adapters_are_the_difference_between_base_and_fused_model(tiny_model, tm
 
 
 def test_adapters_alone_are_trained(tiny_model, tmp_path):
-    base, (pipe, _) = ldm.load(tiny_model), adapted(tiny_model, tmp_path)
+    base, (pipe, _) = latent_diffusion.load(tiny_model), adapted(tiny_model, tmp_path)
     before = base.unet.state_dict()
     for name, weight in pipe.unet.state_dict().items():
         if "lora" not in name:
@@ -407,21 +431,23 @@ def test_adapters_alone_are_trained(tiny_model, tmp_path):
 
 
 def test_adapters_learn(tiny_model, tmp_path):
-    pipe = ldm.load(tiny_model)
+    pipe = latent_diffusion.load(tiny_model)
     mean = np.zeros((8, 1, 4, 8, 8), np.float32)
-    lora = ldm.Lora(rank=8, alpha=16.0, targets=("conv_in", "conv_out", "conv1", "conv2"))
-    p = section("finetune", ldm.Finetune, **LORA | dict(lora=lora, epochs=60, batch_size=8, learning_rate=0.01))
-    history, _ = ldm.finetune(pipe, mean, mean, [""] * 8, p, checkpoint=tmp_path / "c.pt")
+    lora = latent_diffusion.Lora(rank=8, alpha=16.0, targets=("conv_in", "conv_out", "conv1", "conv2"))
+    p = section(
+        "finetune", latent_diffusion.Finetune, **LORA | dict(lora=lora, epochs=60, batch_size=8, learning_rate=0.01)
+    )
+    history, _ = latent_diffusion.finetune(pipe, mean, mean, [""] * 8, p, checkpoint=tmp_path / "c.pt")
     losses = [loss for _, loss, _ in history]
     assert np.mean(losses[-8:]) < 0.7 * np.mean(losses[:4])
 
 
 def test_a_killed_run_of_adapters_ends_like_an_undisturbed_one(tiny_model, tmp_path):
     mean, std, texts = data()
-    p = section("finetune", ldm.Finetune, **LORA)
-    whole, half = ldm.load(tiny_model), ldm.load(tiny_model)
+    p = section("finetune", latent_diffusion.Finetune, **LORA)
+    whole, half = latent_diffusion.load(tiny_model), latent_diffusion.load(tiny_model)
     shown = []
-    full, _ = ldm.finetune(whole, mean, std, texts, p, checkpoint=tmp_path / "a.pt", snapshot=shown.append)
+    full, _ = latent_diffusion.finetune(whole, mean, std, texts, p, checkpoint=tmp_path / "a.pt", snapshot=shown.append)
     assert shown == [0, 1, 2, 3, 4]
 
     def kill(step, loss):
@@ -429,23 +455,27 @@ def test_a_killed_run_of_adapters_ends_like_an_undisturbed_one(tiny_model, tmp_p
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ldm.finetune(ldm.load(tiny_model), mean, std, texts, p, checkpoint=tmp_path / "b.pt", tick=kill)
+        latent_diffusion.finetune(
+            latent_diffusion.load(tiny_model), mean, std, texts, p, checkpoint=tmp_path / "b.pt", tick=kill
+        )
     torch.manual_seed(5)  # the state of torch's own generator must not matter
-    again, _ = ldm.finetune(half, mean, std, texts, p, checkpoint=tmp_path / "b.pt")
-    ldm.fuse(whole), ldm.fuse(half)
+    again, _ = latent_diffusion.finetune(half, mean, std, texts, p, checkpoint=tmp_path / "b.pt")
+    latent_diffusion.fuse(whole), latent_diffusion.fuse(half)
     assert again == full and torch.equal(weights(whole), weights(half))
 
 
 def test_layers_that_are_not_there_are_told(tiny_model, tmp_path):
     with pytest.raises(UserError, match=r"(?s)finetune.lora.targets = \['to_w'\].*conv1.*to_out\.0.*to_q"):
-        adapted(tiny_model, tmp_path, lora=ldm.Lora(rank=2, alpha=2.0, targets=("to_w",)))
+        adapted(tiny_model, tmp_path, lora=latent_diffusion.Lora(rank=2, alpha=2.0, targets=("to_w",)))
 
 
 def test_adapters_take_no_new_token(tiny_model, tmp_path):
     mean, std, texts = data()
-    p = section("finetune", ldm.Finetune, **LORA | dict(train_text_encoder=True))
+    p = section("finetune", latent_diffusion.Finetune, **LORA | dict(train_text_encoder=True))
     with pytest.raises(UserError, match="finetune.method"):
-        ldm.finetune(ldm.load(tiny_model), mean, std, texts, p, checkpoint=tmp_path / "c.pt", token="<site-a>")
+        latent_diffusion.finetune(
+            latent_diffusion.load(tiny_model), mean, std, texts, p, checkpoint=tmp_path / "c.pt", token="<site-a>"
+        )
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -453,7 +483,7 @@ def test_the_stage_writes_a_pipeline_of_the_size_of_the_data(tiny_model, tmp_pat
     """Of a checkpoint made for 512 px, with the adapters beside the weights; the second time the same bytes."""
     from diffusers import StableDiffusionPipeline
 
-    from stages import base, common, finetune
+    from stages import _files, base, finetune
     from synthmri import imageset
 
     source = layout(tiny_model, tmp_path / "source")
@@ -491,7 +521,7 @@ def test_the_stage_writes_a_pipeline_of_the_size_of_the_data(tiny_model, tmp_pat
     assert effort["precision"] == "fp32"
     assert (effort["trained_parameters"] < 0.05 * effort["parameters"]) == (method == "lora")
     train(Path("second"))
-    assert common.digest(Path("first")) == common.digest(Path("second"))
+    assert _files.digest(Path("first")) == _files.digest(Path("second"))
 
 
 # sampling ------------------------------------------------------------------------------------------------------------
@@ -499,7 +529,9 @@ def test_the_stage_writes_a_pipeline_of_the_size_of_the_data(tiny_model, tmp_pat
 
 def draw(model, seeds, precision="fp32", **change):
     p = section("sample", sampling.Sample, **SAMPLE | change)
-    return ldm.sample(ldm.load(model), ["T1w axial brain MRI"] * len(seeds), seeds, p, size=64, precision=precision)
+    return latent_diffusion.sample(
+        latent_diffusion.load(model), ["T1w axial brain MRI"] * len(seeds), seeds, p, size=64, precision=precision
+    )
 
 
 @pytest.mark.parametrize("scheduler", ["sde-dpmsolver++", "dpmsolver++"])  # one draws noise at every step, one does not
@@ -539,4 +571,4 @@ def test_bfloat16_draws_nearly_the_same(tiny_model):
 
 
 def test_guidance_changes_the_image(tiny_model):
-    assert (draw(tiny_model, [1], guidance=1.0) != draw(tiny_model, [1], guidance=7.0)).any()
+    assert (draw(tiny_model, [1], guidance_scale=1.0) != draw(tiny_model, [1], guidance_scale=7.0)).any()

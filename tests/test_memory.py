@@ -13,7 +13,8 @@ BOUND_MIB = 250
 PEAK = """
 import numpy as np
 import pandas as pd
-from synthmri import imageset, scores
+from synthmri import imageset
+from synthmri.evaluation import copies, distances, pairs, scorecard, uncertainty
 images = np.load("images.npy", mmap_mode="r")
 features = np.load("features.npy", mmap_mode="r")
 
@@ -29,9 +30,9 @@ work()
 print(peak() - before)
 """
 WORK = {
-    "gaussian": "scores.gaussian(features)",
-    "nearest_distances": "scores.nearest_distances(np.array(features[:20]), features)",
-    "closest_by_pixels": "scores.closest_by_pixels(np.array(images[:4]), images)",
+    "gaussian": "distances.gaussian(features)",
+    "nearest_distances": "copies.nearest_distances(np.array(features[:20]), features)",
+    "closest_by_pixels": "copies.closest_by_pixels(np.array(images[:4]), images)",
     "rows": "imageset.rows(images, np.arange(0, 7800, 3))",
     "write": "imageset.write('set', imageset.ImageSet(images, pd.DataFrame({'n': ['0'] * len(images)}), {}))",
 }

@@ -15,12 +15,14 @@ import torch
 import yaml
 
 from stages import sample
-from synthmri import imageset, parallel, pretrain
+from synthmri import imageset
 from synthmri.errors import UserError
+from synthmri.simulation import pretraining
+from synthmri.training import distributed
 
 ROOT = Path(__file__).parent.parent
 TRAININGS = ["vae", "dcgan", "ddpm", "unet_gan", "full", "lora", "autoencoder", "unet"]
-DRAWN = ["vae", "dcgan", "ddpm", "unet_gan", "ldm"]
+DRAWN = ["vae", "dcgan", "ddpm", "unet_gan", "latent_diffusion"]
 
 
 def environment():
@@ -31,7 +33,7 @@ def environment():
 def made(tmp_path_factory):
     """A folder of checkpoints, and what is made by one process (this) and by each of two of `accelerate launch`."""
     folder = tmp_path_factory.mktemp("parallel")
-    pretrain.new_tokenizer().save_pretrained(folder / "tokenizer")
+    pretraining.new_tokenizer().save_pretrained(folder / "tokenizer")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     with open(folder / "log", "w") as log:
@@ -85,11 +87,11 @@ def test_images_are_those_of_one_process_to_the_bit(made, name):
 
 @pytest.mark.parametrize("whole, count", [(16, 1), (5, 2), (7, 3), (1, 2), (2, 4)])
 def test_shares_are_the_batch(monkeypatch, whole, count):
-    monkeypatch.setattr(parallel, "count", lambda: count)
+    monkeypatch.setattr(distributed, "count", lambda: count)
     rows, weights = [], []
     for rank in range(count):
-        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
-        share = parallel.share(whole)
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        share = distributed.share(whole)
         assert len(range(whole)[share.rows]) > 0
         rows += list(range(whole)[share.rows]) if share.weight else []
         weights.append(share.weight)
@@ -97,12 +99,12 @@ def test_shares_are_the_batch(monkeypatch, whole, count):
 
 
 def test_fewer_images_than_processes_and_engines_that_split_a_model_are_refused(monkeypatch):
-    monkeypatch.setattr(parallel, "count", lambda: 4)
+    monkeypatch.setattr(distributed, "count", lambda: 4)
     with pytest.raises(UserError, match="baselines.vae.batch_size = 2 is less than 4 processes"):
-        parallel.check(2, "baselines.vae.batch_size")
+        distributed.check(2, "baselines.vae.batch_size")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(UserError, match="FSDP, which splits a model"):
-        parallel.join("cpu", 1)
+        distributed.join("cpu", 1)
 
 
 # stages --------------------------------------------------------------------------------------------------------------
@@ -113,7 +115,7 @@ def project(tmp_path, monkeypatch):
     """A folder with the smallest parameters, two processes, and slices to train on."""
     tree = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     tree["runtime"]["threads"], tree["parallel"]["processes"] = 1, 2
-    tree["baselines"]["vae"] |= {"width": 4, "latent": 4, "steps": 2, "batch_size": 3}
+    tree["baselines"]["vae"] |= {"width": 4, "latent_dim": 4, "steps": 2, "batch_size": 3}
     tree["progression"] |= {"n": 3, "baseline_points": 1, "batch_size": 2}
     tree["sample"] |= {"n": 5, "batch_size": 2}
     monkeypatch.chdir(tmp_path)
@@ -137,14 +139,14 @@ def test_stages_start_their_processes_and_write_once(project):
     )  # fmt: skip
     assert done.returncode == 0 and "Warning" not in done.stderr, done.stderr
     assert np.load("s.npy").shape == (2, 3, 16, 16) and len(Path("l.csv").read_text().splitlines()) == 3
-    options = ["--code", "baselines/vae", "--model", "vae", "--images", "slices"]
+    options = ["--generator", "vae", "--model", "vae", "--images", "slices"]
     done = run("stages.sample", *options, "--out", "two", "--sheet", "two.png")
     assert done.returncode == 0, done.stderr
     project["parallel"]["processes"] = 1
     Path("params.yaml").write_text(yaml.safe_dump(project), encoding="utf-8")
-    sample.main("baselines/vae", Path("vae"), Path("slices"), Path("one"), Path("one.png"))
+    sample.main("vae", Path("vae"), Path("slices"), Path("one"), Path("one.png"))
     one, two = ({f.relative_to(name): f.read_bytes() for f in Path(name).rglob("*.*")} for name in ("one", "two"))
-    assert one == two and len(one) == 5 + 4
+    assert one == two and len(one) == 5 + 3
     assert Path("one.png").read_bytes() == Path("two.png").read_bytes()
 
 

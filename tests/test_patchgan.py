@@ -3,33 +3,33 @@
 import torch
 from torch import nn
 
-from synthmri import patchgan
+from synthmri.training import patch_discriminator
 
 
 def test_hinge_losses_of_known_scores():
     identity = nn.Identity()
     real, generated = torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 0.0])
     # max(0, 1 - 2), max(0, 1 - .5); max(0, 1 - 3), max(0, 1 + 0)
-    assert patchgan.discriminator_loss(identity, real, generated).item() == 0.25 + 0.5
-    assert patchgan.generator_loss(identity, generated).item() == 1.5
+    assert patch_discriminator.discriminator_loss(identity, real, generated).item() == 0.25 + 0.5
+    assert patch_discriminator.generator_loss(identity, generated).item() == 1.5
 
 
 def test_generator_loss_moves_the_picture_and_not_the_critic():
-    critic = patchgan.discriminator(0)
+    critic = patch_discriminator.discriminator(0)
     picture = torch.zeros(2, 1, 64, 64, requires_grad=True)
-    patchgan.generator_loss(critic, picture).backward()
+    patch_discriminator.generator_loss(critic, picture).backward()
     assert picture.grad.abs().sum() > 0
     assert all(w.grad is None and w.requires_grad for w in critic.parameters())
 
 
 def test_critic_sees_a_patch_and_learns_texture_from_blur():
-    critic = patchgan.discriminator(0)
+    critic = patch_discriminator.discriminator(0)
     assert critic(torch.zeros(1, 1, 128, 128)).shape == (1, 1, 16, 16)
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam(critic.parameters(), 2e-3, betas=(0.5, 0.99))
     for _ in range(60):
         sharp = torch.randn(8, 1, 32, 32, generator=generator)
-        loss = patchgan.discriminator_loss(critic, sharp, nn.functional.avg_pool2d(sharp, 3, 1, 1))
+        loss = patch_discriminator.discriminator_loss(critic, sharp, nn.functional.avg_pool2d(sharp, 3, 1, 1))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -40,7 +40,7 @@ def test_start_depends_on_the_seed_alone():
     torch.manual_seed(1)
     first = torch.rand(1)
     torch.manual_seed(1)
-    one, two, other = (patchgan.discriminator(seed) for seed in (0, 0, 1))
+    one, two, other = (patch_discriminator.discriminator(seed) for seed in (0, 0, 1))
     assert torch.equal(torch.rand(1), first)
     picture = torch.ones(1, 1, 32, 32)
     assert torch.equal(one(picture), two(picture)) and not torch.equal(one(picture), other(picture))

@@ -12,12 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from conftest import copy_parameters
 from forks import ROOT, stand_ins
 from PIL import Image
 
-# Every import of the package passes through these two, and neither changes a result.
+# No dependency of any stage: how a command starts, shares work and fails, how parameters are read (DVC knows their
+# values), and what an import passes through. None of it changes a byte of a result, and all of it holds messages.
 NEUTRAL = {
-    "synthmri/__init__.py", "synthmri/torchvision_cpu.py", "synthmri/baselines/__init__.py", "stages/__init__.py",
+    "synthmri/torchvision_cpu.py", "synthmri/errors.py", "synthmri/params.py",
+    "stages/_cli.py", "stages/_launch.py", "stages/_workers.py",
 }  # fmt: skip
 
 
@@ -30,7 +33,8 @@ def imports(file: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    paths = {name.replace(".", "/") + ".py" for name in names if name.split(".")[0] in ("stages", "synthmri")}
+    ours = {name for name in names if name.split(".")[0] in ("stages", "synthmri", "reader_study")}
+    paths = {name.replace(".", "/") + ".py" for name in ours}
     return {path for path in paths if (ROOT / path).is_file()}
 
 
@@ -39,8 +43,8 @@ def closure(start: str) -> set[str]:
     while todo:
         path = todo.pop()
         done.add(path)
-        todo |= imports(ROOT / path) - done
-    return done - NEUTRAL
+        todo |= (imports(ROOT / path) if path not in NEUTRAL else set()) - done
+    return done - NEUTRAL - {file for file in done if file.endswith("__init__.py")}
 
 
 def fill(value, fields: dict):
@@ -72,15 +76,21 @@ def stages() -> dict[str, dict]:
 def modules(stage: dict) -> list[str]:
     """The file that a stage runs, and the one that it opens by name."""
     found = [re.search(r"python -m (\S+)", stage["cmd"])[1].replace(".", "/") + ".py"]
-    if by_name := re.search(r"--code (\S+)", stage["cmd"]):
-        found.append(f"synthmri/{by_name[1]}.py")
+    if by_name := re.search(r"--generator (\S+)", stage["cmd"]):
+        found.append(f"synthmri/generators/{by_name[1]}.py")
     elif found == ["stages/train.py"]:
-        found.append(f"synthmri/baselines/{re.search(r'--model (.+?) ', stage['cmd'])[1]}.py")
+        found.append(f"synthmri/generators/{re.search(r'--model (.+?) ', stage['cmd'])[1]}.py")
     return found
 
 
 def declared(stage: dict) -> set[str]:
-    return {dep for dep in stage["deps"] if dep.endswith(".py")}
+    """Files and folders of code."""
+    rooms = ("stages", "synthmri", "reader_study")
+    return {dep for dep in stage["deps"] if dep.split("/")[0] in rooms and not dep.endswith(".html")}
+
+
+def covers(dep: str, file: str) -> bool:
+    return file == dep or file.startswith(f"{dep}/")
 
 
 def needed(stage: dict) -> set[str]:
@@ -89,14 +99,81 @@ def needed(stage: dict) -> set[str]:
 
 @pytest.mark.parametrize("name", stages())
 def test_imported_code_is_declared(name):
-    assert needed(stages()[name]) <= declared(stages()[name])
+    deps = declared(stages()[name])
+    assert [file for file in sorted(needed(stages()[name])) if not any(covers(dep, file) for dep in deps)] == []
 
 
 @pytest.mark.parametrize("group", sorted({name.split("@")[0] for name in stages()}))
 def test_declared_code_is_imported(group):
     """Of a foreach, by one of its stages: they share one list."""
     members = [stage for name, stage in stages().items() if name.split("@")[0] == group]
-    assert set().union(*map(declared, members)) == set().union(*map(needed, members))
+    files = set().union(*map(needed, members))
+    for dep in set().union(*map(declared, members)):
+        assert (ROOT / dep).exists() and any(covers(dep, file) for file in files), dep
+
+
+def stale(change: str) -> set[str]:
+    """The stages that an edit of a file makes DVC run again, themselves and not what follows from them."""
+    return {
+        name.split("@")[0] for name, stage in stages().items() if any(covers(dep, change) for dep in declared(stage))
+    }
+
+
+TRAINING = {"adapt", "finetune", "train"}
+
+
+@pytest.mark.parametrize(
+    "change", ["synthmri/evaluation/distances.py", "synthmri/evaluation/copies.py", "synthmri/reporting/comparison.py"]
+)
+def test_an_edited_metric_retrains_nothing(change):
+    assert stale(change) and not stale(change) & (TRAINING | {"sample"})
+
+
+def test_an_edit_of_one_model_retrains_no_other():
+    hit = {
+        name
+        for name, stage in stages().items()
+        if any(covers(d, "synthmri/generators/dcgan.py") for d in declared(stage))
+    }
+    assert hit == {"train@dcgan", "sample@dcgan", "evaluate@dcgan"}
+
+
+@pytest.mark.parametrize("change", sorted(NEUTRAL))
+def test_a_reworded_message_of_the_ground_reruns_nothing(change):
+    assert stale(change) == set()
+
+
+ROOMS = ("stages", "simulation reader_study registry evaluation generators", "scans reporting training", "")
+
+
+def test_imports_run_downwards():
+    """From stages over what makes and judges images to what these share, and to the ground; never up, never in a circle
+    of rooms."""
+    floor = {room: depth for depth, rooms in enumerate(ROOMS) for room in rooms.split()}
+
+    def room(path: str) -> str:
+        parts = path.split("/")
+        return parts[0] if parts[0] != "synthmri" else parts[1] if len(parts) > 2 else ""
+
+    arrows = set()
+    for start in [*ROOT.glob("stages/*.py"), *ROOT.glob("synthmri/**/*.py"), *ROOT.glob("reader_study/*.py")]:
+        here = room(str(start.relative_to(ROOT)))
+        for path in imports(start):
+            there = room(path)
+            if here and there and here != there:
+                assert floor[here] <= floor[there], f"{start.relative_to(ROOT)} imports {path}"
+                arrows.add((here, there))
+            assert here or not there or start.name == "__init__.py", f"{start.relative_to(ROOT)} imports {path}"
+    assert not [pair for pair in arrows if pair[::-1] in arrows]
+
+
+def named(stage: dict) -> list[str]:
+    """The params of a stage, those in other files than params.yaml among them."""
+    return [
+        name
+        for entry in stage.get("params", [])
+        for name in (sum(entry.values(), []) if isinstance(entry, dict) else [entry])
+    ]
 
 
 @pytest.mark.parametrize("name", stages())
@@ -104,21 +181,21 @@ def test_declared_sections_are_what_is_read(name):
     stage = stages()[name]
     text = (ROOT / modules(stage)[0]).read_text(encoding="utf-8")
     read = set(re.findall(r'params\.read\([\w.]+, f?"([\w.]+)', text))
-    if "common.start()" in text:
+    if "_cli.start()" in text:
         read.add("runtime")
-    if "launch.start()" in text:
+    if "_launch.start()" in text:
         read |= {"runtime", "parallel"}
-    sections = {param.split(".")[0] for param in stage.get("params", [])}
-    if "--code baselines" in stage["cmd"]:
+    sections = {param.split(".")[0] for param in named(stage)}
+    if "stages.sample" in stage["cmd"] and "--generator latent_diffusion" not in stage["cmd"]:
         read -= {"prompt"}  # read for the latent diffusion model alone
-        sections -= {"baselines"}  # decides how its model draws
     assert sections == {section.split(".")[0] for section in read}
 
 
 def test_every_section_of_params_is_read_by_something():
     sections = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    read = {name.split(".")[0] for stage in stages().values() for name in stage.get("params", [])}
-    assert set(sections) == read | {"pretrain", "study"}
+    read = {name.split(".")[0] for stage in stages().values() for name in named(stage)}
+    assert set(sections) == (read - {"cohort"}) | {"study"}
+    assert "cohort" in read  # in data/cohort.yaml
 
 
 def test_no_absolute_path_in_what_is_committed():
@@ -221,7 +298,7 @@ def test_repro_makes_what_it_promises(repro):
             assert (repro / f"metrics/{kind}/{model}.png").stat().st_size > 1000
     for picture in ("slices", "comparison", "progression"):
         assert (repro / f"metrics/{picture}.png").stat().st_size > 1000
-    progression = (repro / "metrics/fid_progression.csv").read_text().splitlines()
+    progression = (repro / "metrics/fd_progression.csv").read_text().splitlines()
     assert progression[0].startswith("epoch,") and [line.split(",")[0] for line in progression[1:]] == ["0", "1"]
     page = (repro / "metrics/report.html").read_text()
     assert "the data are a simulated cohort, not patients" in " ".join(page.split()) and not re.search(
@@ -297,7 +374,7 @@ def test_notebook_runs(repro, tmp_path, monkeypatch):
 def test_a_changed_parameter_reruns_what_depends_on_it_alone(repro):
     text = (repro / "params.yaml").read_text()
     try:
-        (repro / "params.yaml").write_text(text.replace("guidance: 1.0", "guidance: 2.0"))
+        (repro / "params.yaml").write_text(text.replace("guidance_scale: 1.0", "guidance_scale: 2.0"))
         stale = read(repro, "dvc", "status")
     finally:
         (repro / "params.yaml").write_text(text)
@@ -414,9 +491,9 @@ def test_experiments_compare(repro):
     assert parameters["params.yaml"]["finetune.epochs"] == {"old": 1, "new": 2, "diff": 1}
     assert "longer" in run(repro, "dvc", "exp", "show", "--csv")
     run(repro, "dvc", "plots", "diff", "HEAD", "--out", "plots_diff")
-    assert "fid_progression" in (repro / "plots_diff/index.html").read_text()
+    assert "fd_progression" in (repro / "plots_diff/index.html").read_text()
     for latent in (2, 3):
-        run(repro, "dvc", "exp", "run", "--queue", "-S", f"baselines.vae.latent={latent}")
+        run(repro, "dvc", "exp", "run", "--queue", "-S", f"baselines.vae.latent_dim={latent}")
     assert run(repro, "dvc", "queue", "status").count("Queued") == 2
 
 
@@ -437,55 +514,45 @@ def test_an_older_version_is_restored_in_a_fresh_clone(repro, tmp_path):
     for path in ("models/latent_diffusion", "data/samples/latent_diffusion"):
         assert hashes[path] in text
     sampled = (fresh / "data/samples/latent_diffusion/images.npy").read_bytes()
-    run(fresh, "python", "-m", "stages.sample", "--code", "ldm", "--model", "models/latent_diffusion", "--images",
-        "data/slices/train", "--out", "again", "--sheet", "again.png")  # fmt: skip
+    run(fresh, "python", "-m", "stages.sample", "--generator", "latent_diffusion",
+        "--model", "models/latent_diffusion", "--images", "data/slices/train",
+        "--out", "again", "--sheet", "again.png")  # fmt: skip
     assert (fresh / "again/images.npy").read_bytes() == sampled
     assert "5 versions" in run(fresh, "python", "-m", "stages.register", "--sync")  # a store of its own
 
 
 def test_unknown_profile_names_those_there_are(tmp_path):
     shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
-    shutil.copy(ROOT / "params.yaml", tmp_path)
+    copy_parameters(tmp_path)
     text = run(tmp_path, "python", "-m", "stages.profile", "huge", ok=False)
-    assert "'huge'" in text and "gpu, open_ms, seed, smoke" in text and "Traceback" not in text
+    assert "'huge'" in text and "gpu, open_ms, quick, seed, smoke" in text and "Traceback" not in text
 
 
 @pytest.mark.parametrize("profile", [path.stem for path in (ROOT / "profiles").glob("*.yaml")])
 def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, monkeypatch, profile):
-    from stages import launch, workers
-    from synthmri import (
-        adaptation,
-        autoencoder,
-        cohort,
-        gate,
-        ldm,
-        params,
-        pretrain,
-        privacy,
-        progression,
-        prompt,
-        ratings,
-        sampling,
-        scores,
-        slices,
-        study,
-        sweep,
-        utility,
-    )
-    from synthmri.baselines import dcgan, ddpm, unet_gan, vae
+    from reader_study import design, ratings
+    from stages import _launch, _workers
+    from synthmri import params
+    from synthmri.evaluation import downstream, membership, scorecard, sweep
+    from synthmri.generators import autoencoder, autoencoder_training, dcgan, ddpm, latent_diffusion, unet_gan, vae
+    from synthmri.registry import gate
+    from synthmri.scans import prompts, slicing
+    from synthmri.simulation import cohort, pretraining
+    from synthmri.training import sampling, snapshots
 
     shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
-    shutil.copy(ROOT / "params.yaml", tmp_path)
+    copy_parameters(tmp_path)
     run(tmp_path, "python", "-m", "stages.profile", profile)
     assert (tmp_path / "params.yaml").read_text().count("#") == (ROOT / "params.yaml").read_text().count("#")
     classes = {
-        "runtime": params.Runtime, "parallel": launch.Parallel, "workers": workers.Workers, "cohort": cohort.Cohort,
-        "data": slices.Data,
-        "adapt": adaptation.Adapt, "encode": autoencoder.Encode,
-        "prompt": prompt.Prompt, "finetune": ldm.Finetune, "sample": sampling.Sample, "evaluate": scores.Evaluate,
-        "utility": utility.Utility, "privacy": privacy.Privacy,
-        "registry": gate.Registry, "readers": ratings.Readers, "study": study.Study,
-        "pretrain": pretrain.Pretrain, "sweep": sweep.Sweep, "progression": progression.Progression,
+        "runtime": params.Runtime, "parallel": _launch.Parallel, "workers": _workers.Workers,
+        "data": slicing.Data,
+        "adapt": autoencoder_training.Adapt, "encode": autoencoder.Encode,
+        "prompt": prompts.Prompt, "finetune": latent_diffusion.Finetune, "sample": sampling.Sample,
+        "evaluate": scorecard.Evaluate,
+        "utility": downstream.Utility, "privacy": membership.Privacy,
+        "registry": gate.Registry, "readers": ratings.Readers, "study": design.Study,
+        "sweep": sweep.Sweep, "progression": snapshots.Progression,
         "baselines.vae": vae.Params,
         "baselines.dcgan": dcgan.Params, "baselines.ddpm": ddpm.Params, "baselines.unet_gan": unet_gan.Params,
     }  # fmt: skip
@@ -494,6 +561,8 @@ def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, m
     assert set(sections["baselines"]) == {name.split(".")[1] for name in classes if "." in name}
     for section, cls in classes.items():
         params.read(tmp_path / "params.yaml", section, cls)
+    params.read(tmp_path / "data/cohort.yaml", "cohort", cohort.Cohort)
+    params.read(tmp_path / "pretrained/params.yaml", "pretrain", pretraining.Pretrain)
 
 
 def test_summary_before_any_run_says_what_to_do(tmp_path):

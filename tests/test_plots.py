@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from synthmri import plots
 from synthmri.errors import UserError
+from synthmri.reporting import plots
 
 
 def _images(n, height=32, width=40):

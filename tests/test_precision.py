@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages import common
-from synthmri import params, precision
+from stages import _cli
+from synthmri import params
 from synthmri.errors import UserError
+from synthmri.training import precision
 
 
 def hardware(monkeypatch, flags: dict, onednn: bool = True, built: bool = True) -> None:
@@ -75,10 +76,10 @@ def test_half_precision_of_a_gpu_is_refused_on_a_processor():
 
 def test_a_stage_says_what_it_takes_and_warns_of_emulation(monkeypatch, capsys):
     hardware(monkeypatch, {"avx2": True}, onednn=False)
-    assert common.precision(params.Runtime()) == "fp32"
+    assert _cli.precision(params.Runtime()) == "fp32"
     said = capsys.readouterr().err
     assert said.startswith("precision fp32: this processor only emulates bf16") and "warning" not in said
-    assert common.precision(params.Runtime(precision="bf16")) == "bf16"
+    assert _cli.precision(params.Runtime(precision="bf16")) == "bf16"
     said = capsys.readouterr().err
     factor = re.search(r"warning: emulated bf16 takes (\d+\.\d) times as long as float32", said)
     assert float(factor[1]) > 0 and "set runtime.precision to auto" in said
@@ -86,7 +87,7 @@ def test_a_stage_says_what_it_takes_and_warns_of_emulation(monkeypatch, capsys):
 
 def test_nothing_is_warned_of_where_it_is_native(monkeypatch, capsys):
     hardware(monkeypatch, {"avx512_bf16": True})
-    common.precision(params.Runtime(precision="bf16"))
+    _cli.precision(params.Runtime(precision="bf16"))
     assert "warning" not in capsys.readouterr().err
 
 

@@ -16,8 +16,9 @@ from test_readers import AXIAL, save_dicom
 from test_slices import DATA, ball
 
 from stages import preprocess
-from synthmri import imageset, params, slices
+from synthmri import imageset, params
 from synthmri.errors import UserError
+from synthmri.scans import slicing
 
 RUNTIME = {"seed": 0, "threads": 1, "device": "cpu"}
 REPOSITORY = Path(__file__).parents[1]
@@ -233,10 +234,10 @@ def test_a_volume_of_one_bright_voxel_gives_no_slice_and_stops_nothing(here):
     nibabel.save(nibabel.Nifti1Image(volume, np.diag([3.0, 3.0, 3.0, 1.0])), "raw/patient0/spot_FLAIR.nii.gz")
     _, metrics = run()
     assert metrics["files"] == {"found": 11, "asked_for": 11, "used": 10}
-    data = params.parse(DATA, "data", slices.Data)
+    data = params.parse(DATA, "data", slicing.Data)
     with pytest.raises(UserError, match="no head stands out from the background"):
-        slices.from_volume(np.zeros((80, 80, 80)), (3.0, 3.0, 3.0), data)
-    assert slices.from_pictures(np.zeros((1, 80, 80)), data.model_copy(update={"min_head_fraction": 0.0})).dropped == {
+        slicing.from_volume(np.zeros((80, 80, 80)), (3.0, 3.0, 3.0), data)
+    assert slicing.from_pictures(np.zeros((1, 80, 80)), data.model_copy(update={"min_head_fraction": 0.0})).dropped == {
         "empty": 1
     }
 

@@ -2,18 +2,20 @@
 
 import pytest
 import torch
+from conftest import copy_parameters
 
-from stages import common
-from synthmri import params, pretrain
+from stages import _cli, _files
+from synthmri import params
 from synthmri.errors import UserError
+from synthmri.simulation import pretraining
 
 
 @pytest.fixture(scope="module")
 def run():
-    whole = params.read("params.yaml", "pretrain", pretrain.Pretrain)
-    autoencoder = whole.autoencoder.model_copy(update=dict(width=8, blocks=1, steps=4, batch=2, crop_px=64))
+    whole = params.read("pretrained/params.yaml", "pretrain", pretraining.Pretrain)
+    autoencoder = whole.autoencoder.model_copy(update=dict(width=8, blocks=1, steps=4, batch_size=2, crop_px=64))
     unet = whole.unet.model_copy(
-        update=dict(channels=(16, 32), text_width=16, text_layers=1, steps=4, batch=2, reuse=2)
+        update=dict(channels=(16, 32), text_width=16, text_layers=1, steps=4, batch_size=2, reuse=2)
     )
     return whole.model_copy(update=dict(image_size=64, checkpoint_steps=2, autoencoder=autoencoder, unet=unet))
 
@@ -41,7 +43,7 @@ def flat(module):
 def test_both_parts_resume_to_the_same_weights_and_load_as_a_pipeline(run, tmp_path):
     from diffusers import StableDiffusionPipeline
 
-    vaes, pipes, tokenizer = [], [], pretrain.new_tokenizer()
+    vaes, pipes, tokenizer = [], [], pretraining.new_tokenizer()
     for name in ("whole", "killed"):
         for fit in ("autoencoder", "unet"):
             for attempt in range(2):
@@ -49,10 +51,10 @@ def test_both_parts_resume_to_the_same_weights_and_load_as_a_pipeline(run, tmp_p
                 path = tmp_path / f"{name}-{fit}.pt"
                 try:
                     if fit == "autoencoder":
-                        vae = pretrain.fit_autoencoder(run.autoencoder, run, l2, path, "cpu", tick)
+                        vae = pretraining.fit_autoencoder(run.autoencoder, run, l2, path, "cpu", tick)
                     else:
-                        pipe = pretrain.new_pipeline(run, vae, tokenizer)
-                        pretrain.fit_unet(pipe, run, path, "cpu", tick)
+                        pipe = pretraining.new_pipeline(run, vae, tokenizer)
+                        pretraining.fit_unet(pipe, run, path, "cpu", tick)
                 except Killed:
                     continue
                 break
@@ -61,9 +63,9 @@ def test_both_parts_resume_to_the_same_weights_and_load_as_a_pipeline(run, tmp_p
     assert torch.equal(flat(vaes[0]), flat(vaes[1]))
     assert torch.equal(flat(pipes[0].unet), flat(pipes[1].unet))
 
-    z = torch.cat([pipes[0].vae.encode(pretrain.rgb(torch.rand(4, 64, 64))).latents])
+    z = torch.cat([pipes[0].vae.encode(pretraining.rgb(torch.rand(4, 64, 64))).latents])
     assert torch.isfinite(z).all()
-    common.save_pipeline(pipes[0], tmp_path / "pipe", half=True)
+    _files.save_pipeline(pipes[0], tmp_path / "pipe", half=True)
     back = StableDiffusionPipeline.from_pretrained(tmp_path / "pipe", safety_checker=None)
     assert back.scheduler.config.prediction_type == "v_prediction"
     assert back("T1w axial brain MRI", num_inference_steps=2).images[0].size == (64, 64)
@@ -73,18 +75,19 @@ def test_training_goes_on_from_a_pipeline_and_the_decoder_alone_keeps_its_latent
     import yaml
 
     from stages import pretrain as stage
-    from synthmri import features, ldm
+    from synthmri.evaluation import features
+    from synthmri.generators import latent_diffusion
 
-    vae = pretrain.new_autoencoder(run.autoencoder)
-    common.save_pipeline(pretrain.new_pipeline(run, vae, pretrain.new_tokenizer()), tmp_path / "old", half=True)
-    tree = yaml.safe_load(common.PARAMS.read_text(encoding="utf-8")) | {"pretrain": run.model_dump(mode="json")}
+    vae = pretraining.new_autoencoder(run.autoencoder)
+    _files.save_pipeline(pretraining.new_pipeline(run, vae, pretraining.new_tokenizer()), tmp_path / "old", half=True)
+    copy_parameters(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(features, "lpips_model", lambda device: l2)
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    _cli.PRETRAINING.write_text(yaml.safe_dump({"pretrain": run.model_dump(mode="json")}), encoding="utf-8")
     changed = {}
     for part in ("decoder", "unet"):
         stage.main(out=tmp_path / part, part=part, start=tmp_path / "old", checkpoints=tmp_path / "checkpoints")
-        old, new = ldm.load(tmp_path / "old"), ldm.load(tmp_path / part)
+        old, new = latent_diffusion.load(tmp_path / "old"), latent_diffusion.load(tmp_path / part)
         pieces = {"encoder": "vae.encoder", "decoder": "vae.decoder", "unet": "unet", "text": "text_encoder"}
         changed[part] = {
             name
@@ -101,18 +104,18 @@ def test_a_unet_is_trained_on_the_latents_of_its_autoencoder(run, tmp_path, monk
     import yaml
 
     from stages import pretrain as stage
-    from synthmri import features, ldm
+    from synthmri.evaluation import features
+    from synthmri.generators import latent_diffusion
 
     monkeypatch.setattr(features, "lpips_model", lambda device: l2)
-    tree = yaml.safe_load(common.PARAMS.read_text(encoding="utf-8"))
+    copy_parameters(tmp_path)
     monkeypatch.chdir(tmp_path)
 
     def pretrained(steps, **how):
         longer = run.model_copy(update={"autoencoder": run.autoencoder.model_copy(update={"steps": steps})})
-        text = yaml.safe_dump(tree | {"pretrain": longer.model_dump(mode="json")})
-        (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+        _cli.PRETRAINING.write_text(yaml.safe_dump({"pretrain": longer.model_dump(mode="json")}), encoding="utf-8")
         stage.main(out=tmp_path / "base", start=None, checkpoints=tmp_path / "checkpoints", **how)
-        return flat(ldm.load(tmp_path / "base").unet)
+        return flat(latent_diffusion.load(tmp_path / "base").unet)
 
     first = pretrained(4)
     with pytest.raises(UserError, match="has 4 of pretrain.autoencoder.steps = 8; finish it with --part autoencoder"):
@@ -133,7 +136,7 @@ def attribute(module, path):
 def test_tokenizer_is_clips_and_knows_the_words(tmp_path):
     from transformers import CLIPTokenizer
 
-    tokenizer = pretrain.new_tokenizer()
+    tokenizer = pretraining.new_tokenizer()
     words = tokenizer.tokenize("FLAIR axial brain MRI, level 12")
     assert words == ["flair</w>", "axial</w>", "brain</w>", "mri</w>", ",</w>", "level</w>", "1</w>", "2</w>"]
     tokenizer.save_pretrained(tmp_path)
@@ -146,10 +149,11 @@ def test_tokenizer_is_clips_and_knows_the_words(tmp_path):
 
 
 def test_prompts_name_what_was_drawn(run):
-    from synthmri import anatomy, training
+    from synthmri.simulation import heads
+    from synthmri.training import loop
 
-    p = run.unet.model_copy(update=dict(batch=200, empty_prompt=0.2))
-    images, prompts = pretrain.unet_images(anatomy.load_atlas(), p, 16, training.step_generator(0, 0))
+    p = run.unet.model_copy(update=dict(batch_size=200, cond_drop_prob=0.2))
+    images, prompts = pretraining.unet_images(heads.load_atlas(), p, 16, loop.step_generator(0, 0))
     assert images.shape == (200, 16, 16) and images.min() >= 0 and images.max() <= 1
     assert 20 < prompts.count("") < 60
     assert all(t == "" or t.startswith(("T1w axial", "T2w axial", "FLAIR axial")) for t in prompts)

@@ -12,14 +12,18 @@ import yaml
 from sklearn.metrics import roc_auc_score
 
 from stages import privacy as stage
-from synthmri import autoencoder, comparison, diffusion, gate, imageset, ldm, params, privacy, scores, training
-from synthmri.baselines import ddpm
+from synthmri import imageset, params
 from synthmri.errors import UserError
+from synthmri.evaluation import copies, membership
+from synthmri.generators import autoencoder, ddpm, latent_diffusion
+from synthmri.registry import gate
+from synthmri.reporting import comparison
+from synthmri.training import denoising_loss, loop
 
-P = privacy.Privacy(loss_pairs=8, timesteps=(50, 100, 200, 400), batch_size=8, rounds=300, seed=0)
+P = membership.Privacy(loss_pairs=8, timesteps=(50, 100, 200, 400), batch_size=8, rounds=300, seed=0)
 TINY = ddpm.Params(
-    stem=4, channels=(32, 32), layers=1, sample_steps=5, steps=300, batch_size=8, learning_rate=5e-3, ema_decay=0.9,
-    shift_px=0,
+    stem=4, channels=(32, 32), layers_per_block=1, sample_steps=5, steps=300, batch_size=8, learning_rate=5e-3,
+    ema_decay=0.9, shift_px=0,
 )  # fmt: skip
 
 
@@ -33,8 +37,8 @@ def blobs(n: int, *, seed: int, side: int = 32) -> np.ndarray:
 def attacked(model, members: np.ndarray, others: np.ndarray) -> dict[str, float]:
     images = np.concatenate([members, others])
     errors = ddpm.denoising_errors(model, images, [""] * len(images), P.timesteps, seed=0, batch=8)
-    found = np.split(privacy.by_loss(errors), [len(members)])
-    return privacy.attack(*found, np.arange(len(members)), np.arange(len(others)), P)
+    found = np.split(membership.by_loss(errors), [len(members)])
+    return membership.attack(*found, np.arange(len(members)), np.arange(len(others)), P)
 
 
 @pytest.fixture(scope="module")
@@ -69,22 +73,22 @@ def test_a_latent_diffusion_model_that_learned_its_images_by_heart_is_caught_and
     """Relative to its base, as the stage does it; what it finds is what the gate refuses."""
     members, others, text = blobs(8, seed=0, side=64), blobs(24, seed=1, side=64), "T1w axial brain MRI"
     images, texts = np.concatenate([members, others]), [text] * 32
-    pipe = ldm.load(tiny_model)
+    pipe = latent_diffusion.load(tiny_model)
     pipe.vae = Pooling()
 
     def errors() -> np.ndarray:
-        return ldm.denoising_errors(pipe, images, texts, P.timesteps, seed=0, batch=8)
+        return latent_diffusion.denoising_errors(pipe, images, texts, P.timesteps, seed=0, batch=8)
 
     before = errors()
     mean, std = autoencoder.encode(pipe.vae, members, batch=8)
-    p = params.read("params.yaml", "finetune", ldm.Finetune)
+    p = params.read("params.yaml", "finetune", latent_diffusion.Finetune)
     p = p.model_copy(update=dict(epochs=150, batch_size=8, warmup_steps=1, learning_rate=5e-3))
-    ldm.finetune(pipe, mean[:, None], 0 * std[:, None], texts[:8], p, checkpoint=tmp_path / "state.pt")
-    found = privacy.attack(*np.split(privacy.by_loss(errors(), before), [8]), np.arange(8), np.arange(24), P)
+    latent_diffusion.finetune(pipe, mean[:, None], 0 * std[:, None], texts[:8], p, checkpoint=tmp_path / "state.pt")
+    found = membership.attack(*np.split(membership.by_loss(errors(), before), [8]), np.arange(8), np.arange(24), P)
     assert found["auroc_low"] > 0.6
     honest = {"val_kid_alexnet": 0.1, "memorised": 0.05, "coverage": 0.5}
     rules = params.read("params.yaml", "registry", gate.Registry)
-    verdict = gate.judge(honest | privacy.worst({"loss": found}), rules)
+    verdict = gate.judge(honest | membership.worst({"loss": found}), rules)
     assert [rule for rule, why in verdict.items() if why] == ["mia_auroc_low"]
 
 
@@ -99,17 +103,17 @@ def test_an_untrained_model_is_not_caught():
     assert found["auroc_low"] < 0.5 and found["auroc"] < 0.6
 
 
-def distances(images: np.ndarray, made: np.ndarray) -> np.ndarray:
-    return -scores.nearest_distances(images.reshape(len(images), -1), made.reshape(len(made), -1))
+def nearness(images: np.ndarray, made: np.ndarray) -> np.ndarray:
+    return -copies.nearest_distances(images.reshape(len(images), -1), made.reshape(len(made), -1))
 
 
 def test_copies_are_caught_by_distance_and_others_are_not():
     members, others, who = blobs(20, seed=0), blobs(20, seed=1), np.arange(20)
-    copies = np.clip(members + np.random.default_rng(0).normal(0, 5, members.shape), 0, 255)
+    copied = np.clip(members + np.random.default_rng(0).normal(0, 5, members.shape), 0, 255)
     honest = blobs(20, seed=2)
-    caught = privacy.attack(distances(members, copies), distances(others, copies), who, who, P)
+    caught = membership.attack(nearness(members, copied), nearness(others, copied), who, who, P)
     assert caught["auroc"] == caught["auroc_low"] == caught["tpr_at_1pct_fpr"] == 1
-    missed = privacy.attack(distances(members, honest), distances(others, honest), who, who, P)
+    missed = membership.attack(nearness(members, honest), nearness(others, honest), who, who, P)
     assert missed["auroc_low"] < 0.5 < missed["auroc_high"]
 
 
@@ -117,48 +121,52 @@ def test_slices_of_one_person_do_not_narrow_the_interval():
     """The same scores ten times over know no more; counted as people they would seem to."""
     rng = np.random.default_rng(0)
     members, others, who = rng.normal(0.5, 1, 12), rng.normal(0, 1, 12), np.arange(12)
-    once = privacy.attack(members, others, who, who, P)
-    tenfold = privacy.attack(np.repeat(members, 10), np.repeat(others, 10), np.repeat(who, 10), np.repeat(who, 10), P)
+    once = membership.attack(members, others, who, who, P)
+    tenfold = membership.attack(
+        np.repeat(members, 10), np.repeat(others, 10), np.repeat(who, 10), np.repeat(who, 10), P
+    )
     assert tenfold["auroc_low"] == pytest.approx(once["auroc_low"], abs=1e-9)
-    apart = privacy.attack(np.repeat(members, 10), np.repeat(others, 10), np.arange(120), np.arange(120), P)
+    apart = membership.attack(np.repeat(members, 10), np.repeat(others, 10), np.arange(120), np.arange(120), P)
     assert apart["auroc_low"] > once["auroc_low"] + 0.05
 
 
 def test_a_handful_of_people_is_sure_of_nothing():
-    found = privacy.attack(np.ones(40), np.zeros(40), np.arange(40) % 4, np.arange(40), P)
+    found = membership.attack(np.ones(40), np.zeros(40), np.arange(40) % 4, np.arange(40), P)
     assert found["auroc"] == 1 and (found["auroc_low"], found["auroc_high"]) == (0, 1)
 
 
 def test_attack_is_the_area_of_scikit_learn_and_the_rate_is_counted():
     members, others = np.array([3.0, 1.0, 2.0, 5.0]), np.array([0.0, 2.0, 4.0])
-    found = privacy.attack(members, others, np.arange(4), np.arange(3), P)
+    found = membership.attack(members, others, np.arange(4), np.arange(3), P)
     assert found["auroc"] == pytest.approx(roc_auc_score([1] * 4 + [0] * 3, np.concatenate([members, others])))
     assert found["tpr_at_1pct_fpr"] == 0.25  # one of four lies above the highest of the others
 
 
 def test_one_false_alarm_in_a_hundred_is_allowed():
     others = np.arange(100.0)
-    found = privacy.attack(np.array([98.5, 97.5]), others, np.arange(2), np.arange(100), P)
+    found = membership.attack(np.array([98.5, 97.5]), others, np.arange(2), np.arange(100), P)
     assert found["tpr_at_1pct_fpr"] == 0.5
 
 
 def test_worst_is_the_surest_attack_even_where_another_has_the_larger_area():
     sure = {"auroc": 0.60, "auroc_low": 0.57, "auroc_high": 0.63}
     large = {"auroc": 0.62, "auroc_low": 0.50, "auroc_high": 0.74}
-    found = privacy.worst({"distance": sure, "loss": large})
+    found = membership.worst({"distance": sure, "loss": large})
     assert (found["mia_auroc"], found["mia_auroc_low"]) == (0.62, 0.57)
 
 
 def test_worst_is_the_most_successful_attack():
     weak, strong = ({"auroc": a, "auroc_low": a - 0.1, "auroc_high": a + 0.1} for a in (0.5, 0.8))
-    found = privacy.worst({"distance": weak, "loss": strong})
+    found = membership.worst({"distance": weak, "loss": strong})
     assert found["mia_auroc"] == 0.8 and found["mia_auroc_low"] == pytest.approx(0.7)
     assert found["mia_distance_auroc"] == 0.5
 
 
 def test_what_no_interval_is_known_of_does_not_pass_the_gate():
     """Of four people an attack of AUROC 1 has the interval 0 to 1: its lower end is no proof that it fails."""
-    found = privacy.worst({"distance": privacy.attack(np.ones(40), np.zeros(40), np.arange(40) % 4, np.arange(40), P)})
+    found = membership.worst(
+        {"distance": membership.attack(np.ones(40), np.zeros(40), np.arange(40) % 4, np.arange(40), P)}
+    )
     assert found["mia_auroc"] == 1 and "mia_auroc_low" not in found and found["mia_distance_auroc_low"] == 0
     good = {"val_kid_alexnet": 0.02, "memorised": 0.05, "coverage": 0.3}
     p = params.read("params.yaml", "registry", gate.Registry)
@@ -169,7 +177,7 @@ def test_what_no_interval_is_known_of_does_not_pass_the_gate():
 
 def test_every_timestep_has_the_same_weight():
     errors = np.random.default_rng(0).random((6, 3))
-    assert np.allclose(privacy.by_loss(errors), privacy.by_loss(errors * [1, 1000, 0.01]))
+    assert np.allclose(membership.by_loss(errors), membership.by_loss(errors * [1, 1000, 0.01]))
 
 
 def test_easy_people_are_not_taken_for_members_where_a_reference_tells():
@@ -180,7 +188,7 @@ def test_easy_people_are_not_taken_for_members_where_a_reference_tells():
     seen, who = np.where(np.arange(40) < 20, 0.8, 1.0)[:, None], np.arange(20)
 
     def found(*errors):
-        return privacy.attack(*np.split(privacy.by_loss(*errors), 2), who, who, P)
+        return membership.attack(*np.split(membership.by_loss(*errors), 2), who, who, P)
 
     assert found(hard * noise)["auroc_low"] > 0.8  # no training at all
     honest = found(hard * noise, hard)
@@ -195,12 +203,12 @@ def test_pairs_are_alike_in_contrast_and_level():
 
     members = manifest([3, 3, 4, 5, 7], ["T1w", "T1w", "T1w", "FLAIR", "T1w"])
     others = manifest([3, 4, 4, 5, 6], ["T1w", "T1w", "T1w", "T1w", "T1w"])
-    ours, theirs = privacy.matched(members, others, seed=0)
+    ours, theirs = membership.matched(members, others, seed=0)
     columns = ["contrast", "depth_mm"]
     assert members.iloc[ours][columns].values.tolist() == others.iloc[theirs][columns].values.tolist()
     assert len(ours) == 2 and len(set(theirs)) == 2
     for other in (manifest([9], ["PD"]), manifest([3], ["T1w"], "lesions")):
-        assert [len(side) for side in privacy.matched(members, other, seed=0)] == [0, 0]
+        assert [len(side) for side in membership.matched(members, other, seed=0)] == [0, 0]
 
 
 def test_errors_are_those_of_training():
@@ -212,7 +220,7 @@ def test_errors_are_those_of_training():
     x = torch.nn.functional.pixel_unshuffle(torch.from_numpy(images)[:, None].float() / 127.5 - 1, 4)
     with torch.no_grad():
         losses = [
-            diffusion.loss(model, x, ddpm.new_scheduler(), training.step_generator(0, k), min_snr=0.0).item()
+            denoising_loss.loss(model, x, ddpm.new_scheduler(), loop.step_generator(0, k), snr_gamma=0.0).item()
             for k in range(10)
         ]
     assert errors.shape == (16, 40) and errors.mean() == pytest.approx(np.mean(losses), rel=0.03)
@@ -250,7 +258,7 @@ def folder(tmp_path, monkeypatch, tiny_model):
     for name in ("base", "latent_diffusion"):
         shutil.copytree(tiny_model, tmp_path / "models" / name)
     config = {"params": TINY.model_dump(), "size": 64, "seed": 0}
-    training.save_model(tmp_path / "models/ddpm", ddpm.build(config), config)
+    loop.save_model(tmp_path / "models/ddpm", ddpm.build(config), config)
     return tmp_path
 
 
@@ -299,9 +307,9 @@ def test_stage_without_features_names_the_remedy(folder):
 
 
 def test_latent_errors_know_the_prompt(tiny_model):
-    pipe = ldm.load(tiny_model)
+    pipe = latent_diffusion.load(tiny_model)
     images = blobs(3, seed=0, side=64)
-    errors = ldm.denoising_errors(pipe, images, ["T1w", "FLAIR", "T1w"], [100, 300], seed=0, batch=2)
-    other = ldm.denoising_errors(pipe, images, ["T1w", "T1w", "T1w"], [100, 300], seed=0, batch=3)
+    errors = latent_diffusion.denoising_errors(pipe, images, ["T1w", "FLAIR", "T1w"], [100, 300], seed=0, batch=2)
+    other = latent_diffusion.denoising_errors(pipe, images, ["T1w", "T1w", "T1w"], [100, 300], seed=0, batch=3)
     assert errors.shape == (3, 2) and np.isfinite(errors).all()
     assert np.allclose(errors[[0, 2]], other[[0, 2]], rtol=0.03) and not np.allclose(errors[1], other[1], rtol=1e-6)

@@ -10,9 +10,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from reader_study import design, ratings
 from stages import readers as stage
-from synthmri import comparison, imageset, ratings, study
+from synthmri import imageset
 from synthmri.errors import UserError
+from synthmri.reporting import comparison
 
 NAN = np.nan
 # Shrout and Fleiss 1979, table 2: six targets, four judges.
@@ -139,7 +141,7 @@ def simulated(effects=EFFECTS, readers=4, cases=20, seed=0, repeats=2) -> pd.Dat
                     {
                         "packet": "0" * 16, "reader": f"reader{reader}.{reader:06x}", "position": position,
                         "revision": 0, "repeat": int(position % (cases + repeats) >= cases),
-                        "image": f"{source}{case}", "sha256": study.sha256(picture(source, case)), "source": source,
+                        "image": f"{source}{case}", "sha256": design.sha256(picture(source, case)), "source": source,
                         "case": case, "realism": int(np.clip(round(opinion), 1, 5)),
                         "verdict": "real" if opinion > 3 else "synthetic",
                         "plausibility": int(np.clip(round(opinion), 1, 5)), "seconds": "4.0", "tags": "", "comment": "",

@@ -14,8 +14,8 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
-from synthmri import readers
 from synthmri.errors import UserError
+from synthmri.scans import read, scan
 
 SHAPE = (20, 24, 28)  # all different, so that a swapped axis shows
 MARK = (3, 5, 7)  # right, anterior, superior index of the one bright voxel
@@ -72,8 +72,8 @@ def save_series(folder: Path, data: np.ndarray, **elements) -> None:
         save_dicom(folder / f"IM{name:03d}", pixels, **AXIAL | {"ImagePositionPatient": position} | elements)
 
 
-def only(root: Path) -> readers.Source:
-    sources, bad = readers.find(root)
+def only(root: Path) -> scan.Source:
+    sources, bad = read.find(root)
     assert not bad, [str(error) for error in bad]
     assert len(sources) == 1
     return sources[0]
@@ -95,42 +95,42 @@ def test_any_axes_come_out_as_ras(tmp_path, codes, tilt):
     oblique = np.eye(4)
     oblique[1:3, 1:3] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
     save_nifti(tmp_path / "a.nii.gz", stored, oblique @ stored_affine)
-    scan = readers.read(only(tmp_path))
-    assert scan.data.dtype == np.float32
-    np.testing.assert_array_equal(scan.data, volume())
-    np.testing.assert_allclose(scan.spacing_mm, (1, 2, 3), rtol=1e-5)
+    found = read.read(only(tmp_path))
+    assert found.data.dtype == np.float32
+    np.testing.assert_array_equal(found.data, volume())
+    np.testing.assert_allclose(found.spacing_mm, (1, 2, 3), rtol=1e-5)
 
 
 def test_nifti_scale_factors_and_singleton_axis(tmp_path):
     image = nibabel.Nifti1Image(volume().astype(np.int16)[..., None], np.eye(4))
     image.header.set_slope_inter(0.5, -3)
     nibabel.save(image, tmp_path / "a.nii")
-    assert readers.read(only(tmp_path)).data[MARK] == 100 * 0.5 - 3
+    assert read.read(only(tmp_path)).data[MARK] == 100 * 0.5 - 3
 
 
 def test_some_nan_become_zero(tmp_path):
     data = volume()
     data[0, 0, :2] = np.nan, np.inf
     save_nifti(tmp_path / "a.nii", data)
-    read = readers.read(only(tmp_path)).data
-    assert read[0, 0, 0] == read[0, 0, 1] == 0
-    assert read[MARK] == 100
+    found = read.read(only(tmp_path)).data
+    assert found[0, 0, 0] == found[0, 0, 1] == 0
+    assert found[MARK] == 100
 
 
 def test_dicom_series_of_shuffled_files_without_extension(tmp_path):
     save_series(tmp_path, volume().round(), RescaleSlope=2, RescaleIntercept=-5)
     source = only(tmp_path)
     assert (source.subject, source.contrast, len(source.paths)) == ("id-1", "FLAIR", SHAPE[2])
-    scan = readers.read(source)
-    np.testing.assert_array_equal(scan.data, volume().round() * 2 - 5)
-    np.testing.assert_allclose(scan.spacing_mm, (1, 2, 3))
+    found = read.read(source)
+    np.testing.assert_array_equal(found.data, volume().round() * 2 - 5)
+    np.testing.assert_allclose(found.spacing_mm, (1, 2, 3))
 
 
 def test_monochrome1_is_inverted(tmp_path):
     data = volume().round()
     save_series(tmp_path, data, PhotometricInterpretation="MONOCHROME1")
-    read = readers.read(only(tmp_path)).data
-    np.testing.assert_array_equal(read, data.max() + data.min() - data)
+    found = read.read(only(tmp_path)).data
+    np.testing.assert_array_equal(found, data.max() + data.min() - data)
 
 
 def test_sagittal_dicom(tmp_path):
@@ -143,9 +143,9 @@ def test_sagittal_dicom(tmp_path):
             PixelSpacing=[3.0, 2.0],
             ImagePositionPatient=[-1.0 * i, -46.0, 81.0],
         )
-    scan = readers.read(only(tmp_path))
-    np.testing.assert_array_equal(scan.data, data)
-    np.testing.assert_allclose(scan.spacing_mm, (1, 2, 3))
+    found = read.read(only(tmp_path))
+    np.testing.assert_array_equal(found.data, data)
+    np.testing.assert_allclose(found.spacing_mm, (1, 2, 3))
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -176,7 +176,7 @@ def test_enhanced_multi_frame(tmp_path, shared):
         PerFrameFunctionalGroupsSequence=groups,
         **elements,
     )
-    np.testing.assert_array_equal(readers.read(only(tmp_path)).data, data * 2 + 1)
+    np.testing.assert_array_equal(read.read(only(tmp_path)).data, data * 2 + 1)
 
 
 def test_plain_multi_frame(tmp_path):
@@ -189,7 +189,7 @@ def test_plain_multi_frame(tmp_path):
         ImagePositionPatient=frames[0][1],
         **AXIAL,
     )
-    np.testing.assert_array_equal(readers.read(only(tmp_path)).data, volume().round())
+    np.testing.assert_array_equal(read.read(only(tmp_path)).data, volume().round())
 
 
 PICTURE = np.add.outer(np.arange(40), np.arange(32) * 2)  # 40 rows, 32 columns, 0..101
@@ -210,10 +210,10 @@ PICTURE = np.add.outer(np.arange(40), np.arange(32) * 2)  # 40 rows, 32 columns,
 )
 def test_pictures(tmp_path, name, pixels, tolerance):
     Image.fromarray(pixels).save(tmp_path / name)
-    scan = readers.read(only(tmp_path))
+    found = read.read(only(tmp_path))
     expected = pixels if pixels.ndim == 2 else pixels[..., 0]
-    assert scan.spacing_mm is None and scan.data.dtype == np.float32
-    np.testing.assert_allclose(scan.data, expected[None], atol=tolerance)
+    assert found.spacing_mm is None and found.data.dtype == np.float32
+    np.testing.assert_allclose(found.data, expected[None], atol=tolerance)
 
 
 STACK = np.random.default_rng(3).uniform(-1, 1, (5, 24, 20)).astype(np.float32)
@@ -228,12 +228,12 @@ STACK = np.random.default_rng(3).uniform(-1, 1, (5, 24, 20)).astype(np.float32)
 def test_tensors(tmp_path, array, suffix):
     path = tmp_path / f"preprocessed_sample_256x256.{suffix}"
     np.save(path, array) if suffix == "npy" else torch.save(torch.from_numpy(array), path)
-    np.testing.assert_array_equal(readers.read(only(tmp_path)).data, STACK)
+    np.testing.assert_array_equal(read.read(only(tmp_path)).data, STACK)
 
 
 def test_tensor_of_one_picture_and_of_half_precision(tmp_path):
     torch.save(torch.from_numpy(STACK[0]).half(), tmp_path / "a.pt")
-    np.testing.assert_allclose(readers.read(only(tmp_path)).data, STACK[:1], atol=1e-3)
+    np.testing.assert_allclose(read.read(only(tmp_path)).data, STACK[:1], atol=1e-3)
 
 
 # What is found --------------------------------------------------------------------------------------------------------
@@ -280,7 +280,7 @@ def test_subject_and_label_of_pictures(tmp_path, name, subject, contrast, label)
     path = tmp_path / "raw" / name
     path.parent.mkdir(parents=True)
     Image.fromarray(PICTURE.astype(np.uint8)).save(path)
-    (source,), bad = readers.find(tmp_path / "raw", classes=["glioma"])
+    (source,), bad = read.find(tmp_path / "raw", classes=["glioma"])
     assert (source.subject, source.contrast, source.label) == (subject, contrast, label) and not bad
 
 
@@ -293,7 +293,7 @@ def test_three_numbered_folders_or_tensors_are_people_and_two_are_none(tmp_path,
             np.save(path, PICTURE)
         else:
             Image.fromarray(PICTURE.astype(np.uint8)).save(path)
-        found = [source.subject for source in readers.find(tmp_path)[0]]
+        found = [source.subject for source in read.find(tmp_path)[0]]
         assert found == ([None] * count if count < 3 else [f"P000{n + 1}" for n in range(count)])
 
 
@@ -301,7 +301,7 @@ def test_numbered_classes_are_no_people(tmp_path):
     for name in ("grade1", "grade2", "grade3"):
         (tmp_path / name).mkdir()
         Image.fromarray(PICTURE.astype(np.uint8)).save(tmp_path / name / "1.png")
-    sources, _ = readers.find(tmp_path, classes=["grade1", "grade2", "grade3"])
+    sources, _ = read.find(tmp_path, classes=["grade1", "grade2", "grade3"])
     assert [(source.subject, source.label) for source in sources] == [(None, f"grade{n}") for n in (1, 2, 3)]
 
 
@@ -331,9 +331,9 @@ def test_one_id_for_all_after_deidentification_leaves_the_folders(tmp_path):
     for n in (1, 2, 3):
         folder = tmp_path / f"patient0{n}"
         save_series(folder, volume(), PatientID="ANONYMOUS", SeriesInstanceUID=f"1.{n}", SeriesDescription="T1")
-    assert [source.subject for source in readers.find(tmp_path)[0]] == ["patient01", "patient02", "patient03"]
+    assert [source.subject for source in read.find(tmp_path)[0]] == ["patient01", "patient02", "patient03"]
     save_series(tmp_path / "visit2", volume(), PatientID="A7", SeriesInstanceUID="1.9", SeriesDescription="T1")
-    assert "A7" in [source.subject for source in readers.find(tmp_path)[0]]
+    assert "A7" in [source.subject for source in read.find(tmp_path)[0]]
 
 
 def test_contrast_agent_of_dicom(tmp_path):
@@ -350,7 +350,7 @@ def test_series_are_parted_by_uid_not_by_folder(tmp_path):
                 "SeriesDescription": contrast,
             }
             save_dicom(tmp_path / str(k % 2) / f"{uid}-{k}.dcm", pixels, **elements)
-    sources, _ = readers.find(tmp_path)
+    sources, _ = read.find(tmp_path)
     assert [(source.contrast, len(source.paths)) for source in sources] == [("T1w", SHAPE[2]), ("T2w", SHAPE[2])]
 
 
@@ -371,7 +371,7 @@ def test_natural_order_and_junk(tmp_path):
     ]
     for name in junk:
         (tmp_path / name).write_text("x")
-    sources, bad = readers.find(tmp_path)
+    sources, bad = read.find(tmp_path)
     assert [source.name for source in sources] == ["1.png", "9.png", "10.png"]
     assert not bad
 
@@ -391,7 +391,7 @@ def test_labels_of_participants(tmp_path):
     assert only(tmp_path).label == ""
     (tmp_path / "participants.tsv").write_text("id\tlabel\nsub-01\tglioma\n")
     with pytest.raises(UserError, match="participant_id"):
-        readers.find(tmp_path)
+        read.find(tmp_path)
 
 
 def test_links(tmp_path):
@@ -402,7 +402,7 @@ def test_links(tmp_path):
     (inside / "out.nii").symlink_to(outside / "b.nii")
     (inside / "folder").symlink_to(outside)
     (inside / "dead.nii").symlink_to(inside / "nothing.nii")
-    sources, bad = readers.find(inside)
+    sources, bad = read.find(inside)
     assert [source.name for source in sources] == ["a.nii", "in.nii"]
     assert [(error.category, str(error).split(":")[0]) for error in bad] == [
         ("unreadable", "dead.nii"),
@@ -413,7 +413,7 @@ def test_links(tmp_path):
 
 def test_no_folder(tmp_path):
     with pytest.raises(UserError, match="is no folder; make it"):
-        readers.find(tmp_path / "nothing")
+        read.find(tmp_path / "nothing")
 
 
 # Bad files ------------------------------------------------------------------------------------------------------------
@@ -508,10 +508,10 @@ def test_bad_files_are_refused_by_name_and_reason(tmp_path, monkeypatch, name):
     make, category = BAD[name]
     (tmp_path / "raw").mkdir()
     make(tmp_path / "raw" / name)
-    sources, bad = readers.find(tmp_path / "raw")
+    sources, bad = read.find(tmp_path / "raw")
     for source in sources:
-        with pytest.raises(readers.BadFile) as caught:
-            readers.read(source)
+        with pytest.raises(scan.BadFile) as caught:
+            read.read(source)
         bad.append(caught.value)
     assert [error.category for error in bad] == [category]
     assert str(bad[0]).startswith(f"{name}: ")
@@ -561,19 +561,19 @@ def test_bad_slice_in_a_series(tmp_path, change, category):
     save_series(tmp_path, volume(), PixelSpacing=[2.0, 1.0])
     path = next(path for path in tmp_path.iterdir() if pydicom.dcmread(path).ImagePositionPatient[2] == 30)
     change(path)
-    with pytest.raises(readers.BadFile) as caught:
-        readers.read(only(tmp_path))
+    with pytest.raises(scan.BadFile) as caught:
+        read.read(only(tmp_path))
     assert caught.value.category == category, str(caught.value)
 
 
 def test_dicom_localizer_and_colour(tmp_path):
     for k, (pixels, position) in enumerate(dicom_slices(volume())[:2]):
         save_dicom(tmp_path / "a" / f"{k}.dcm", pixels, **AXIAL, ImagePositionPatient=position)
-    with pytest.raises(readers.BadFile, match="series of 2 slices"):
-        readers.read(only(tmp_path / "a"))
+    with pytest.raises(scan.BadFile, match="series of 2 slices"):
+        read.read(only(tmp_path / "a"))
     save_dicom(tmp_path / "b" / "c.dcm", np.zeros((20, 20, 3), np.uint16), SamplesPerPixel=3)
-    with pytest.raises(readers.BadFile, match="colour"):
-        readers.read(only(tmp_path / "b"))
+    with pytest.raises(scan.BadFile, match="colour"):
+        read.read(only(tmp_path / "b"))
 
 
 # Real volumes ---------------------------------------------------------------------------------------------------------
@@ -584,21 +584,21 @@ real = pytest.mark.skipif(not Path(REAL, "open-ms").is_dir(), reason="REAL_MRI n
 
 @real
 def test_real_volumes():
-    sources, bad = readers.find(Path(REAL, "open-ms"))
+    sources, bad = read.find(Path(REAL, "open-ms"))
     flair = [source for source in sources if source.contrast == "FLAIR"]
     assert not bad
     assert {source.subject for source in flair} == {f"patient{n:02d}" for n in (1, 3, 4, 9, 12)}
-    scan = readers.read(flair[0])
-    assert scan.data.shape == (320, 320, 36)
-    np.testing.assert_allclose(scan.spacing_mm, (0.71875, 0.71875, 4.0), atol=1e-3)
+    found = read.read(flair[0])
+    assert found.data.shape == (320, 320, 36)
+    np.testing.assert_allclose(found.spacing_mm, (0.71875, 0.71875, 4.0), atol=1e-3)
     # Defaced: the missing face is in front and below, so the bottom quarter is brighter behind than in front.
-    front, back = scan.data[:, 160:, :9].mean(), scan.data[:, :160, :9].mean()
+    front, back = found.data[:, 160:, :9].mean(), found.data[:, :160, :9].mean()
     assert back > 1.2 * front
 
 
 @real
 def test_real_pictures():
-    sources, bad = readers.find(Path(REAL, "t1ce-tumor"), ["glioma", "meningioma", "pituitary"])
+    sources, bad = read.find(Path(REAL, "t1ce-tumor"), ["glioma", "meningioma", "pituitary"])
     assert not bad
     assert {source.label for source in sources} == {"glioma", "meningioma", "pituitary"}
     assert {(source.contrast, source.subject) for source in sources} == {("T1ce", None)}

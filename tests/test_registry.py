@@ -26,14 +26,17 @@ from PIL import Image
 
 from stages import gate as gate_stage
 from stages import register, sample
-from synthmri import comparison, gate, imageset, params, serving, tracking, training
+from synthmri import imageset, params
 from synthmri.errors import UserError
+from synthmri.registry import gate, mlflow_store, serving
+from synthmri.reporting import comparison
+from synthmri.training import loop
 
 CHROMIUM = Path("/usr/bin/chromium")
 ROOT = Path(__file__).parent.parent
 SMALL = {
-    "vae": dict(width=4, latent=4), "dcgan": dict(width=4, latent=4), "ddpm": dict(channels=(16, 32), sample_steps=2),
-    "unet_gan": dict(width=4, latent=4),
+    "vae": dict(width=4, latent_dim=4), "dcgan": dict(width=4, latent_dim=4), "unet_gan": dict(width=4, latent_dim=4),
+    "ddpm": dict(channels=(16, 32), sample_steps=2),
 }  # fmt: skip
 SCORES = {
     "kid_alexnet": 0.1,
@@ -62,6 +65,8 @@ def template(tiny_model, tmp_path_factory):
         .replace("  batch_size: 20 ", "  batch_size: 4 ")
     )
     (folder / "params.yaml").write_text(text.replace("precision: auto ", "precision: fp32 "))
+    (folder / "data").mkdir()
+    shutil.copy(ROOT / "data/cohort.yaml", folder / "data")
     (folder / ".gitignore").write_text((ROOT / ".gitignore").read_text())
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -78,7 +83,11 @@ def template(tiny_model, tmp_path_factory):
         for name in comparison.MODELS:
             if name == "latent_diffusion":
                 shutil.copytree(tiny_model, "models/latent_diffusion")
-                chosen = {"guidance": 1.0, "steps": 3, "scheduler": "dpmsolver++"}  # not what section `sample` says
+                chosen = {
+                    "guidance_scale": 1.0,
+                    "steps": 3,
+                    "scheduler": "dpmsolver++",
+                }  # not what section `sample` says
                 Path("models/sampling.json").write_text(json.dumps(chosen))
             else:
                 baseline(name, seed=0)
@@ -90,22 +99,22 @@ def template(tiny_model, tmp_path_factory):
     git(folder, "init", "-q")
     git(folder, "add", "-A")
     git(folder, "commit", "-qm", "first")
-    tracking._make_sqlite(folder / "mlflow.db", folder / "mlruns")
+    mlflow_store._make_sqlite(folder / "mlflow.db", folder / "mlruns")
     return folder
 
 
 def baseline(name, seed):
     """An untrained network, as `stages.train` would save a trained one."""
-    code = importlib.import_module(f"synthmri.baselines.{name}")
+    code = importlib.import_module(f"synthmri.generators.{name}")
     p = params.read("params.yaml", f"baselines.{name}", code.Params).model_copy(update=SMALL[name])
     config = {"params": p.model_dump(), "size": 64, "seed": seed}
     shutil.rmtree(f"models/{name}", ignore_errors=True)
-    training.save_model(Path("models") / name, code.build(config), config)
+    loop.save_model(Path("models") / name, code.build(config), config)
 
 
 def draw(name):
     sample.main(
-        code=register.CODE[name], model=Path("models") / name, images=Path("data/slices/train"),
+        generator=name, model=Path("models") / name, images=Path("data/slices/train"),
         out=Path("data/samples") / name, sheet=Path("metrics/samples") / f"{name}.png",
         settings=Path("models/sampling.json") if name == "latent_diffusion" else None,
     )  # fmt: skip
@@ -161,7 +170,7 @@ def state() -> dict:
     out["logged"] = len(api.search_logged_models([experiment]))
     for model in api.search_registered_models():
         found = {}
-        for version in tracking.versions(api, model.name):
+        for version in mlflow_store.versions(api, model.name):
             run = api.get_run(version.run_id)
             assert version.tags.items() <= run.data.tags.items()
             files = sorted(below(api, version.run_id, None))
@@ -211,11 +220,11 @@ def test_adapters_are_logged_as_mlflow_keeps_them(project, tiny_model):
     import torch
     from peft import LoraConfig
 
-    from synthmri import ldm
+    from synthmri.generators import latent_diffusion
 
-    pipe = ldm.load(tiny_model)
+    pipe = latent_diffusion.load(tiny_model)
     pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
-    pipe.save_lora_weights(Path("models/latent_diffusion/lora"), ldm.fuse(pipe)["unet"])
+    pipe.save_lora_weights(Path("models/latent_diffusion/lora"), latent_diffusion.fuse(pipe)["unet"])
     text = Path("params.yaml").read_text(encoding="utf-8")
     Path("params.yaml").write_text(text.replace("pretrained/base", str(tiny_model)), encoding="utf-8")
     draw("latent_diffusion")
@@ -466,7 +475,7 @@ def test_served_pixels_are_the_sampled_ones(served, monkeypatch, name):
         ({"sed": 1}, "Extra inputs are not permitted"),
         ({"n": 65}, "less than or equal to 64"),
         ({"steps": -1}, "greater than or equal to 1"),
-        ({"guidance": 51}, "less than or equal to 50"),
+        ({"guidance_scale": 51}, "less than or equal to 50"),
         ({"prompt": "a" * 301}, "at most 300 characters"),
         ({"seed": "1"}, "valid integer"),
         ({"seed": -1}, "greater than or equal to 0"),
@@ -503,7 +512,7 @@ def test_bounds_over_requests_and_requests_that_a_model_cannot_follow(served, mo
 
 def test_a_prompt_changes_the_picture(served, monkeypatch):
     model = load(served, monkeypatch, "latent_diffusion")
-    ask = {"seed": 1000, "format": "array", "guidance": 7}
+    ask = {"seed": 1000, "format": "array", "guidance_scale": 7}
     one, other = (model.predict([ask | {"prompt": text}])[0]["array"] for text in ("T1w brain", "FLAIR lesions"))
     assert not np.array_equal(one, other)
 
@@ -515,9 +524,9 @@ def test_requirements_hold_all_that_drawing_imports(tiny_model):
     named = importlib.metadata.packages_distributions()
     found = set()
     files = [
-        "serving", "sampling", "prompt", "imageset", "params", "errors", "training", "diffusion", "autoencoder", "ldm",
-    ]  # fmt: skip
-    for file in [ROOT / f"synthmri/{name}.py" for name in files] + list((ROOT / "synthmri/baselines").glob("*.py")):
+        ROOT / f"synthmri/{name}.py" for name in ("registry/serving", "scans/prompts", "imageset", "params", "errors")
+    ]
+    for file in [*files, *(ROOT / "synthmri/generators").glob("*.py"), *(ROOT / "synthmri/training").glob("*.py")]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
@@ -605,7 +614,7 @@ def test_what_a_person_sees_in_a_browser(served, monkeypatch, tmp_path):
 
     monkeypatch.chdir(served)
     api, experiment = client()
-    run = tracking.versions(api, "synthmri-latent_diffusion")[0].run_id
+    run = mlflow_store.versions(api, "synthmri-latent_diffusion")[0].run_id
     port, shots = free_port(), Path(os.environ.get("SHOTS", tmp_path))
     address = f"http://127.0.0.1:{port}"
     command = ["-m", "stages.register", "--ui", "--port", str(port)]

@@ -8,8 +8,8 @@ import torch
 from scipy.ndimage import gaussian_filter
 from skimage import data
 
-from synthmri import features, scores
 from synthmri.errors import UserError
+from synthmri.evaluation import copies, distances, features, pairs, uncertainty
 
 
 @pytest.fixture(scope="module")
@@ -45,16 +45,16 @@ def test_frechet_distance_of_known_gaussians():
     x = rng.normal(size=(50, 4))
     x -= x.mean(axis=0)
     x = x @ np.linalg.inv(np.linalg.cholesky(np.cov(x.T))).T  # mean 0 and covariance 1, up to rounding
-    assert scores.frechet_distance(x, 2 * x + 3) == pytest.approx(4 * (9 + 1), rel=1e-12)
-    assert scores.frechet_distance(x, x + 3) == pytest.approx(4 * 9, rel=1e-12)
-    assert scores.frechet_distance(x, x) == pytest.approx(0, abs=1e-12)
+    assert distances.frechet_distance(x, 2 * x + 3) == pytest.approx(4 * (9 + 1), rel=1e-12)
+    assert distances.frechet_distance(x, x + 3) == pytest.approx(4 * 9, rel=1e-12)
+    assert distances.frechet_distance(x, x) == pytest.approx(0, abs=1e-12)
 
 
 def test_frechet_distance_equals_the_matrix_root_and_torchmetrics():
     from torchmetrics.image.fid import _compute_fid
 
     x, y = _gaussians(300, 200, 24)
-    found = scores.frechet_distance(x, y)
+    found = distances.frechet_distance(x, y)
     assert found == pytest.approx(_by_sqrtm(x, y), rel=1e-9)
     moments = [torch.from_numpy(z) for s in (x, y) for z in (s.mean(axis=0), np.cov(s.T))]
     assert found == pytest.approx(float(_compute_fid(*moments)), rel=1e-9)
@@ -68,19 +68,21 @@ def test_frechet_distance_below_the_dimension(n, m):
     means = np.square(x.mean(axis=0) - y.mean(axis=0)).sum()
     traces = np.square(cx).sum() / (n - 1) + np.square(cy).sum() / (m - 1)
     nuclear = np.linalg.norm(cx @ cy.T, "nuc") / math.sqrt((n - 1) * (m - 1))
-    assert scores.frechet_distance(x, y) == pytest.approx(means + traces - 2 * nuclear, rel=1e-9)
+    assert distances.frechet_distance(x, y) == pytest.approx(means + traces - 2 * nuclear, rel=1e-9)
     eigenvalues, axes = np.linalg.eigh(np.cov(x.T))
     root = axes * np.sqrt(eigenvalues.clip(0)) @ axes.T
     eigenvalues = np.linalg.eigvalsh(root @ np.cov(y.T) @ root)
     full = means + traces - 2 * np.sqrt(eigenvalues.clip(0)).sum()
-    assert scores.frechet_distance(x, y) == pytest.approx(full, rel=1e-6)
+    assert distances.frechet_distance(x, y) == pytest.approx(full, rel=1e-6)
 
 
 def test_frechet_distance_is_symmetric_and_orderless():
     x, y = _gaussians(80, 60, 32)
-    found = scores.frechet_distance(x, y)
-    assert scores.frechet_distance(y, x) == pytest.approx(found, rel=1e-9)
-    assert scores.frechet_distance(x[::-1], np.random.default_rng(1).permutation(y)) == pytest.approx(found, rel=1e-9)
+    found = distances.frechet_distance(x, y)
+    assert distances.frechet_distance(y, x) == pytest.approx(found, rel=1e-9)
+    assert distances.frechet_distance(x[::-1], np.random.default_rng(1).permutation(y)) == pytest.approx(
+        found, rel=1e-9
+    )
 
 
 # Kernel distance
@@ -95,7 +97,7 @@ def test_kernel_distance_equals_a_double_loop():
     xx = sum(k(x[i], x[j]) for i in range(9) for j in range(9) if i != j) / (9 * 8)
     yy = sum(k(y[i], y[j]) for i in range(7) for j in range(7) if i != j) / (7 * 6)
     xy = sum(k(a, b) for a in x for b in y) / (9 * 7)
-    assert scores.kernel_distance(x, y) == pytest.approx(xx + yy - 2 * xy, rel=1e-10)
+    assert distances.kernel_distance(x, y) == pytest.approx(xx + yy - 2 * xy, rel=1e-10)
 
 
 def test_kernel_distance_equals_torchmetrics():
@@ -103,21 +105,21 @@ def test_kernel_distance_equals_torchmetrics():
 
     x, y = _gaussians(40, 40, 16)
     expected = float(poly_mmd(torch.from_numpy(x), torch.from_numpy(y)))
-    assert scores.kernel_distance(x, y) == pytest.approx(expected, rel=1e-9)
+    assert distances.kernel_distance(x, y) == pytest.approx(expected, rel=1e-9)
 
 
 def test_frechet_distance_is_biased_by_n_and_kernel_distance_is_not():
     rng = np.random.default_rng(0)
     small = [(rng.normal(size=(20, 16)), rng.normal(size=(20, 16))) for _ in range(200)]
     large = [(rng.normal(size=(80, 16)), rng.normal(size=(80, 16))) for _ in range(200)]
-    fd = [np.mean([scores.frechet_distance(x, y) for x, y in pairs]) for pairs in (small, large)]
-    kid = [np.array([scores.kernel_distance(x, y) for x, y in pairs]) for pairs in (small, large)]
+    fd = [np.mean([distances.frechet_distance(x, y) for x, y in halves]) for halves in (small, large)]
+    kid = [np.array([distances.kernel_distance(x, y) for x, y in halves]) for halves in (small, large)]
     assert fd[0] > 2 * fd[1] > 0
     for values in kid:
         assert abs(values.mean()) < 3 * values.std() / math.sqrt(len(values))
 
 
-@pytest.mark.parametrize("score", [scores.frechet_distance, scores.kernel_distance])
+@pytest.mark.parametrize("score", [distances.frechet_distance, distances.kernel_distance])
 def test_distances_refuse_what_is_no_pair_of_features(score):
     x = np.zeros((4, 3))
     bad = x.copy()
@@ -138,7 +140,7 @@ def test_merged_gaussians_are_those_of_all_rows(n, block, offset):
     """Below and above D = 60 rows, on badly scaled columns, with a mean a million times the spread."""
     rng = np.random.default_rng(n)
     x = rng.normal(size=(n, 60)) * np.logspace(-3, 3, 60) + offset * np.logspace(-3, 3, 60)
-    found = scores.gaussian(x, block=block)
+    found = distances.gaussian(x, block=block)
     exact = x.astype(np.longdouble)
     mean = exact.mean(axis=0)
     covariance = ((exact - mean).T @ (exact - mean)).astype(float) / (n - 1)
@@ -156,20 +158,20 @@ def test_pieces_merge_in_any_order_and_number():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(300, 20)) + 5, rng.normal(size=(200, 20))
     cuts = np.sort(rng.choice(np.arange(2, 299, 2), 6, replace=False))
-    parts = [scores.gaussian(part) for part in np.split(x, cuts)]
+    parts = [distances.gaussian(part) for part in np.split(x, cuts)]
     for order in (range(7), [3, 1, 6, 0, 5, 2, 4]):
-        total = functools.reduce(scores.merged, [parts[i] for i in order])
+        total = functools.reduce(distances.merged, [parts[i] for i in order])
         assert total.count == 300
         np.testing.assert_allclose(total.mean, x.mean(axis=0), rtol=1e-13)
         np.testing.assert_allclose(total.root.T @ total.root / 299, np.cov(x.T), atol=1e-13)
-        assert scores.frechet_distance(total, y) == pytest.approx(scores.frechet_distance(x, y), rel=1e-11)
+        assert distances.frechet_distance(total, y) == pytest.approx(distances.frechet_distance(x, y), rel=1e-11)
     rows = np.sort(rng.choice(300, 100, replace=False))
-    assert scores.frechet_distance(scores.gaussian(x, rows, block=9), x[rows]) == pytest.approx(0, abs=1e-10)
+    assert distances.frechet_distance(distances.gaussian(x, rows, block=9), x[rows]) == pytest.approx(0, abs=1e-10)
     with pytest.raises(UserError, match=r"1 row\(s\)"):
-        scores.gaussian(x, rows[:1])
+        distances.gaussian(x, rows[:1])
     x[250, 3] = np.inf
     with pytest.raises(UserError, match="row 250 first"):
-        scores.gaussian(x, block=100)
+        distances.gaussian(x, block=100)
 
 
 def test_blocks_do_not_show_in_the_kernel_distance():
@@ -177,31 +179,31 @@ def test_blocks_do_not_show_in_the_kernel_distance():
     k = [(a @ b.T / 24 + 1) ** 3 for a, b in ((x, x), (y, y), (x, y))]
     expected = sum((m.sum() - np.trace(m)) / (len(m) * (len(m) - 1)) for m in k[:2]) - 2 * k[2].mean()
     for block in (1, 32, 90, 1000):
-        assert scores.kernel_distance(x, y, block=block) == pytest.approx(expected, rel=1e-9)
+        assert distances.kernel_distance(x, y, block=block) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("block", [16, 1000])
 def test_neighbourhoods_are_those_of_the_package_prdc(monkeypatch, block):
     from prdc import compute_prdc
 
-    monkeypatch.setattr(scores, "BLOCK", block)
+    monkeypatch.setattr(distances, "BLOCK", block)
     for seed in range(3):
         rng = np.random.default_rng(seed)
         real, made = rng.normal(size=(90, 8)), rng.normal(size=(70, 8)) * 0.8 + 0.3
         expected = compute_prdc(real, made, nearest_k=5)
-        assert scores.precision_recall_density_coverage(real, made) == pytest.approx(expected)
+        assert distances.precision_recall_density_coverage(real, made) == pytest.approx(expected)
         assert expected["precision"] > 0.1 and expected["recall"] < 1
 
 
 def test_nearest_distances_are_exact_in_blocks(monkeypatch):
     from scipy.spatial.distance import cdist
 
-    monkeypatch.setattr(scores, "BLOCK", 8)
+    monkeypatch.setattr(distances, "BLOCK", 8)
     x, y = _gaussians(50, 30, 16)
     x, y = x + 1e4, y + 1e4  # where |a|^2 + |b|^2 - 2 a.b alone has lost 8 digits
     y[7] = x[3]
-    np.testing.assert_allclose(scores.nearest_distances(x, y), cdist(x, y).min(axis=1), rtol=1e-12, atol=0)
-    assert scores.nearest_distances(x, y)[3] == 0
+    np.testing.assert_allclose(copies.nearest_distances(x, y), cdist(x, y).min(axis=1), rtol=1e-12, atol=0)
+    assert copies.nearest_distances(x, y)[3] == 0
 
 
 def test_distances_grow_with_blur_noise_and_collapse(images):
@@ -212,11 +214,11 @@ def test_distances_grow_with_blur_noise_and_collapse(images):
         lambda strength: (images[:12] + rng.normal(0, 20 * strength, (12, 64, 64))).clip(0, 255).astype(np.uint8),
     ):
         damaged = [features.alexnet(damage(strength)) for strength in (1, 4)]
-        for score in (scores.frechet_distance, scores.kernel_distance):
+        for score in (distances.frechet_distance, distances.kernel_distance):
             values = [score(x, reference) for x in (real, *damaged)]
             assert values == sorted(values)
     collapsed = np.repeat(real[:1], 12, axis=0)
-    assert scores.frechet_distance(collapsed, reference) > 2 * scores.frechet_distance(real, reference)
+    assert distances.frechet_distance(collapsed, reference) > 2 * distances.frechet_distance(real, reference)
 
 
 def test_copies_and_mean_images_win_at_resemblance(images, lpips_model):
@@ -224,8 +226,8 @@ def test_copies_and_mean_images_win_at_resemblance(images, lpips_model):
     train, test = images[:12], images[12:]
 
     def resemblance(x):
-        nearest = train[scores.closest_by_pixels(x, train).nearest]
-        return scores.ssim(x, nearest), scores.psnr(x, nearest), scores.lpips_distance(x, nearest, lpips_model)
+        nearest = train[copies.closest_by_pixels(x, train).nearest]
+        return pairs.ssim(x, nearest), pairs.psnr(x, nearest), pairs.lpips_distance(x, nearest, lpips_model)
 
     assert resemblance(train[::-1]) == (1, 100, 0)
     mean = np.repeat(train.mean(axis=0, keepdims=True).astype(np.uint8), 12, axis=0)
@@ -241,7 +243,7 @@ def test_by_subject_is_the_standard_error_of_a_mean():
     values = rng.normal(size=30)
     rows, subjects = np.repeat(values, 5)[:, None], np.repeat([f"s{i}" for i in range(30)], 5)
     for fraction in (0.3, 0.5, 0.8):
-        found = scores.by_subject(lambda x: x.mean(), rows, subjects, rounds=4000, fraction=fraction, seed=0)
+        found = uncertainty.by_subject(lambda x: x.mean(), rows, subjects, rounds=4000, fraction=fraction, seed=0)
         assert found == pytest.approx(values.std(ddof=1) / math.sqrt(30), rel=0.05)
 
 
@@ -253,11 +255,11 @@ def test_by_subject_is_the_spread_of_frechet_distances_over_cohorts():
     def cohort():
         return np.repeat(rng.normal(size=(40, 8)), 4, axis=0) + 0.3 * rng.normal(size=(160, 8))
 
-    truth = np.std([scores.frechet_distance(ours, cohort()) for _ in range(200)])
+    truth = np.std([distances.frechet_distance(ours, cohort()) for _ in range(200)])
     subjects = np.repeat(np.arange(40), 4)
     found = [
-        scores.by_subject(
-            lambda x: scores.frechet_distance(ours, x), cohort(), subjects, rounds=50, fraction=0.8, seed=seed
+        uncertainty.by_subject(
+            lambda x: distances.frechet_distance(ours, x), cohort(), subjects, rounds=50, fraction=0.8, seed=seed
         )
         for seed in range(8)
     ]
@@ -266,8 +268,8 @@ def test_by_subject_is_the_spread_of_frechet_distances_over_cohorts():
 
 def test_fewest_kept_is_what_the_smallest_subjects_have():
     subjects = list("aaaabbc")
-    assert scores.fewest_kept(subjects, 0.5) == 3 and scores.fewest_kept(subjects, 0.3) == 1
-    assert scores.fewest_kept(["a"] * 9, 0.5) == 0
+    assert uncertainty.fewest_kept(subjects, 0.5) == 3 and uncertainty.fewest_kept(subjects, 0.3) == 1
+    assert uncertainty.fewest_kept(["a"] * 9, 0.5) == 0
 
 
 def test_by_subject_keeps_subjects_whole_and_repeats():
@@ -279,13 +281,15 @@ def test_by_subject_keeps_subjects_whole_and_repeats():
         seen.append(tuple(x[:, 0]))
         return float(len(x))
 
-    first = scores.by_subject(score, rows, subjects, rounds=20, fraction=0.5, seed=3)
+    first = uncertainty.by_subject(score, rows, subjects, rounds=20, fraction=0.5, seed=3)
     assert all(len(set(drawn)) == len(drawn) for drawn in seen)
     assert all(set(np.flatnonzero(np.isin(subjects, subjects[list(drawn)]))) == set(drawn) for drawn in seen)
-    assert first == scores.by_subject(score, rows, subjects, rounds=20, fraction=0.5, seed=3)
-    assert scores.by_subject(score, rows, subjects, rounds=5, fraction=0.99, seed=0) >= 0  # one subject is left out
+    assert first == uncertainty.by_subject(score, rows, subjects, rounds=20, fraction=0.5, seed=3)
+    assert (
+        uncertainty.by_subject(score, rows, subjects, rounds=5, fraction=0.99, seed=0) >= 0
+    )  # one subject is left out
     with pytest.raises(UserError, match="at least 2"):
-        scores.by_subject(score, rows, ["a"] * 12, rounds=5, fraction=0.5, seed=0)
+        uncertainty.by_subject(score, rows, ["a"] * 12, rounds=5, fraction=0.5, seed=0)
 
 
 # Pairs of images
@@ -296,7 +300,7 @@ def test_nearest_of_closest_by_pixels_equals_brute_force(images, block):
     rng = np.random.default_rng(0)
     references = images[rng.permutation(24)[:19]]
     squares = np.square(images[:, None].astype(np.int64) - references[None]).sum(axis=(2, 3))
-    found = scores.closest_by_pixels(images, references, block=block).nearest
+    found = copies.closest_by_pixels(images, references, block=block).nearest
     np.testing.assert_array_equal(found, squares.argmin(axis=1))
 
 
@@ -306,7 +310,7 @@ def test_nearest_of_closest_by_pixels_takes_the_first_of_equals_and_sees_one_gre
     almost = white.copy()
     almost[0, 255, 255] = 254
     references = np.concatenate([almost, white, white, almost])
-    found = scores.closest_by_pixels(np.concatenate([white, almost]), references, block=block).nearest
+    found = copies.closest_by_pixels(np.concatenate([white, almost]), references, block=block).nearest
     np.testing.assert_array_equal(found, [1, 0])
 
 
@@ -318,43 +322,43 @@ def test_ssim_and_psnr_equal_torchmetrics(images):
     noisy = (images + rng.normal(0, 15, images.shape)).clip(0, 255).astype(np.uint8)
     a, b = (torch.from_numpy(x).double()[:, None] for x in (images, noisy))
     _, full = structural_similarity_index_measure(a, b, data_range=255.0, return_full_image=True)
-    assert scores.ssim(images, noisy) == pytest.approx(float(full[..., 5:-5, 5:-5].mean()), abs=1e-6)
+    assert pairs.ssim(images, noisy) == pytest.approx(float(full[..., 5:-5, 5:-5].mean()), abs=1e-6)
     expected = peak_signal_noise_ratio(a, b, data_range=255.0, dim=(1, 2, 3))
-    assert scores.psnr(images, noisy) == pytest.approx(float(expected), abs=1e-4)
+    assert pairs.psnr(images, noisy) == pytest.approx(float(expected), abs=1e-4)
 
 
 def test_psnr_of_known_differences():
     black = np.zeros((2, 16, 16), np.uint8)
     other = black.copy()
     other[0] += 255
-    assert scores.psnr(black[:1], other[:1]) == 0
-    assert scores.psnr(black, black) == 100
-    assert scores.psnr(black, other) == 50
-    assert scores.psnr(black, black + np.uint8(1)) == pytest.approx(48.1308, abs=1e-4)
+    assert pairs.psnr(black[:1], other[:1]) == 0
+    assert pairs.psnr(black, black) == 100
+    assert pairs.psnr(black, other) == 50
+    assert pairs.psnr(black, black + np.uint8(1)) == pytest.approx(48.1308, abs=1e-4)
 
 
 def test_lpips_distance_does_not_depend_on_the_batch(images, lpips_model):
-    values = [scores.lpips_distance(images[:11], images[11:22], lpips_model, batch=batch) for batch in (1, 4, 64)]
+    values = [pairs.lpips_distance(images[:11], images[11:22], lpips_model, batch=batch) for batch in (1, 4, 64)]
     np.testing.assert_allclose(values, values[0], rtol=1e-5)
-    assert scores.lpips_distance(images, images, lpips_model) == 0
+    assert pairs.lpips_distance(images, images, lpips_model) == 0
 
 
 def test_scores_of_images_refuse_what_is_no_pair(images, lpips_model):
-    calls = (scores.ssim, scores.psnr, lambda x, y: scores.lpips_distance(x, y, lpips_model))
+    calls = (pairs.ssim, pairs.psnr, lambda x, y: pairs.lpips_distance(x, y, lpips_model))
     for call in calls:
         with pytest.raises(UserError, match="24 images and 23 references"):
             call(images, images[1:])
         with pytest.raises(UserError, match="0 images"):
             call(images[:0], images[:0])
-    for call in (*calls, scores.closest_by_pixels):
+    for call in (*calls, copies.closest_by_pixels):
         with pytest.raises(UserError, match="float64"):
             call(images, images / 255)
         with pytest.raises(UserError, match="64, 64"):
             call(images, images[:, 1:])
     with pytest.raises(UserError, match="no references"):
-        scores.closest_by_pixels(images, images[:0])
+        copies.closest_by_pixels(images, images[:0])
     with pytest.raises(UserError, match="11 x 11"):
-        scores.ssim(images[:, :10], images[:, :10])
+        pairs.ssim(images[:, :10], images[:, :10])
 
 
 # precision, recall, density, coverage
@@ -364,7 +368,7 @@ def test_manifolds_of_a_line_by_hand():
     """Points on a line, k = 1: neighbourhoods are intervals that can be counted by hand."""
     real = np.array([[0.0], [1.0], [2.0], [10.0]])  # radii 1, 1, 1, 8
     fake = np.array([[0.5], [1.5], [100.0], [200.0]])  # radii 1, 1, 98.5, 100
-    found = scores.precision_recall_density_coverage(real, fake, k=1)
+    found = distances.precision_recall_density_coverage(real, fake, k=1)
     # 0.5 lies within 0 and 1; 1.5 within 1 and 2 (and 8.5 from 10: outside); 100 and 200 within none.
     assert found["precision"] == 0.5
     assert found["density"] == pytest.approx((2 + 2) / (1 * 4))
@@ -377,15 +381,15 @@ def test_manifolds_of_a_line_by_hand():
 def test_equal_sets_are_covered_and_far_ones_are_not():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(60, 8))
-    same = scores.precision_recall_density_coverage(x, x)
+    same = distances.precision_recall_density_coverage(x, x)
     assert same["precision"] == same["recall"] == same["coverage"] == 1
-    far = scores.precision_recall_density_coverage(x, x + 100)
+    far = distances.precision_recall_density_coverage(x, x + 100)
     assert far == {"precision": 0, "recall": 0, "density": 0, "coverage": 0}
 
 
 def test_too_few_for_a_neighbourhood():
     with pytest.raises(UserError, match="neighbourhoods of 5"):
-        scores.precision_recall_density_coverage(np.ones((6, 2)), np.ones((60, 2)))
+        distances.precision_recall_density_coverage(np.ones((6, 2)), np.ones((60, 2)))
 
 
 # memorisation and diversity
@@ -395,26 +399,26 @@ def test_memorised_share_by_hand():
     train = np.array([[0.0], [100.0]])
     held_out = np.array([[float(d)] for d in range(10, 50)])  # distances to train 10 .. 49: 5th percentile 11.95
     ours = np.array([[1.0], [11.0], [12.0], [50.0]])
-    assert scores.memorised(ours, held_out, train) == 0.5
+    assert copies.memorised(ours, held_out, train) == 0.5
 
 
 def test_largest_correlation_is_pearsons(images):
-    _, values, which = scores.closest_by_pixels(images[:5], images[5:], block=4)
+    _, values, which = copies.closest_by_pixels(images[:5], images[5:], block=4)
     table = np.corrcoef(images.reshape(len(images), -1))[:5, 5:]
     np.testing.assert_allclose(values, table.max(axis=1), atol=1e-12)
     np.testing.assert_array_equal(which, table.argmax(axis=1))
     flat = np.full((1, 64, 64), 9, np.uint8)
-    assert scores.closest_by_pixels(flat, images).correlation == 0
-    assert scores.closest_by_pixels(images[:1], flat).correlation == 0
+    assert copies.closest_by_pixels(flat, images).correlation == 0
+    assert copies.closest_by_pixels(images[:1], flat).correlation == 0
 
 
 def test_ms_ssim_is_torchmetrics_and_falls_with_diversity():
     from torchmetrics.image import MultiScaleStructuralSimilarityIndexMeasure
 
     a, b = data.camera()[:192, :192], data.brick()[:192, :192]
-    pair = scores.ms_ssim(np.stack([a, b]), pairs=3)
+    pair = pairs.ms_ssim(np.stack([a, b]), pairs=3)
     reference = MultiScaleStructuralSimilarityIndexMeasure(data_range=1.0)
     tensors = [torch.from_numpy(image.astype(np.float32) / 255)[None, None] for image in (a, b)]
     assert pair == pytest.approx(reference(*tensors).item(), abs=1e-4)
-    assert scores.ms_ssim(np.stack([a, a])) == pytest.approx(1, abs=1e-5)
-    assert scores.ms_ssim(np.stack([a, b])[:, :100, :100]) is None
+    assert pairs.ms_ssim(np.stack([a, a])) == pytest.approx(1, abs=1e-5)
+    assert pairs.ms_ssim(np.stack([a, b])[:, :100, :100]) is None

@@ -36,7 +36,7 @@ class Team:
         self.s3.create_bucket(Bucket="store")
         for name in ("stages", "synthmri", "profiles", ".dvc/config"):
             (shutil.copytree if (ROOT / name).is_dir() else self._copy)(ROOT / name, self.first / name)
-        for name in (".gitignore", ".dvcignore", "params.yaml"):
+        for name in (".gitignore", ".dvcignore", "params.yaml", "data/cohort.yaml", "pretrained/params.yaml"):
             self._copy(ROOT / name, self.first / name)
         whole = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
         cut = {"stages": {name: whole[name] for name in ("simulate", "preprocess")}}
@@ -45,8 +45,8 @@ class Team:
         git(home, "clone", "-q", "hub", "cloned")
         (home / "cloned/.git").rename(self.first / ".git")
         self.run("first", "stages.profile", "smoke")
-        text = (self.first / "params.yaml").read_text()
-        (self.first / "params.yaml").write_text(text.replace("subjects: 5", "subjects: 3"))
+        text = (self.first / "data/cohort.yaml").read_text()
+        (self.first / "data/cohort.yaml").write_text(text.replace("subjects: 5", "subjects: 3"))
         # As docs/sharing.md has it; keys are in the environment.
         self.dvc("first", "remote", "add", "--default", "store", "s3://store/synthmri")
         self.dvc("first", "remote", "modify", "store", "endpointurl", endpoint)

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from synthmri import params, slices
+from synthmri import params
 from synthmri.errors import UserError
+from synthmri.scans import identity, slicing, splits
 
 DATA = {
     "source": "raw",
@@ -25,8 +26,8 @@ DATA = {
 }
 
 
-def make(**changes) -> slices.Data:
-    return params.parse(DATA | changes, "data", slices.Data)
+def make(**changes) -> slicing.Data:
+    return params.parse(DATA | changes, "data", slicing.Data)
 
 
 def ball(spacing=(2.0, 2.0, 2.0), radius=40.0, extent=120.0, shift=(0, 0, 0)) -> np.ndarray:
@@ -50,7 +51,7 @@ def test_orientation_on_the_image(plane, up, right):
         where[axis] += sign * 10
     i, j, k = where
     head[i - 1 : i + 2, j - 1 : j + 2, k - 1 : k + 2] = 100
-    images = slices.from_volume(head, (2, 2, 2), make(plane=plane)).images
+    images = slicing.from_volume(head, (2, 2, 2), make(plane=plane)).images
     _, row, column = np.unravel_index(images.argmax(), images.shape)
     assert row < 28 and column > 36
     # 10 voxels of 2 mm are 10 pixels of 2 mm. The mark is three voxels wide, argmax takes the first of them.
@@ -64,7 +65,7 @@ def test_depth_counts_from_vertex_forehead_and_left(plane, axis, first):
     index = [slice(28, 32)] * 3
     index[axis] = slice(40, 43) if first == "high" else slice(17, 20)
     head[tuple(index)] = 100  # 20 mm off the centre, towards the first slice
-    result = slices.from_volume(head, (2, 2, 2), make(plane=plane))
+    result = slicing.from_volume(head, (2, 2, 2), make(plane=plane))
     brightest = result.images.reshape(len(result.images), -1).max(1).argmax()
     assert 14 <= result.depth_mm[brightest] <= 22  # the first slice is 40 mm off the centre
     assert result.depth_mm[0] == 0 and result.slice_mm == 2
@@ -72,13 +73,13 @@ def test_depth_counts_from_vertex_forehead_and_left(plane, axis, first):
 
 
 def test_depth_range_step_and_empty_slices():
-    result = slices.from_volume(ball(), (2, 2, 2), make(depth_mm=[20, 60], slice_step=2))
+    result = slicing.from_volume(ball(), (2, 2, 2), make(depth_mm=[20, 60], slice_step=2))
     assert min(result.depth_mm) >= 20 and max(result.depth_mm) <= 60
     assert set(np.diff(result.depth_mm)) == {4.0} and result.slice_mm == 4
     assert result.dropped == {"outside_depth": 30 - len(result.images), "empty": 0}
 
     # A ball of radius 40 mm at distance d of its centre covers pi (40^2 - d^2) of 128^2 mm^2.
-    result = slices.from_volume(ball(), (2, 2, 2), make(min_head_fraction=0.2))
+    result = slicing.from_volume(ball(), (2, 2, 2), make(min_head_fraction=0.2))
     kept = np.abs(np.array(result.depth_mm) - 39)
     assert np.sqrt(40**2 - 0.2 * 128**2 / np.pi) == pytest.approx(kept.max(), abs=4)
     assert result.dropped["empty"] > 0
@@ -88,7 +89,7 @@ def test_depth_range_step_and_empty_slices():
 @pytest.mark.parametrize("spacing", [(2, 2, 2), (0.5, 1.5, 4), (3, 1, 1)])
 def test_a_circle_stays_a_circle_of_its_size(plane, spacing):
     head = ball(spacing, shift=(6, -8, 4))
-    result = slices.from_volume(head, spacing, make(plane=plane, field_of_view_mm=160, image_size=128))
+    result = slicing.from_volume(head, spacing, make(plane=plane, field_of_view_mm=160, image_size=128))
     image = result.images[len(result.images) // 2] >= 128
     rows, columns = np.flatnonzero(image.any(1)), np.flatnonzero(image.any(0))
     slack = 1.5 * max(spacing)
@@ -101,7 +102,7 @@ def test_shrinking_smooths():
     stripes = np.zeros((1, 512, 512), np.float32)
     stripes[:, :, ::2] = 1
     stripes[:, :, 1::2] = 0.5
-    image = slices.from_pictures(stripes, make()).images[0]
+    image = slicing.from_pictures(stripes, make()).images[0]
     assert np.ptp(image[8:-8, 8:-8].astype(int)) <= 12  # without it, moire of nearly the full range
 
 
@@ -109,14 +110,14 @@ def test_window_is_taken_inside_the_head():
     head = ball()
     head[ball() > 0] = np.linspace(100, 300, int((ball() > 0).sum()))
     head[0, 0, 0] = 10000  # a spike outside
-    images = slices.from_volume(head, (2, 2, 2), make(window_percentiles=[1, 99])).images
+    images = slicing.from_volume(head, (2, 2, 2), make(window_percentiles=[1, 99])).images
     assert images.max() == 255
     assert 80 < np.median(images[len(images) // 2][24:40, 24:40]) < 175
 
 
 def test_a_mask_is_no_image():
     with pytest.raises(UserError, match="mask"):
-        slices.from_volume(ball(radius=60, extent=100) + 7, (2, 2, 2), make(window_percentiles=[25, 75]))
+        slicing.from_volume(ball(radius=60, extent=100) + 7, (2, 2, 2), make(window_percentiles=[25, 75]))
 
 
 # Pictures -------------------------------------------------------------------------------------------------------------
@@ -131,8 +132,8 @@ def disc(rows: int, columns: int, radius: int) -> np.ndarray:
 def test_picture_of_the_right_size_is_only_windowed():
     picture = disc(64, 64, 28)
     picture[0, 0] = 255
-    result = slices.from_pictures(picture[None], make())
-    head = slices.head_mask(picture)
+    result = slicing.from_pictures(picture[None], make())
+    head = slicing.head_mask(picture)
     lo, hi = picture[head].min(), picture[head].max()
     np.testing.assert_array_equal(result.images[0], np.rint(np.clip((picture - lo) / (hi - lo), 0, 1) * 255))
     assert result.depth_mm is None and result.slice_mm is None
@@ -141,7 +142,7 @@ def test_picture_of_the_right_size_is_only_windowed():
 @pytest.mark.parametrize("shape", [(64, 41), (40, 64)])
 def test_picture_is_padded_to_a_square(shape):
     picture = disc(*shape, 15)
-    image = slices.from_pictures(picture[None], make()).images[0]
+    image = slicing.from_pictures(picture[None], make()).images[0]
     top, left = (64 - shape[0]) // 2, (64 - shape[1]) // 2
     inner = image[top : top + shape[0], left : left + shape[1]]
     assert (image > 0).sum() == (inner > 0).sum() > 600
@@ -151,13 +152,13 @@ def test_picture_is_padded_to_a_square(shape):
 def test_range_of_a_tensor_does_not_matter():
     picture = disc(64, 64, 28)
     scaled = picture / picture.max() * 2 - 1
-    both = slices.from_pictures(np.stack([picture, scaled]), make()).images
+    both = slicing.from_pictures(np.stack([picture, scaled]), make()).images
     assert np.abs(both[0].astype(int) - both[1]).max() <= 1
 
 
 def test_empty_pictures_are_dropped_and_counted():
     stack = np.stack([disc(64, 64, 28), disc(64, 64, 3), np.zeros((64, 64), np.float32)])
-    result = slices.from_pictures(stack, make(min_head_fraction=0.05))
+    result = slicing.from_pictures(stack, make(min_head_fraction=0.05))
     assert len(result.images) == 1 and result.dropped == {"empty": 2}
 
 
@@ -168,24 +169,24 @@ def test_empty_pictures_are_dropped_and_counted():
 def test_split_of_subjects(count):
     subjects = [f"sub-{n}" for n in range(count)]
     fractions = make().split
-    sides = slices.split(subjects * 2, fractions, seed=1)
-    sizes = [list(sides.values()).count(name) for name in slices.SPLITS]
+    sides = splits.split(subjects * 2, fractions, seed=1)
+    sizes = [list(sides.values()).count(name) for name in splits.SPLITS]
     assert set(sides) == set(subjects) and min(sizes) >= 1
     assert sizes[0] == pytest.approx(0.6 * count, abs=1.01)
-    assert slices.split(subjects[::-1], fractions, seed=1) == sides
-    assert count < 10 or slices.split(subjects, fractions, seed=2) != sides
+    assert splits.split(subjects[::-1], fractions, seed=1) == sides
+    assert count < 10 or splits.split(subjects, fractions, seed=2) != sides
 
 
 def test_split_needs_three_subjects():
     with pytest.raises(UserError, match=r"1 subject\(s\) found, at least 3"):
-        slices.split(["a", "a"], make().split, 0)
+        splits.split(["a", "a"], make().split, 0)
 
 
 def test_blocks_are_contiguous_with_a_gap():
-    names = slices.blocks(110, make().split, gap=5)
+    names = splits.blocks(110, make().split, gap=5)
     assert names == ["train"] * 60 + [""] * 5 + ["val"] * 20 + [""] * 5 + ["test"] * 20
-    assert slices.blocks(3, make().split, gap=0) == ["train", "val", "test"]
-    assert slices.blocks(12, make().split, gap=5) == ["train"] * 12
+    assert splits.blocks(3, make().split, gap=0) == ["train", "val", "test"]
+    assert splits.blocks(12, make().split, gap=5) == ["train"] * 12
 
 
 def noise(count: int, seed: int) -> np.ndarray:
@@ -194,13 +195,13 @@ def noise(count: int, seed: int) -> np.ndarray:
 
 def test_duplicates_are_found_outside_train():
     images = noise(12, 0)
-    splits = np.array(["train"] * 5 + ["val"] * 3 + ["test"] * 3 + [""])
+    where = np.array(["train"] * 5 + ["val"] * 3 + ["test"] * 3 + [""])
     images[5] = images[0]  # val of train
     images[6] = images[9]  # val of test
     images[8] = np.clip(images[1].astype(int) + 1, 0, 255)  # test of train, nearly
     images[10] = images[11]  # of one that was dropped anyway
     images[3] = images[2]  # twice in train
-    found = slices.duplicates(images, splits, 0.99)
+    found = splits.duplicates(images, where, 0.99)
     assert found.tolist() == ["", "", "", "", "", "exact", "exact", "", "near", "", "", ""]
 
 
@@ -212,29 +213,29 @@ def test_the_quick_first_look_loses_no_duplicate(monkeypatch, bound):
     own = rng.normal(size=(size, 32, 32)) * rng.uniform(0.02, 0.5, size)[:, None, None]
     images = np.clip(128 + 30 * (shared + own), 0, 255).astype(np.uint8)
     images[5], images[300] = 0, 255  # of one value: like nothing
-    splits = np.array(["train", "val", "test", ""])[np.clip(rng.integers(0, 6, size) - 2, 0, 3)]
-    small = slices.thumbnails(images).astype(float)
+    where = np.array(["train", "val", "test", ""])[np.clip(rng.integers(0, 6, size) - 2, 0, 3)]
+    small = splits.thumbnails(images).astype(float)
     likeness = small @ small.T
-    test, val, train = (np.flatnonzero(splits == name) for name in ("test", "val", "train"))
+    test, val, train = (np.flatnonzero(where == name) for name in ("test", "val", "train"))
     expected = np.full(size, "", "<U5")
     expected[test[likeness[np.ix_(test, train)].max(1) > bound]] = "near"
     left = np.concatenate([train, test[expected[test] == ""]])
     expected[val[likeness[np.ix_(val, left)].max(1) > bound]] = "near"
     assert (expected[test] == "near").sum() < len(test) / 2 and (expected == "near").sum() > 2
-    monkeypatch.setattr(slices, "BLOCK", 16)
-    np.testing.assert_array_equal(slices.duplicates(images, splits, bound), expected)
+    monkeypatch.setattr(splits, "BLOCK", 16)
+    np.testing.assert_array_equal(splits.duplicates(images, where, bound), expected)
 
 
 def test_a_leaking_split_is_refused():
     images = noise(8, 0)
     images[5:] = images[:3]
     with pytest.raises(UserError, match="leaks: 3 of 3"):
-        slices.duplicates(images, np.array(["train"] * 4 + ["val"] + ["test"] * 3), 0.99)
+        splits.duplicates(images, np.array(["train"] * 4 + ["val"] + ["test"] * 3), 0.99)
 
 
 def test_pseudonym_is_known_sha256():
     # printf id-1 | openssl dgst -sha256 -hmac salt
-    assert slices.pseudonym("id-1", "salt") == "sub-508d175abdf3983b"
+    assert identity.pseudonym("id-1", "salt") == "sub-508d175abdf3983b"
 
 
 # Parameters -----------------------------------------------------------------------------------------------------------

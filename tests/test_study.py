@@ -23,14 +23,15 @@ from PIL import Image
 from scipy import stats
 from starlette.testclient import TestClient
 
-from reader_study import app, packet
+from reader_study import app, design, packet, ratings
 from reader_study.store import Store
 from stages import study as commands
-from synthmri import comparison, imageset, ratings, study
+from synthmri import imageset
 from synthmri.errors import UserError
+from synthmri.reporting import comparison
 
 ROOT = Path(__file__).parent.parent
-P = study.Study(seed=3, readers=3, cases=8, repeats=0.1, block_cases=4, case_sd=0.6, reader_sd=0.8)
+P = design.Study(seed=3, readers=3, cases=8, repeats=0.1, block_cases=4, case_sd=0.6, reader_sd=0.8)
 ANSWER = {"realism": 4, "verdict": "real", "plausibility": 5, "seconds": 3.2, "tags": ["blur"], "comment": "fine"}
 
 
@@ -62,12 +63,12 @@ MODELS = {name: model(i + 1) for i, name in enumerate(comparison.MODELS)}
 
 
 def test_cases_are_equally_many_distinct_and_matched():
-    items = study.choose(held_out(), MODELS, P)
+    items = design.choose(held_out(), MODELS, P)
     assert Counter(item.source for item in items) == dict.fromkeys(["real", *comparison.MODELS], P.cases)
     for source in ["real", *comparison.MODELS]:
         part = [item for item in items if item.source == source]
         assert len({item.row for item in part}) == P.cases and {item.case for item in part} == set(range(P.cases))
-    for same, gap in study.mismatch(items).values():
+    for same, gap in design.mismatch(items).values():
         assert same == 1 and gap < 10
 
 
@@ -77,36 +78,36 @@ def test_the_level_of_a_synthetic_slice_is_seen_in_its_image():
     rows = [(level, contrast) for level in (20, 40, 60, 80) for contrast in ("T1w", "FLAIR")]
     images = np.stack([head(*row, rng) for row in rows])
     known = imageset.ImageSet(images, pd.DataFrame({"seed": ["0"] * 8}))
-    items = [item for item in study.choose(held_out(), {"m": known}, P) if item.source == "m"]
+    items = [item for item in design.choose(held_out(), {"m": known}, P) if item.source == "m"]
     assert {(item.level_mm, item.contrast) for item in items} == set(rows)
     assert all((item.level_mm, item.contrast) == rows[item.row] for item in items)
 
 
 def test_real_slices_are_of_as_many_people_as_there_are():
     sets = held_out(people=8)
-    items = study.choose(sets, MODELS, P)
+    items = design.choose(sets, MODELS, P)
     assert sets.manifest["subject"].iloc[[i.row for i in items if i.source == "real"]].nunique() == 8
 
 
 def test_pictures_without_people_contrast_or_level_can_be_studied():
     bare = imageset.ImageSet(held_out().images, pd.DataFrame({"source": [""] * 48}))
-    items = study.choose(bare, MODELS, P)
+    items = design.choose(bare, MODELS, P)
     assert len(items) == 48 and all(np.isnan(item.level_mm) for item in items)
 
 
 def test_sets_that_cannot_be_compared_are_refused():
     small = MODELS | {"vae": model(1, n=7)}
     with pytest.raises(UserError, match=r"vae: 7 images for study.cases = 8; lower it"):
-        study.choose(held_out(), small, P)
+        design.choose(held_out(), small, P)
     wide = imageset.ImageSet(np.zeros((40, 32, 40), np.uint8), MODELS["vae"].manifest)
     with pytest.raises(UserError, match="size would give them away"):
-        study.choose(held_out(), MODELS | {"vae": wide}, P)
+        design.choose(held_out(), MODELS | {"vae": wide}, P)
 
 
 def test_order_is_balanced_in_blocks_and_differs_between_readers():
-    items = study.choose(held_out(), MODELS, P)
-    orders = [study.order(items, P, reader, 7) for reader in range(P.readers)]
-    assert orders == [study.order(items, P, reader, 7) for reader in range(P.readers)]
+    items = design.choose(held_out(), MODELS, P)
+    orders = [design.order(items, P, reader, 7) for reader in range(P.readers)]
+    assert orders == [design.order(items, P, reader, 7) for reader in range(P.readers)]
     assert len({tuple(order) for order in orders}) == P.readers
     for order in orders:
         shown = [i for i, again in order if not again]
@@ -116,35 +117,35 @@ def test_order_is_balanced_in_blocks_and_differs_between_readers():
 
 
 def test_repeats_are_of_every_source_and_far_from_the_first_time():
-    items = study.choose(held_out(), MODELS, P)
+    items = design.choose(held_out(), MODELS, P)
     for reader in range(20):
-        order = study.order(items, P, reader, 7)
+        order = design.order(items, P, reader, 7)
         again = [i for i, repeat in order if repeat]
         assert set(Counter(items[i].source for i in again).values()) == {1} and len(again) == 6
         first = {i: place for place, (i, repeat) in enumerate(order) if not repeat}
         assert all(place - first[i] >= 10 for place, (i, repeat) in enumerate(order) if repeat)
-    assert not any(repeat for _, repeat in study.order(items, P.model_copy(update={"repeats": 0.0}), 0, 7))
+    assert not any(repeat for _, repeat in design.order(items, P.model_copy(update={"repeats": 0.0}), 0, 7))
 
 
 def test_power_is_what_simulated_studies_have():
     """Simulated ratings, normal and not rounded, at the difference that is promised to be found in 4 of 5."""
     p = P.model_copy(update={"cases": 20, "readers": 4})
-    gap = study.detectable_difference(p, models=5)
+    gap = design.detectable_difference(p, models=5)
     rng = np.random.default_rng(0)
     shape = (1000, p.readers, p.cases)
     real, fake = (rng.normal(0, p.case_sd, (1000, 1, p.cases)) + rng.normal(0, p.reader_sd, shape) for _ in range(2))
     found = stats.wilcoxon((fake - real - gap).mean(axis=1), axis=1).pvalue < 0.05 / 5
     assert 0.75 < found.mean() < 0.86
-    assert gap > study.detectable_difference(p.model_copy(update={"cases": 80}), models=5)
-    assert study.detectable_difference(p.model_copy(update={"cases": 6}), models=5) is None
+    assert gap > design.detectable_difference(p.model_copy(update={"cases": 80}), models=5)
+    assert design.detectable_difference(p.model_copy(update={"cases": 6}), models=5) is None
 
 
 # Packet --------------------------------------------------------------------------------------------------------------
 
 
-def write_packet(home: Path, p: study.Study = P, models: dict = MODELS, secret: str = "secret") -> Path:
+def write_packet(home: Path, p: design.Study = P, models: dict = MODELS, secret: str = "secret") -> Path:
     sets = {"real": held_out(), **models}
-    items = study.choose(sets["real"], models, p)
+    items = design.choose(sets["real"], models, p)
     images = [sets[item.source].images[item.row] for item in items]
     home.mkdir(exist_ok=True)
     name = packet.write(home / "new", home / "key.csv", items, images, p, secret=secret, simulated=True)
@@ -521,7 +522,7 @@ def test_create_rate_export_score(tmp_path, monkeypatch, capsys):
     assert "reader1 has rated 50 of 54, and must not see" in capsys.readouterr().err
     frame = ratings.read(out)
     assert len(frame) == 104 and frame["repeat"].sum() >= 6 and set(frame["source"]) == set(sets)
-    here = {name: {study.sha256(image) for image in found.images} for name, found in sets.items()}
+    here = {name: {design.sha256(image) for image in found.images} for name, found in sets.items()}
     assert all(row.sha256 in here[row.source] for row in frame.itertuples())
     assert set(frame["comment"]) == {"'=1+1"} and set(frame["tags"]) == {"blur;noise"}
     assert frame["reader"].str.fullmatch(r"reader[01]\.[0-9a-f]{6}").all()

@@ -11,9 +11,8 @@ import time
 import pytest
 from test_study import MODELS, P, start, write_packet
 
-from reader_study import packet
+from reader_study import design, packet
 from reader_study.store import Store
-from synthmri import study
 
 CHROMIUM = os.environ.get("CHROMIUM") or next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
@@ -107,7 +106,7 @@ def test_a_whole_study_by_keyboard(served, tab):
         page.keyboard.press(str(plausibility))
         tags = ["blur", "ghosting"] if place == 2 else []
         for tag in tags:
-            page.keyboard.press(next(key for key, name in study.TAGS.items() if name == tag))
+            page.keyboard.press(next(key for key, name in design.TAGS.items() if name == tag))
         if place == 3:
             page.keyboard.press("c")
             page.keyboard.type("rps 12 <b>?")  # in the comment, keys are letters

@@ -8,8 +8,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from synthmri import ldm, params, plots, sampling, sweep
+from synthmri import params
 from synthmri.errors import UserError
+from synthmri.evaluation import sweep
+from synthmri.generators import latent_diffusion
+from synthmri.reporting import plots
+from synthmri.training import sampling
 
 
 def own(**change):
@@ -21,37 +25,37 @@ def section(**change):
 
 
 def combinations(samples):
-    return [(one.guidance, one.steps, one.scheduler) for one in samples]
+    return [(one.guidance_scale, one.steps, one.scheduler) for one in samples]
 
 
 # what is tried -------------------------------------------------------------------------------------------------------
 
 
 def test_section_sample_comes_first_and_once():
-    p = section(guidance=(1.0, 3.0), steps=(5, 9), scheduler=("ddim",))
-    mine = own(guidance=3.0, steps=9, scheduler="ddim")
+    p = section(guidance_scale=(1.0, 3.0), steps=(5, 9), scheduler=("ddim",))
+    mine = own(guidance_scale=3.0, steps=9, scheduler="ddim")
     tried = combinations(sweep.grid(p, mine, guided=True))
     assert tried[0] == (3.0, 9, "ddim")
     assert sorted(tried) == [(1.0, 5, "ddim"), (1.0, 9, "ddim"), (3.0, 5, "ddim"), (3.0, 9, "ddim")]
 
 
 def test_an_empty_list_is_the_value_of_section_sample():
-    mine = own(guidance=1.5, steps=9, scheduler="ddim")
-    assert combinations(sweep.grid(section(guidance=(), steps=(), scheduler=()), mine, guided=True)) == [
+    mine = own(guidance_scale=1.5, steps=9, scheduler="ddim")
+    assert combinations(sweep.grid(section(guidance_scale=(), steps=(), scheduler=()), mine, guided=True)) == [
         (1.5, 9, "ddim")
     ]
 
 
 def test_guidance_is_not_tried_where_it_changes_nothing():
-    tried = sweep.grid(section(guidance=(1.0, 7.0), steps=(4, 8), scheduler=()), own(steps=4), guided=False)
-    assert [one.guidance for one in tried] == [own().guidance] * 2
+    tried = sweep.grid(section(guidance_scale=(1.0, 7.0), steps=(4, 8), scheduler=()), own(steps=4), guided=False)
+    assert [one.guidance_scale for one in tried] == [own().guidance_scale] * 2
 
 
 def test_evaluations_of_the_network():
-    guided = own(guidance=7.0, steps=10)
-    assert ldm.evaluations(["T1w"], guided) == 20
-    assert ldm.evaluations(["", ""], guided) == 10
-    assert ldm.evaluations(["T1w"], own(guidance=1.0, steps=10)) == 10
+    guided = own(guidance_scale=7.0, steps=10)
+    assert latent_diffusion.evaluations(["T1w"], guided) == 20
+    assert latent_diffusion.evaluations(["", ""], guided) == 10
+    assert latent_diffusion.evaluations(["T1w"], own(guidance_scale=1.0, steps=10)) == 10
 
 
 # what is sure --------------------------------------------------------------------------------------------------------
@@ -63,13 +67,13 @@ def cohort(rng, people=6, each=12, size=16):
 
 
 def test_gains_are_differences_of_kid_and_zero_for_the_first():
-    from synthmri import scores
+    from synthmri.evaluation import distances
 
     rng = np.random.default_rng(0)
     held_out, subjects = cohort(rng)
     sets = [rng.normal(size=(20, 16)) + shift for shift in (1.0, 0.0, 2.0)]
     gain, spread = sweep.gains(sets, held_out, subjects, seed=0)
-    kid = [scores.kernel_distance(one, held_out) for one in sets]
+    kid = [distances.kernel_distance(one, held_out) for one in sets]
     np.testing.assert_allclose(gain, [0, kid[0] - kid[1], kid[0] - kid[2]])
     assert spread[0] == 0 and (spread[1:] > 0).all() and gain[1] > 0 > gain[2]
     assert sweep.choose(gain, spread, 6) == 1
@@ -116,16 +120,16 @@ def test_choice(gain, spread, people, best):
 
 
 def test_chosen_settings_replace_those_of_section_sample():
-    p = sampling.settled(own(), {"guidance": 2.0, "steps": 7, "scheduler": "ddim"})
+    p = sampling.settled(own(), {"guidance_scale": 2.0, "steps": 7, "scheduler": "ddim"})
     assert combinations([p]) == [(2.0, 7, "ddim")] and p.n == own().n
-    with pytest.raises(UserError, match="sample.guidance = 0"):
-        sampling.settled(own(), {"guidance": 0.0})
+    with pytest.raises(UserError, match="sample.guidance_scale = 0"):
+        sampling.settled(own(), {"guidance_scale": 0.0})
 
 
 def test_heat_map_frames_the_chosen(tmp_path):
     table = pd.DataFrame(
         {
-            "guidance": [1.0, 2.0, 1.0], "steps": [4, 4, 8], "scheduler": ["ddim"] * 2 + ["euler"],
+            "guidance_scale": [1.0, 2.0, 1.0], "steps": [4, 4, 8], "scheduler": ["ddim"] * 2 + ["euler"],
             "kid_alexnet": [0.1, 0.2, -0.01], "chosen": [0, 0, 1],
         }
     )  # fmt: skip
@@ -142,13 +146,14 @@ def workplace(folder: Path, model: Path, monkeypatch, *, template="{contrast} {p
     """Slices of 3 people and a params.yaml in a folder, which becomes the current one."""
     from ruamel.yaml import YAML
 
-    from synthmri import features, imageset
+    from synthmri import imageset
+    from synthmri.evaluation import features
 
     yaml = YAML()
     yaml.preserve_quotes = True
     tree = yaml.load(Path("params.yaml"))
     tree["prompt"]["template"] = template
-    tree["sample"].update({"guidance": 7.0, "steps": 2, "scheduler": "dpmsolver++", "batch_size": 4, "n": 2})
+    tree["sample"].update({"guidance_scale": 7.0, "steps": 2, "scheduler": "dpmsolver++", "batch_size": 4, "n": 2})
     tree["sweep"].update({"n": 8} | lists)
     yaml.dump(tree, folder / "params.yaml")
     monkeypatch.chdir(folder)
@@ -175,22 +180,22 @@ def run_sweep() -> tuple[pd.DataFrame, dict]:
 def test_the_stage_scores_every_combination_and_sample_reads_its_choice(tiny_model, tmp_path, monkeypatch, capsys):
     from stages import sample
 
-    workplace(tmp_path, tiny_model, monkeypatch, guidance=[1.0], steps=[1, 2], scheduler=["ddim"])
+    workplace(tmp_path, tiny_model, monkeypatch, guidance_scale=[1.0], steps=[1, 2], scheduler=["ddim"])
     table, choice = run_sweep()
-    assert list(zip(table.guidance, table.steps, table.network_evaluations, strict=True)) == [
+    assert list(zip(table.guidance_scale, table.steps, table.network_evaluations, strict=True)) == [
         (7.0, 2, 4), (1.0, 1, 1), (1.0, 2, 2),
     ]  # fmt: skip
     assert np.isfinite(table[["kid_alexnet", "fd_alexnet", "kid_gain_std"]]).all(axis=None) and set(table.n) == {8}
     best = table[table.chosen == 1].iloc[0]
-    assert choice == {name: best[name] for name in ("guidance", "steps", "scheduler")}
+    assert choice == {name: best[name] for name in ("guidance_scale", "steps", "scheduler")}
     assert Image.open("sweep.png").size[0] > 100
     Path("sampling.json").write_text(json.dumps(choice | {"steps": 3}))
-    sample.main("ldm", Path("model"), Path("train"), Path("out"), Path("sheet.png"), Path("sampling.json"))
+    sample.main("latent_diffusion", Path("model"), Path("train"), Path("out"), Path("sheet.png"), Path("sampling.json"))
     assert json.loads(Path("out/meta.json").read_text())["sample"]["steps"] == 3
 
 
 def test_too_few_people_choose_nothing(tiny_model, tmp_path, monkeypatch, capsys):
-    workplace(tmp_path, tiny_model, monkeypatch, guidance=[1.0], steps=[1, 2], scheduler=["ddim"])
+    workplace(tmp_path, tiny_model, monkeypatch, guidance_scale=[1.0], steps=[1, 2], scheduler=["ddim"])
     rows = pd.read_csv("val/manifest.csv", dtype=str, keep_default_na=False)
     rows.assign(subject=list("aaabbb")).to_csv("val/manifest.csv", index=False)
     table, choice = run_sweep()
@@ -202,11 +207,11 @@ def test_too_few_people_choose_nothing(tiny_model, tmp_path, monkeypatch, capsys
 def test_with_empty_prompts_guidance_is_said_to_do_nothing(tiny_model, tmp_path, monkeypatch, capsys):
     from stages import sample
 
-    workplace(tmp_path, tiny_model, monkeypatch, template="", guidance=[1.0, 3.0], steps=[], scheduler=["ddim"])
+    workplace(tmp_path, tiny_model, monkeypatch, template="", guidance_scale=[1.0, 3.0], steps=[], scheduler=["ddim"])
     table, choice = run_sweep()
     assert "guidance changes nothing" in capsys.readouterr().err
-    assert set(table.guidance) == {7.0} and set(table.network_evaluations) == {2}
-    sample.main("ldm", Path("model"), Path("train"), Path("out"), Path("sheet.png"), Path("sampling.json"))
+    assert set(table.guidance_scale) == {7.0} and set(table.network_evaluations) == {2}
+    sample.main("latent_diffusion", Path("model"), Path("train"), Path("out"), Path("sheet.png"), Path("sampling.json"))
     assert "guidance 7 changes nothing" in capsys.readouterr().err
 
 
@@ -224,21 +229,21 @@ def test_the_original_recipe_draws(tiny_model, tmp_path, monkeypatch, capsys):
     yaml = YAML()
     yaml.preserve_quotes = True
     tree = yaml.load(Path("params.yaml"))
-    assert dict(tree["sample"]) | {"guidance": 7.0, "steps": 1000, "batch_size": 32} == tree["sample"]
+    assert dict(tree["sample"]) | {"guidance_scale": 7.0, "steps": 1000, "batch_size": 32} == tree["sample"]
     tree["sample"].update({"steps": 10, "n": 2, "batch_size": 2})
     yaml.dump(tree, Path("params.yaml"))
     table, choice = run_sweep()
-    assert choice == {"guidance": 7.0, "steps": 10, "scheduler": "ddpm"} and list(table.n) == [0]
-    sample.main("ldm", Path("model"), Path("train"), Path("out"), Path("sheet.png"), Path("sampling.json"))
+    assert choice == {"guidance_scale": 7.0, "steps": 10, "scheduler": "ddpm"} and list(table.n) == [0]
+    sample.main("latent_diffusion", Path("model"), Path("train"), Path("out"), Path("sheet.png"), Path("sampling.json"))
     drawn = np.load("out/images.npy")
     assert drawn.shape == (2, 64, 64) and drawn.std() > 0
     assert "guidance 7 changes nothing" in capsys.readouterr().err
 
 
 def test_nothing_is_drawn_where_there_is_nothing_to_choose(tmp_path, monkeypatch):
-    workplace(tmp_path, tmp_path / "no model", monkeypatch, guidance=[], steps=[], scheduler=[])
+    workplace(tmp_path, tmp_path / "no model", monkeypatch, guidance_scale=[], steps=[], scheduler=[])
     table, choice = run_sweep()
-    assert choice == {"guidance": 7.0, "steps": 2, "scheduler": "dpmsolver++"}
+    assert choice == {"guidance_scale": 7.0, "steps": 2, "scheduler": "dpmsolver++"}
     assert list(table.n) == [0] and list(table.chosen) == [1] and "kid_alexnet" not in table
     assert Path("sweep.png").stat().st_size > 1000
 
@@ -247,14 +252,14 @@ def test_guidance_without_words_changes_nothing(tiny_model):
     """That skipping it is right: the plain pipeline with guidance 7 and no prompt draws what it draws without."""
     from diffusers import StableDiffusionPipeline
 
-    p = own(guidance=7.0, steps=3, batch_size=1, scheduler="ddim")
-    pipe = ldm.load(tiny_model)
+    p = own(guidance_scale=7.0, steps=3, batch_size=1, scheduler="ddim")
+    pipe = latent_diffusion.load(tiny_model)
     calls = []
     pipe.unet.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
-    ours = ldm.sample(pipe, [""], [3], p, size=64)[0] / 255
+    ours = latent_diffusion.sample(pipe, [""], [3], p, size=64)[0] / 255
     assert calls == [1, 1, 1]
     plain = StableDiffusionPipeline.from_pretrained(tiny_model, safety_checker=None)
-    plain.scheduler = ldm.new_scheduler(plain, "ddim")
+    plain.scheduler = latent_diffusion.new_scheduler(plain, "ddim")
     import torch
 
     theirs = plain(

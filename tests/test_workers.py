@@ -13,7 +13,7 @@ from deadly import square
 from test_preprocess import cohort, contents, parameters
 from test_preprocess import run as preprocessed
 
-from stages import extract, workers
+from stages import _workers, features
 from synthmri import imageset, params
 from synthmri.errors import UserError
 
@@ -21,7 +21,7 @@ from synthmri.errors import UserError
 def squares(folder: Path, address: str = "", count: int = 2, **deadly: int):
     """The squares of 0 to 11; x3=1: one process that has 3 is killed."""
     function = partial(square, marks=folder, deadly={int(x[1:]): times for x, times in deadly.items()})
-    return workers.ordered(function, range(12), count, address, name=lambda x: f"volume {x}")
+    return _workers.ordered(function, range(12), count, address, name=lambda x: f"volume {x}")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_preprocessing_gives_the_same_bytes_anywhere(tmp_path, monkeypatch, clus
 
 def test_features_are_the_same_bytes_anywhere(tmp_path, monkeypatch, cluster):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(extract, "PIECE", 1)  # 16 images of batches of 1
+    monkeypatch.setattr(features, "PIECE", 1)  # 16 images of batches of 1
     images = np.random.default_rng(0).integers(0, 256, (20, 40, 40), np.uint8)
     imageset.write(Path("set"), imageset.ImageSet(images, pd.DataFrame({"subject": ["a"] * 20}), {}))
     evaluate = yaml.safe_load(Path(__file__).parents[1].joinpath("params.yaml").read_text())["evaluate"]
@@ -84,15 +84,15 @@ def test_features_are_the_same_bytes_anywhere(tmp_path, monkeypatch, cluster):
             "workers": {"preprocess": 1, "extract": count, "cluster": address},
         }  # fmt: skip
         Path("params.yaml").write_text(yaml.safe_dump(tree))
-        extract.main(Path("set"), Path(name))
+        features.main(Path("set"), Path(name))
     assert contents("one") == contents("two") == contents("cluster")
-    monkeypatch.setattr(extract, "PIECE", 4096)  # all at once
-    extract.main(Path("set"), Path("whole"))
+    monkeypatch.setattr(features, "PIECE", 4096)  # all at once
+    features.main(Path("set"), Path("whole"))
     assert contents("whole") == contents("one")
 
 
 def test_a_cluster_that_is_not_there_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(workers, "CONNECT_S", 1)
+    monkeypatch.setattr(_workers, "CONNECT_S", 1)
     with pytest.raises(UserError, match=r"no dask scheduler answers at tcp://127.0.0.1:9 .*set it to ''"):
         list(squares(tmp_path, "tcp://127.0.0.1:9"))
     monkeypatch.setitem(sys.modules, "distributed", None)  # not installed
@@ -103,4 +103,4 @@ def test_a_cluster_that_is_not_there_is_told(tmp_path, monkeypatch):
 @pytest.mark.parametrize("change", [{"preprocess": 0}, {"extract": 257}, {"cluster": "host:8786"}])
 def test_bad_parameters_are_refused(change):
     with pytest.raises(UserError, match=f"workers.{next(iter(change))}"):
-        params.parse({"preprocess": 1, "extract": 1, "cluster": ""} | change, "workers", workers.Workers)
+        params.parse({"preprocess": 1, "extract": 1, "cluster": ""} | change, "workers", _workers.Workers)

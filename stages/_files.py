@@ -1,0 +1,208 @@
+"""How outputs appear, whole or not at all, and how what other stages wrote is read."""
+
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from synthmri.errors import UserError
+
+LEAST_SECRET = 16  # characters
+# Where the file system refuses, what its owner can do about it.
+REMEDIES = {
+    errno.ENOSPC: "make room on its disk",
+    errno.EDQUOT: "make room: the quota of its disk is used up",
+    errno.EFBIG: "raise the limit on the size of files (`ulimit -f`), or use a file system that holds larger ones",
+    errno.EROFS: "its file system is mounted read-only; mount it for writing",
+    errno.EACCES: "give yourself the right to read and write there (`ls -ld` shows whose it is)",
+    errno.EPERM: "give yourself the right to read and write there (`ls -ld` shows whose it is)",
+    errno.ENOENT: "it is not there; `dvc repro` makes what it depends on",
+}
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary neighbour of `path` to write to (file or folder); it takes the place of `path` only on success.
+
+    Raises UserError naming `path` and the remedy where the file system refuses to hold it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part, old = (path.with_name(f".{path.name}.{end}") for end in ("part", "old.part"))
+    _remove(part)
+    try:
+        yield part
+        if part.is_dir() or path.is_dir():  # a file takes the place of another in one move, a folder does not
+            _remove(old)
+            if os.path.lexists(path):
+                os.replace(path, old)
+        os.replace(part, path)
+        _remove(old)
+    except UserError:
+        raise
+    except Exception as error:
+        if reason := _refusal(error, part):
+            raise UserError(refused(path, reason)) from error
+        raise
+    finally:
+        _remove(part)
+
+
+def _refusal(error: Exception, part: Path) -> OSError | None:
+    """Why the file system refused to write to `part`; None where it did not.
+
+    numpy loses the reason when a disk is full, so it is asked once more; safetensors has it in its text alone.
+    """
+    if number := re.search(r"\(os error (\d+)\)", str(error)):
+        error = OSError(int(number[1]), os.strerror(int(number[1])))
+        return error if error.errno in REMEDIES else None
+    if isinstance(error, OSError) and isinstance(error.filename, str):
+        return error if Path(error.filename).is_relative_to(part) and error.errno in REMEDIES else None
+    files = [file for file in [part, *part.rglob("*")] if file.is_file()]
+    if not files:
+        return None
+    try:
+        with open(max(files, key=lambda file: file.stat().st_size), "ab") as file:
+            file.write(bytes(2**20))
+    except OSError as again:
+        return again if again.errno in REMEDIES else None
+    return None
+
+
+def refused(path: Path | str, error: OSError) -> str:
+    return f"{path}: {error.strerror[0].lower()}{error.strerror[1:]}; {REMEDIES[error.errno]}, then run it again"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif os.path.lexists(path):  # on a read-only disk even the removal of nothing fails
+        path.unlink()
+
+
+def save_pipeline(pipe, folder: Path, *, half: bool = False) -> None:
+    """Write a pipeline in Stable Diffusion format; nothing in it tells where or when it was made."""
+    import torch
+
+    if half:
+        # Not the text encoder: transformers opens it in the precision of its file, diffusers the rest in float32.
+        pipe.unet.to(torch.float16)
+        pipe.vae.to(torch.float16)
+    # The tokenizer's file tells how it was called last, which in a resumed training is another call.
+    if pipe.tokenizer.is_fast:
+        pipe.tokenizer.backend_tokenizer.no_padding()
+        pipe.tokenizer.backend_tokenizer.no_truncation()
+    pipe.save_pretrained(folder, safe_serialization=True)
+    forget_origin(folder)
+
+
+def forget_origin(folder: Path) -> None:
+    """Take out of the JSON files of a saved model where it was opened from: that differs from machine to machine."""
+    for file in sorted(folder.rglob("*.json")):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def write_metrics(path: Path, tree: dict) -> None:
+    """JSON of finite numbers to six significant digits: nothing smaller means anything. Words stay as they are."""
+
+    def rounded(value):
+        if isinstance(value, dict):
+            return {key: rounded(item) for key, item in value.items()}
+        return value if isinstance(value, str) else float(f"{value:.6g}")
+
+    try:
+        text = json.dumps(rounded(tree), indent=1, allow_nan=False)
+    except ValueError:
+        bad = _not_finite(tree)
+        raise UserError(
+            f"{', '.join(bad)} would be no finite number; look at the images and features it is made from"
+        ) from None
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _not_finite(tree: dict, where: str = "") -> list[str]:
+    names = []
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            names += _not_finite(value, f"{where}{key}.")
+        elif not isinstance(value, str) and not math.isfinite(value):
+            names.append(f"{where}{key}")
+    return names
+
+
+def secret(file: Path) -> str:
+    """The random secret in a file, made where there is none. Raises UserError for one that is too short."""
+    if not file.exists():
+        with replacing(file) as part:
+            part.write_text(secrets.token_hex(32) + "\n", encoding="utf-8")
+    found = file.read_text(encoding="utf-8").strip()
+    if len(found) < LEAST_SECRET:
+        raise UserError(
+            f"{file} holds {len(found)} characters, at least {LEAST_SECRET} are a secret; remove it for a new one"
+        )
+    return found
+
+
+def read_json(path: Path) -> dict:
+    """What another stage wrote. Raises UserError when it is not there or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); run `dvc repro`") from None
+
+
+def read_features(folder: Path, count: int | None) -> dict:
+    """Extractor -> float32 (count, D), memory-mapped, of what stages.features wrote."""
+    import numpy as np
+
+    found = {}
+    for file in sorted(folder.glob("*.npy")):
+        try:
+            values = np.load(file, mmap_mode="r", allow_pickle=False)
+        except Exception as error:  # on damaged files numpy raises nearly anything
+            raise UserError(f"{file} cannot be read as features ({error}); run `dvc repro`") from None
+        if not isinstance(values, np.ndarray) or values.dtype != np.float32:
+            raise UserError(f"{file} holds no features, which are float32; remove it and run `dvc repro`")
+        if values.ndim != 2 or count not in (None, len(values)):
+            raise UserError(f"{file} holds {values.shape} features for {count} images; run `dvc repro`")
+        found[file.stem] = values
+    if "alexnet" not in found:
+        raise UserError(f"{folder} holds no features; run `dvc repro`")
+    return found
+
+
+def save_array(path: Path, array) -> None:
+    """NPY under this very name: given a path, np.save would add a suffix."""
+    import numpy as np
+
+    with open(path, "wb") as file:
+        np.save(file, array)
+
+
+def code() -> str:
+    """A short hash of the project's code: what one version has half trained, another must not go on with."""
+    root = Path(__file__).parent.parent
+    return digest(*sorted([*root.glob("stages/*.py"), *root.glob("synthmri/**/*.py")]))
+
+
+def digest(*parts: object) -> str:
+    """A short hash of JSON-able values and of the files and folders (as Path) that something is made from."""
+    total = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Path):
+            for file in sorted(p for p in [part, *part.rglob("*")] if p.is_file()):
+                total.update(f"{file.name} {file.stat().st_size}\n".encode())
+                with open(file, "rb") as stream:
+                    total.update(hashlib.file_digest(stream, "sha256").digest())
+        else:
+            total.update(json.dumps(part, sort_keys=True).encode())
+    return total.hexdigest()[:16]

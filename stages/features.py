@@ -1,0 +1,58 @@
+"""Features of an ImageSet by every extractor: `python -m stages.features --images data/slices/train --out FOLDER`."""
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from stages import _cli, _files, _workers
+from synthmri import imageset, params
+from synthmri.evaluation import features, scorecard
+
+PIECE = 2048  # images, about: what a worker does at a time
+
+
+def main(
+    images: Annotated[Path, typer.Option(help="ImageSet to read")],
+    out: Annotated[Path, typer.Option(help="folder to write: alexnet.npy, effnet.npy, ... of float32 (N, D)")],
+) -> None:
+    """AlexNet and EfficientNet-Lite0 always, Inception where evaluate.inception_weights names its weights."""
+    runtime = _cli.start()
+    evaluate = params.read(_cli.PARAMS, "evaluate", scorecard.Evaluate)
+    hands = params.read(_cli.PARAMS, "workers", _workers.Workers)
+    count = len(imageset.read(images))
+    extractors = ["alexnet", "effnet"] + (["inception"] if evaluate.inception_weights else [])
+    # Whole batches of every extractor (EfficientNet takes at most 16), so that the pieces do not show in the bytes.
+    size = 16 * evaluate.batch_size * max(1, PIECE // (16 * evaluate.batch_size))
+    starts = range(0, count, size)
+    piece = partial(_piece, images=images.absolute(), size=size, runtime=runtime, evaluate=evaluate)
+    done = _workers.ordered(
+        piece, [(name, start) for name in extractors for start in starts], hands.extract, hands.cluster,
+        name=lambda task: f"images from {task[1]} on of {images}, by {task[0]}",
+    )  # fmt: skip
+    with _files.replacing(out) as folder:
+        folder.mkdir()
+        for name in _cli.progress(extractors, f"extractors over {images.name}"):
+            first = next(done)
+            with imageset.growing(folder / f"{name}.npy", first.shape[1:], np.float32) as append:
+                append(first)
+                for _ in starts[1:]:
+                    append(next(done))
+
+
+def _piece(
+    task: tuple[str, int], *, images: Path, size: int, runtime: params.Runtime, evaluate: scorecard.Evaluate
+) -> np.ndarray:
+    """Features by the extractor of that name of `size` images from that number on."""
+    name, start = task
+    _cli.settle(runtime.threads)
+    pictures = imageset.read(images).images[start : start + size]
+    return features.extract(
+        name, pictures, batch=evaluate.batch_size, device=runtime.device, weights=evaluate.inception_weights
+    )
+
+
+if __name__ == "__main__":
+    _cli.run(main)

@@ -1,0 +1,127 @@
+"""Membership inference: can an attacker tell the slices that a model trained on from slices of other people?
+
+Two attacks. By loss (Matsumoto 2023, arXiv 2302.03262; Carlini 2023, arXiv 2301.13188): a diffusion model denoises what
+it has seen with smaller errors. By distance (Hayes 2019, arXiv 1705.07663, and Chen 2020, arXiv 1909.03935, of GANs):
+the generated images lie nearer to what the model has seen. The attacker of the first has the weights, the attacker of
+the second the images alone.
+"""
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from synthmri.evaluation import auroc
+from synthmri.params import Section
+
+FALSE_POSITIVES = 0.01
+LEAST_PEOPLE = 5  # on each side; a bootstrap of fewer would be sure of what it cannot know
+
+
+class Privacy(Section):
+    """Section `privacy`."""
+
+    loss_pairs: int = Field(ge=2)
+    timesteps: tuple[int, ...] = Field(min_length=1)
+    batch_size: int = Field(ge=1)
+    rounds: int = Field(ge=100)
+    seed: int = Field(ge=0)
+
+
+def matched(members: pd.DataFrame, others: pd.DataFrame, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of two manifests, as many of each, alike in contrast, plane, label and level (whole cm): two int64 (K,).
+
+    Without that an attack could win by a difference of the sets that has nothing to do with training. K may be 0.
+    """
+
+    def key(manifest: pd.DataFrame) -> pd.Series:
+        level = [str(round(float(depth) / 10)) if depth else "" for depth in manifest["depth_mm"]]
+        columns = [manifest[name] for name in ("contrast", "plane", "label")]
+        return pd.Series(["/".join(parts) for parts in zip(*columns, level, strict=True)], index=manifest.index)
+
+    ours, theirs, rng = key(members).to_numpy(), key(others).to_numpy(), np.random.default_rng(seed)
+    first, second = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for name in sorted(set(ours) & set(theirs)):
+        a, b = np.flatnonzero(ours == name), np.flatnonzero(theirs == name)
+        count = min(len(a), len(b))
+        first.append(np.sort(rng.choice(a, count, replace=False)))
+        second.append(np.sort(rng.choice(b, count, replace=False)))
+    return np.concatenate(first), np.concatenate(second)
+
+
+def by_loss(errors: np.ndarray, reference: np.ndarray | None = None) -> np.ndarray:
+    """Denoising errors (N, T) -> scores (N,), high for what looks trained on; every timestep has the same weight.
+
+    reference: the errors of a model that saw none of them. Some people are easier to denoise than others, by whatever
+    model; relative to these, what is left is training (Watson 2022, arXiv 2111.08440).
+    """
+    if reference is not None:
+        errors = np.log(np.maximum(errors, 1e-12) / np.maximum(reference, 1e-12))
+    return -((errors - errors.mean(axis=0)) / np.maximum(errors.std(axis=0), 1e-12)).mean(axis=1)
+
+
+def attack(
+    members: np.ndarray, others: np.ndarray, member_people: np.ndarray, other_people: np.ndarray, p: Privacy
+) -> dict[str, float]:
+    """How well scores (N,) and (M,) tell members from others, with whole numbers that say whose slice each is.
+
+    `auroc`: 0.5 is chance; `_low`, `_high`: 95 % bootstrap interval over people, of each side by itself; 0 and 1
+    where a side has fewer than LEAST_PEOPLE.
+    `tpr_at_1pct_fpr`: share of members found by the bound that takes at most 1 % of the others for members.
+    """
+    scores = np.concatenate([members, others])
+    positive = np.arange(len(scores)) < len(members)
+    _, ours = np.unique(member_people, return_inverse=True)
+    _, theirs = np.unique(other_people, return_inverse=True)
+    who = np.concatenate([ours, ours.max() + 1 + theirs])
+    sides = (np.arange(who.max() + 1) > ours.max()).astype(int)
+    wins, pairs = auroc.tables(scores, positive, who, len(sides))
+    weights = auroc.resampled(sides, p.rounds, np.random.default_rng(p.seed))
+    few = np.bincount(sides).min() < LEAST_PEOPLE
+    low, high = (0.0, 1.0) if few else auroc.interval(auroc.area(wins, pairs, weights))
+    bound = np.sort(others)[::-1][int(FALSE_POSITIVES * len(others))]
+    return {
+        "auroc": float(auroc.area(wins, pairs, np.ones((1, len(sides))))[0]),
+        "auroc_low": low,
+        "auroc_high": high,
+        "tpr_at_1pct_fpr": float((members > bound).mean()),
+    }
+
+
+def worst(attacks: dict[str, dict[str, float]]) -> dict[str, float]:
+    """A model's attacks as mia_<attack>_<number>, and the largest of their areas and of the lower ends of these.
+
+    The latter, `mia_auroc_low`, is left out where no interval is known: 0 would pass for a proof.
+    """
+    result = {"mia_auroc": max(found["auroc"] for found in attacks.values())}
+    lows = [found["auroc_low"] for found in attacks.values() if (found["auroc_low"], found["auroc_high"]) != (0.0, 1.0)]
+    if lows:
+        result["mia_auroc_low"] = max(lows)
+    for name, found in attacks.items():
+        result |= {f"mia_{name}_{key}": value for key, value in found.items()}
+    return result
+
+
+def markdown(result: dict[str, dict[str, float]], titles: dict[str, str]) -> str:
+    """A row for each model; AUROC of each attack with its interval, and the share found at 1 % false positives."""
+    lines = ["| model | AUROC by distance | found at 1 % false alarms | AUROC by loss | found at 1 % false alarms |"]
+    lines.append("|---" * 5 + "|")
+    for model, scores in result.items():
+        cells = [titles[model]]
+        for name in ("distance", "loss"):
+            if f"mia_{name}_auroc" in scores:
+                auc, low, high = (scores[f"mia_{name}_auroc{end}"] for end in ("", "_low", "_high"))
+                cells += [f"{auc:.3f} ({low:.3f} to {high:.3f})", f"{scores[f'mia_{name}_tpr_at_1pct_fpr']:.3f}"]
+            else:
+                cells += ["", ""]
+        lines.append("| " + " | ".join(cells) + " |")
+    told = [titles[model] for model, scores in result.items() if scores.get("mia_auroc_low", 0.0) > 0.5]
+    ends = {(scores["mia_distance_auroc_low"], scores["mia_distance_auroc_high"]) for scores in result.values()}
+    if ends == {(0.0, 1.0)}:
+        verdict = f"Nothing can be said: one side has fewer than {LEAST_PEOPLE} people."
+    elif told:
+        verdict = f"An attack tells training slices from other people's better than chance for: {', '.join(told)}."
+    else:
+        verdict = (
+            "No attack tells training slices from other people's better than chance, which is no proof that none can."
+        )
+    return "\n".join([verdict, "", *lines])

@@ -1,0 +1,1 @@
+"""The models, one a file: how each is built, trained, loaded and drawn from."""

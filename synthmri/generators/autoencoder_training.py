@@ -1,0 +1,195 @@
+"""Training an autoencoder to rebuild slices: the loss, and the adaptation of a pretrained one to a user's own."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+
+from synthmri.errors import UserError
+from synthmri.generators import autoencoder
+from synthmri.params import Section
+from synthmri.training import distributed, loop, patch_discriminator
+from synthmri.training.precision import Precision, autocast
+
+
+class Adapt(Section):
+    """Section `adapt`."""
+
+    seed: int = Field(ge=0)
+    steps: int = Field(ge=1)
+    batch_size: int = Field(ge=1, le=1024)
+    crop_px: int = Field(ge=32, le=1024, multiple_of=8)
+    learning_rate: float = Field(gt=0, le=0.01)
+    perceptual_weight: float = Field(ge=0)
+    adversarial_weight: float = Field(ge=0)
+    latent_noise: float = Field(ge=0)
+
+
+def rebuild(
+    vae,
+    x: torch.Tensor,
+    perceptual: Callable,
+    generator: torch.Generator,
+    *,
+    weight: float,
+    latent_noise: float,
+    frozen_encoder: bool = False,
+    share: distributed.Share | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Loss of rebuilding x: L1 + weight * perceptual distance (LPIPS, Zhang 2018); its latents; what came out.
+
+    x: (B, 3, H, W) in [-1, 1]; perceptual: (B, 3, H, W) x (B, 3, H, W) -> distances; latent_noise: standard deviation
+    of noise on the latents, relative to theirs, so that the decoder forgives a sampler's errors; generator: its source;
+    share: which part of a batch x is, where it is not all of it: the loss is then the mean over that part.
+    Returns a scalar, (B, C, h, w) and (B, 3, H, W).
+    """
+    with torch.set_grad_enabled(not frozen_encoder):
+        z = autoencoder.posterior(vae.encode(x))[0].float()
+    share = share or distributed.Share(len(x), slice(None), 1.0)
+    noise = latent_noise * torch.randn((share.whole, *z.shape[1:]), generator=generator)[share.rows].to(z)
+    y = vae.decode(z + noise * distributed.std(z.detach())).sample.float()
+    value = F.l1_loss(y, x)
+    if weight > 0:
+        value = value + weight * perceptual(x, y.clamp(-1.2, 1.2)).float().mean()
+    return value, z, y
+
+
+def train(
+    vae,
+    part: str,
+    draw: Callable[[torch.Generator], torch.Tensor],
+    p,
+    perceptual: Callable,
+    *,
+    seed: int,
+    checkpoint: Path,
+    section: str,
+    precision: Precision = "fp32",
+    latent_weight: float = 0.0,
+    every: int = 100,
+    tick: Callable[[int, float], None] = lambda step, loss: None,
+) -> None:
+    """Train `vae` in place to rebuild the batches (B, 3, H, W) in [-1, 1] that `draw` makes of a generator.
+
+    Where p.adversarial_weight is above 0, a discriminator of patches learns beside it: without one the decoder blurs
+    what it cannot know, with one it draws texture in its place, which is nearer in distribution and farther in PSNR
+    (Blau 2018). part: "decoder" keeps the latent space that a UNet knows, "full" moves it; p: steps, learning_rate,
+    perceptual_weight, adversarial_weight and latent_noise; perceptual: as for `rebuild`; latent_weight: of a pull of
+    the latents towards zero mean and unit variance per channel. Written to `checkpoint` `every` so many steps; a run
+    that was killed goes on from there to the same result. Of several processes each takes its share of every batch,
+    and draws whole batches in turn. Raises UserError, naming `section` of the parameters, when the loss stops being
+    finite.
+    """
+    device = next(vae.parameters()).device
+    # The pieces by their names in diffusers: both kinds have `decoder`, the KL kind a convolution before it.
+    names = ("decoder.", "post_quant_conv.") if part == "decoder" else ("",)
+    vae.requires_grad_(False)
+    weights = [w.requires_grad_(True) for name, w in vae.named_parameters() if name.startswith(names)]
+    discriminator = patch_discriminator.discriminator(seed).to(device)
+    learners = {
+        "optimizer": torch.optim.AdamW(weights, lr=p.learning_rate, betas=(0.5, 0.99), weight_decay=0.0),
+        "discriminator_optimizer": torch.optim.AdamW(
+            discriminator.parameters(), lr=1e-3, betas=(0.5, 0.99), weight_decay=0.0
+        ),
+        "vae": vae,
+        "discriminator": discriminator,
+    }
+    optimizer, discriminator_optimizer = learners["optimizer"], learners["discriminator_optimizer"]
+    first = 0
+    if state := loop.load_checkpoint(checkpoint):
+        for name, learner in learners.items():
+            learner.load_state_dict(state[name])
+        first = state["step"]
+
+    @distributed.ahead
+    def batches(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        generator = loop.step_generator(seed, step)
+        with torch.no_grad():
+            return draw(generator).cpu(), generator.get_state()
+
+    generator = torch.Generator()
+    vae.train()
+    for step in range(first, p.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = p.learning_rate * loop.warm_cosine(step, p.steps, min(10, p.steps))
+        x, state = batches(step)
+        share = distributed.share(len(x))
+        x = x[share.rows].to(device)
+        generator.set_state(state)
+        with autocast(device, precision):
+            value, z, y = rebuild(
+                vae, x, perceptual, generator,
+                weight=p.perceptual_weight, latent_noise=p.latent_noise, frozen_encoder=part == "decoder", share=share,
+            )  # fmt: skip
+            grey = y.mean(dim=1, keepdim=True)
+            if p.adversarial_weight > 0:
+                value = value + p.adversarial_weight * patch_discriminator.generator_loss(discriminator, grey)
+        if latent_weight > 0:
+            mean, std = distributed.mean(z, dim=(0, 2, 3)), distributed.std(z, dim=(0, 2, 3))
+            value = value + latent_weight * (mean.square() + (std - 1).square()).mean()
+        value = share.weight * value
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        distributed.sum_gradients(weights)
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        loss = distributed.total(value.item())
+        if not np.isfinite(loss):
+            raise UserError(
+                f"training the autoencoder diverged: the loss of step {step} is {loss}; lower "
+                f"{section}.learning_rate (now {p.learning_rate}) or set runtime.precision to fp32"
+            )
+        if p.adversarial_weight > 0:
+            with autocast(device, precision):
+                judged = share.weight * patch_discriminator.discriminator_loss(discriminator, x[:, :1], grey)
+            discriminator_optimizer.zero_grad(set_to_none=True)
+            judged.backward()
+            distributed.sum_gradients(discriminator.parameters())
+            discriminator_optimizer.step()
+        tick(step, loss)
+        if (step + 1) % every == 0 or step + 1 == p.steps:
+            state = {name: learner.state_dict() for name, learner in learners.items()}
+            loop.save_checkpoint(checkpoint, state | {"step": step + 1})
+    vae.requires_grad_(False).eval()
+
+
+def adapt(
+    vae,
+    images: np.ndarray,
+    part: str,
+    p: Adapt,
+    perceptual: Callable,
+    *,
+    checkpoint: Path,
+    precision: Precision = "fp32",
+    tick: Callable[[int, float], None] = lambda step, loss: None,
+) -> None:
+    """Train `vae` in place on random, half of them mirrored crops of uint8 (N, H, W); the rest as for `train`."""
+    crop = min(p.crop_px, *images.shape[1:])
+
+    def draw(generator: torch.Generator) -> torch.Tensor:
+        return autoencoder.to_tensor(_crops(images, p.batch_size, crop, generator))
+
+    train(
+        vae, part, draw, p, perceptual,
+        seed=p.seed, precision=precision, checkpoint=checkpoint, section="adapt", tick=tick,
+    )  # fmt: skip
+
+
+def _crops(images: np.ndarray, count: int, size: int, generator: torch.Generator) -> np.ndarray:
+    """uint8 (count, size, size) from random places of random images, half of them mirrored left to right."""
+
+    def draw(below: int) -> list[int]:
+        return torch.randint(below, (count,), generator=generator).tolist()
+
+    height, width = images.shape[1:]
+    places = zip(draw(len(images)), draw(height - size + 1), draw(width - size + 1), draw(2), strict=True)
+    return np.stack(
+        [
+            images[i, top : top + size, left : left + size][:, :: -1 if mirrored else 1]
+            for i, top, left, mirrored in places
+        ]
+    )

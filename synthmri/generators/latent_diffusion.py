@@ -1,0 +1,437 @@
+"""The latent diffusion model: any pipeline in Stable Diffusion format, fine-tuned and sampled from.
+
+Scheduler, prediction type, betas and latent scaling are read from the checkpoint, never assumed.
+"""
+
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from synthmri.errors import UserError
+from synthmri.generators import autoencoder
+from synthmri.imageset import to_uint8
+from synthmri.params import Section
+from synthmri.training import denoising_loss, distributed, loop, sampling
+from synthmri.training.precision import Precision, autocast
+
+
+class Lora(Section):
+    """Section `finetune.lora`."""
+
+    rank: int = Field(ge=1, le=1024)
+    alpha: float = Field(gt=0, le=1024)
+    targets: tuple[str, ...] = Field(min_length=1)
+
+
+class Finetune(Section):
+    """Section `finetune`."""
+
+    base_model: str = Field(min_length=1)
+    base_revision: str
+    method: Literal["full", "lora"]
+    lora: Lora
+    autoencoder: Literal["none", "decoder", "full"]
+    seed: int = Field(ge=0)
+    epochs: int = Field(ge=0, le=10_000)
+    batch_size: int = Field(ge=1, le=4096)
+    learning_rate: float = Field(gt=0, le=0.01)
+    warmup_steps: int = Field(ge=1)
+    snr_gamma: float = Field(ge=0, le=100)
+    max_grad_norm: float = Field(gt=0)
+    ema_decay: float = Field(ge=0, lt=1)
+    cond_drop_prob: float = Field(ge=0, lt=1)
+    compile: bool
+    train_text_encoder: bool
+
+
+def load(model: str | Path, *, revision: str = "", device: str = "cpu"):
+    """Open a StableDiffusionPipeline in float32 from a directory or a hub id; safetensors only, never a pickle.
+
+    Its safety checker and what belongs to it stay out: they judge photographs. Where half-precision files are all there
+    is (`*.fp16.safetensors`), these are opened. Raises UserError with the remedies when it is missing, gated, or not in
+    that format.
+    """
+    from diffusers import StableDiffusionPipeline
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for logging in (diffusers_logging, transformers_logging):  # what goes wrong is raised below
+        logging.set_verbosity(logging.CRITICAL)
+        logging.disable_progress_bar()
+    name = str(model)
+    if Path(name).is_dir() and not (Path(name) / "model_index.json").is_file():
+        raise UserError(f"{name} is no Stable Diffusion directory: model_index.json is missing")
+    failures = []
+    for variant in (None, "fp16"):
+        try:
+            pipe = StableDiffusionPipeline.from_pretrained(
+                name, revision=revision or None, variant=variant, safety_checker=None, requires_safety_checker=False,
+                feature_extractor=None, image_encoder=None, dtype=torch.float32, use_safetensors=True,
+            )  # fmt: skip
+            break
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            failures.append(str(error).strip().partition("\n")[0] or type(error).__name__)
+    else:
+        raise UserError(
+            f"the model {name!r} cannot be opened: {failures[0]}\n"
+            "  remedies: set finetune.base_model to a local directory in Stable Diffusion format with weights in "
+            "*.safetensors\n  (pretrained/base is in the repository), or, for a private or gated model of the hub, log "
+            "in first with `hf auth login`"
+        )
+    unet = pipe.unet.config
+    if unet.in_channels != pipe.vae.config.latent_channels or unet.addition_embed_type is not None:
+        raise UserError(
+            f"the UNet of {name!r} wants more than latents and a prompt, as that of an inpainting model or of Stable "
+            "Diffusion XL does; choose a finetune.base_model in the format of Stable Diffusion 1 or 2"
+        )
+    pipe.set_progress_bar_config(disable=True)
+    for part in (pipe.vae, pipe.unet, pipe.text_encoder):
+        part.requires_grad_(False).eval()
+    pipe.to(device, torch.float32)  # a text encoder would keep the precision of its file
+    autoencoder.arranged(pipe.vae)
+    return pipe
+
+
+@torch.no_grad()
+def embed(pipe, texts: Sequence[str]) -> torch.Tensor:
+    """Text states (len(texts), L, D) float32."""
+    return pipe.text_encoder(tokens(pipe, texts).to(pipe.text_encoder.device))[0].float()
+
+
+def tokens(pipe, texts: Sequence[str]) -> torch.Tensor:
+    """Token ids (len(texts), L), padded and cut to the length of the text encoder."""
+    length = pipe.tokenizer.model_max_length
+    return pipe.tokenizer(
+        list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    ).input_ids
+
+
+def add_token(pipe, token: str, like: str = "mri") -> None:
+    """Add `token` to tokenizer and text encoder, initialised from the mean of the tokens of `like`."""
+    source = pipe.tokenizer(like, add_special_tokens=False).input_ids
+    if pipe.tokenizer.add_tokens([token]):
+        pipe.text_encoder.resize_token_embeddings(len(pipe.tokenizer), mean_resizing=False)
+    table = pipe.text_encoder.get_input_embeddings().weight
+    with torch.no_grad():
+        table[pipe.tokenizer.convert_tokens_to_ids(token)] = table[source].mean(0)
+
+
+def finetune(
+    pipe,
+    mean: np.ndarray,
+    std: np.ndarray,
+    texts: Sequence[str],
+    p: Finetune,
+    *,
+    checkpoint: Path,
+    token: str = "",
+    device: str = "cpu",
+    precision: Precision = "fp32",
+    tick: Callable[[int, float], None] = lambda step, loss: None,
+    snapshot: Callable[[int], None] = lambda epoch: None,
+) -> tuple[list[tuple[int, float, float]], int]:
+    """Train the UNet of `pipe` (and by p.train_text_encoder its text encoder) in place; it ends with averaged weights.
+
+    With p.method "lora" only low-rank adapters of them are trained (Hu 2021, arXiv 2106.09685); `fuse` then adds these
+    to the weights.
+
+    mean, std: (N, V, 4, h, w) unscaled posterior of V views of each image (itself, mirrored); texts: N prompts;
+    token: a token of theirs that the tokenizer is to learn, or "".
+    With p.compile the UNet runs through torch.compile, save in the first step: the same to the rounding of sums.
+    Written to `checkpoint` after every epoch; a run that was killed goes on from there to the same result. Before the
+    first epoch and after each, `snapshot(epochs done)` is called while `pipe` holds the averaged weights.
+    Of several processes (see `parallel`) each takes its share of every batch, and all end with the same weights.
+    Returns (step, loss, learning rate) of every step, and the floating-point operations of the whole (those of one
+    step, counted by torch, times the steps). Raises UserError when the loss stops being finite, and where p.compile
+    finds no C++ compiler.
+    """
+    from accelerate import Accelerator
+    from diffusers.training_utils import EMAModel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    if token and not p.train_text_encoder:
+        raise UserError(
+            f"prompt.token = {token}: a new token learns nothing while finetune.train_text_encoder is false; "
+            "set that to true, or prompt.token to ''"
+        )
+    if token and p.method == "lora":
+        raise UserError(
+            f"prompt.token = {token}: adapters have no room for a new token; set finetune.method to full, or "
+            "prompt.token to ''"
+        )
+    if (kind := pipe.scheduler.config.prediction_type) not in ("epsilon", "v_prediction"):
+        raise UserError(
+            f"the base model predicts {kind!r}, of which no loss is known here; choose a finetune.base_model that "
+            "predicts epsilon or v_prediction"
+        )
+    if p.compile and not any(map(shutil.which, ("g++", "clang++"))):
+        raise UserError("finetune.compile = true needs a C++ compiler; install g++, or set it to false")
+    accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=device == "cpu")
+    if token:
+        add_token(pipe, token)
+    pipe.unet.to(memory_format=torch.channels_last)
+    trained = [pipe.unet] + ([pipe.text_encoder] if p.train_text_encoder else [])
+    network = torch.nn.ModuleList(trained)
+    if p.method == "lora":
+        _add_adapters(trained, p)
+    else:
+        network.requires_grad_(True)
+    network.train()
+    named = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
+    weights = list(named.values())
+    optimizer = torch.optim.AdamW(weights, lr=p.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    # Prepared as for evaluation: accelerate then leaves gradients alone, of which shares may differ in weight.
+    plain, optimizer = accelerator.prepare_model(pipe.unet, evaluation_mode=True), accelerator.prepare(optimizer)
+    compiled = torch.compile(plain) if p.compile else plain
+    text_encoder = pipe.text_encoder
+    if p.train_text_encoder:
+        text_encoder = accelerator.prepare_model(text_encoder, evaluation_mode=True)
+    ema = EMAModel(weights, decay=p.ema_decay, use_ema_warmup=True, power=0.75)
+    scale = pipe.vae.config.scaling_factor
+    shift = getattr(pipe.vae.config, "shift_factor", None) or 0.0
+
+    known = sorted({*texts, ""})
+    row = torch.tensor([known.index(text) for text in texts])
+    ids = tokens(pipe, known).to(accelerator.device)
+    cached = None if p.train_text_encoder else embed(pipe, known).to(accelerator.device)
+    mean, std = torch.from_numpy(mean), torch.from_numpy(std)
+    count, views = mean.shape[:2]
+    per_epoch = -(-count // p.batch_size)
+    total = p.epochs * per_epoch
+
+    history: list[tuple[int, float, float]] = []
+    operations = 0
+    if state := loop.load_checkpoint(checkpoint):
+        with torch.no_grad():
+            for name, weight in named.items():
+                weight.copy_(state["network"][name])
+        optimizer.load_state_dict(state["optimizer"])
+        if accelerator.scaler is not None:  # fp16
+            accelerator.scaler.load_state_dict(state["scaler"])
+        for shadow, saved in zip(ema.shadow_params, state["ema"], strict=True):
+            shadow.copy_(saved)
+        history = [tuple(entry) for entry in state["history"]]
+        ema.optimization_step, operations = len(history), state["operations"]
+    else:
+        snapshot(0)
+    for epoch in range(len(history) // per_epoch, p.epochs):
+        order = torch.randperm(count, generator=loop.step_generator(p.seed, epoch))
+        for i in range(per_epoch):
+            step = epoch * per_epoch + i
+            # All that is random about a step comes from its number, so a resumed run is the run that was not stopped.
+            generator = loop.step_generator(p.seed + 1, step)
+            rows = order[i * p.batch_size : (i + 1) * p.batch_size]
+            share = distributed.share(len(rows))
+            view = torch.randint(views, (len(rows),), generator=generator)
+            z = mean[rows, view] + std[rows, view] * torch.randn(std[rows, view].shape, generator=generator)
+            x0 = ((z - shift) * scale)[share.rows].to(accelerator.device)
+            empty = torch.rand(len(rows), generator=generator) < p.cond_drop_prob
+            which = torch.where(empty, torch.tensor(known.index("")), row[rows])[share.rows].to(accelerator.device)
+            optimizer.zero_grad()
+            with FlopCounterMode(display=False) if operations == 0 else nullcontext() as counter:
+                with accelerator.autocast():
+                    states = text_encoder(ids[which])[0] if cached is None else cached[which]
+                    value = denoising_loss.loss(
+                        # Operations are counted as they are called, which compiled ones are not.
+                        compiled if operations else plain, x0, pipe.scheduler, generator,
+                        snr_gamma=p.snr_gamma, share=share, encoder_hidden_states=states,
+                    )  # fmt: skip
+                accelerator.backward(value)
+            distributed.sum_gradients(weights)
+            operations = operations or round(distributed.total(counter.get_total_flops()))
+            rate = p.learning_rate * loop.warm_cosine(step, total, p.warmup_steps)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            accelerator.clip_grad_norm_(weights, p.max_grad_norm)
+            optimizer.step()
+            ema.step(weights)
+            loss = distributed.total(value.item())
+            if not np.isfinite(loss):
+                raise UserError(
+                    f"fine-tuning diverged: the loss of step {step} is {loss}; lower finetune.learning_rate "
+                    f"(now {p.learning_rate}) or set runtime.precision to fp32"
+                )
+            history.append((step, loss, rate))
+            tick(step, loss)
+        ema.store(weights)
+        ema.copy_to(weights)
+        snapshot(epoch + 1)
+        ema.restore(weights)
+        loop.save_checkpoint(
+            checkpoint,
+            {
+                "network": {name: weight.detach() for name, weight in named.items()},
+                "optimizer": optimizer.state_dict(), "ema": ema.shadow_params,
+                "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
+                "history": [list(entry) for entry in history], "operations": operations,
+            },
+        )  # fmt: skip
+    if history:  # zero epochs leave the base as it is
+        ema.copy_to(weights)
+    network.requires_grad_(False).eval()
+    return history, operations * total
+
+
+TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")  # the attention of a CLIP text encoder
+
+
+def _add_adapters(parts: list, p: Finetune) -> None:
+    """Low-rank adapters that change nothing yet on the UNet and, where it is among `parts`, the text encoder."""
+    from peft import LoraConfig
+
+    for part, targets in zip(parts, (p.lora.targets, TEXT_TARGETS), strict=False):
+        config = LoraConfig(r=p.lora.rank, lora_alpha=p.lora.alpha, target_modules=list(targets))
+        try:
+            with torch.random.fork_rng(devices=[]):  # one half of each adapter starts at random
+                torch.manual_seed(p.seed)
+                part.add_adapter(config)
+        except ValueError as error:
+            layers = [name for name, m in part.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
+            known = sorted({re.search(r"[^.]+(\.\d+)?$", name)[0] for name in layers})
+            raise UserError(
+                f"finetune.lora.targets = {list(targets)} cannot be adapted: {error}\n"
+                f"  the layers of this network are {', '.join(known)}"
+            ) from None
+
+
+def fuse(pipe) -> dict[str, dict[str, torch.Tensor]]:
+    """Add the adapters of `finetune` to the weights: `pipe` then is a plain pipeline that draws the same.
+
+    Returns the adapters of "unet" and, where it has any, "text_encoder", as diffusers' `save_lora_weights` takes them.
+    Their scale alpha / rank is multiplied in: that format's default is 1.
+    """
+    from peft.utils import get_peft_model_state_dict
+
+    adapters = {}
+    for name in ("unet", "text_encoder"):
+        part = getattr(pipe, name)
+        if not getattr(part, "peft_config", None):
+            continue
+        config = part.peft_config["default"]
+        scale = config.lora_alpha / config.r
+        state = get_peft_model_state_dict(part, adapter_name="default")
+        adapters[name] = {
+            key: (value * scale if "lora_B" in key else value).contiguous() for key, value in state.items()
+        }
+    pipe.fuse_lora(components=list(adapters))
+    pipe.unload_lora_weights()
+    return adapters
+
+
+def new_scheduler(pipe, name: str):
+    """The sampler `name` on the noise schedule and prediction type that the checkpoint was trained with."""
+    import diffusers
+
+    cls = {
+        "sde-dpmsolver++": diffusers.DPMSolverMultistepScheduler,
+        "dpmsolver++": diffusers.DPMSolverMultistepScheduler,
+        "ddim": diffusers.DDIMScheduler,
+        "ddpm": diffusers.DDPMScheduler,
+        "euler": diffusers.EulerDiscreteScheduler,
+    }[name]
+    # Trailing steps begin where training's noise ends (Lin 2024, arXiv 2305.08891); the leading ones of Stable
+    # Diffusion's configuration stop short of it, and run past it when all 1000 are asked for.
+    extra = {"timestep_spacing": "trailing"}
+    if name.endswith("dpmsolver++"):
+        extra |= {"algorithm_type": name, "solver_order": 2}
+    if name in ("ddim", "ddpm"):
+        extra["clip_sample"] = False  # latents are not confined to [-1, 1]
+    return cls.from_config(pipe.scheduler.config, **extra)
+
+
+def image_size(pipe) -> int:
+    """px that the pipeline draws unless told otherwise."""
+    return pipe.unet.config.sample_size * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+
+
+def guidance(texts: Sequence[str], wanted: float) -> float:
+    """`wanted`, or 1 (off) where every prompt is empty: the predictions with and without prompt are then the same.
+
+    Guidance draws u + wanted (c - u), of the predictions c with the prompt and u with an empty one: Ho 2022, arXiv
+    2207.12598, eq. 6 with w + 1 = wanted.
+    """
+    return wanted if any(texts) else 1.0
+
+
+def evaluations(texts: Sequence[str], p: sampling.Sample) -> int:
+    """How often the UNet is asked for one image."""
+    return p.steps * (2 if guidance(texts, p.guidance_scale) > 1 else 1)
+
+
+@torch.no_grad()
+def sample(
+    pipe,
+    texts: Sequence[str],
+    seeds: Sequence[int],
+    p: sampling.Sample,
+    *,
+    size: int,
+    precision: Precision = "fp32",
+    progress: Callable = lambda batches, total: batches,
+) -> np.ndarray:
+    """uint8 (N, size, size): image i from texts[i] and seeds[i] alone.
+
+    Each image has a generator of its own, and every batch the same shape (the last is filled up), so that neither N nor
+    the company in its batch changes an image; several processes draw the same batches, each some of them. Guidance
+    above 1 asks the UNet twice, in one batch of double size, unless it changes nothing (see `guidance`).
+    """
+    own, pipe.scheduler = pipe.scheduler, new_scheduler(pipe, p.scheduler)
+    sampling.set_steps(pipe.scheduler, p.steps)
+    pipe.unet.to(memory_format=torch.channels_last)
+    device = pipe.unet.device
+
+    def one(start: int) -> np.ndarray:
+        rows = [min(start + k, len(seeds) - 1) for k in range(p.batch_size)]
+        with autocast(device, precision):
+            decoded = pipe(
+                prompt=[texts[i] for i in rows],
+                generator=[torch.Generator().manual_seed(int(seeds[i])) for i in rows],
+                num_inference_steps=p.steps,
+                guidance_scale=guidance(texts, p.guidance_scale),
+                height=size,
+                width=size,
+                output_type="pt",
+            ).images
+        if not torch.isfinite(decoded).all():
+            raise UserError("the model draws values that are not finite; train it again with a lower learning rate")
+        return to_uint8(decoded.float().mean(dim=1).cpu().numpy())[: len(seeds) - start]
+
+    batches = distributed.spread(one, range(0, len(seeds), p.batch_size), progress)
+    pipe.scheduler = own
+    return np.concatenate(batches)
+
+
+def reconstruct(pipe, images: np.ndarray, *, batch: int, precision: Precision = "fp32") -> np.ndarray:
+    """uint8 (N, S, S) -> uint8 (N, S, S): each image through the autoencoder of the pipeline and back."""
+    return autoencoder.reconstruct(pipe.vae, images, batch=batch, precision=precision)
+
+
+@torch.no_grad()
+def denoising_errors(
+    pipe, images: np.ndarray, texts: Sequence[str], timesteps: Sequence[int], *, seed: int, batch: int,
+    precision: Precision = "fp32",
+) -> np.ndarray:  # fmt: skip
+    """uint8 (N, H, W) and their prompts -> float64 (N, T): the error of the UNet at each timestep, the noise the same.
+
+    Raises UserError for a timestep that the noise schedule of the checkpoint does not have.
+    """
+    denoising_loss.check_timesteps(timesteps, pipe.scheduler)
+    device, out = pipe.unet.device, []
+    pipe.unet.to(memory_format=torch.channels_last)
+    shift = getattr(pipe.vae.config, "shift_factor", None) or 0.0
+    for start in range(0, len(images), batch):
+        mean, _ = autoencoder.encode(pipe.vae, images[start : start + batch], batch=batch, precision=precision)
+        x0 = ((torch.from_numpy(mean) - shift) * pipe.vae.config.scaling_factor).to(device)
+        states = embed(pipe, texts[start : start + batch])
+        with autocast(device, precision):
+            out.append(
+                denoising_loss.errors_at(pipe.unet, x0, timesteps, pipe.scheduler, seed, encoder_hidden_states=states)
+            )
+    return np.concatenate(out)

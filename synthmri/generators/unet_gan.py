@@ -1,0 +1,219 @@
+"""U-Net GAN (Schönfeld, Schiele and Khoreva 2020, arXiv 2002.12655).
+
+The discriminator is a U-Net: its encoder judges the whole picture, its decoder every pixel, and CutMix pictures teach
+it consistency. Generator and discriminator are made of residual blocks after BigGAN (Brock 2019), as in the paper,
+unconditional and without its attention. Added to the paper: differentiable augmentation.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from synthmri.params import Section
+from synthmri.training import diffaugment, distributed, loop, sampling
+from synthmri.training.precision import Precision, autocast
+
+
+class Params(Section):
+    """Section `baselines.unet_gan`."""
+
+    width: int = Field(ge=4, le=512)
+    latent_dim: int = Field(ge=2, le=4096)
+    cutmix: float = Field(ge=0, le=1)
+    steps: int = Field(ge=1)
+    batch_size: int = Field(ge=2)
+    learning_rate: float = Field(gt=0, le=0.1)
+    discriminator_learning_rate: float = Field(gt=0, le=0.1)
+    ema_decay: float = Field(ge=0, lt=1)
+    shift_px: int = Field(ge=0, le=64)
+
+
+def _widths(p: Params, size: int) -> list[int]:
+    """Channels at size/2, size/4, ..., 4 pixels."""
+    return [min(p.width * 2**i, p.width * 8) for i in range(loop.halvings(size))]
+
+
+class UpBlock(nn.Module):
+    """Residual block of the generator: twice the resolution."""
+
+    def __init__(self, before: int, after: int):
+        super().__init__()
+        self.norm1, self.norm2 = distributed.BatchNorm2d(before), distributed.BatchNorm2d(after)
+        self.conv1, self.conv2 = nn.Conv2d(before, after, 3, 1, 1), nn.Conv2d(after, after, 3, 1, 1)
+        self.skip = nn.Conv2d(before, after, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.conv1(F.interpolate(F.relu(self.norm1(x)), scale_factor=2))
+        return self.conv2(F.relu(self.norm2(h))) + F.interpolate(self.skip(x), scale_factor=2)
+
+
+class DownBlock(nn.Module):
+    """Residual block of the discriminator's encoder: half the resolution, spectrally normalised."""
+
+    def __init__(self, before: int, after: int):
+        super().__init__()
+        self.conv1 = spectral_norm(nn.Conv2d(before, after, 3, 1, 1))
+        self.conv2 = spectral_norm(nn.Conv2d(after, after, 3, 1, 1))
+        self.skip = spectral_norm(nn.Conv2d(before, after, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = F.avg_pool2d(self.conv2(F.relu(self.conv1(F.relu(x)))), 2)
+        return h + self.skip(F.avg_pool2d(x, 2))
+
+
+class Generator(nn.Module):
+    """(B, latent) -> (B, 1, S, S) in [-1, 1]."""
+
+    def __init__(self, p: Params, size: int):
+        super().__init__()
+        self.latent_dim, widths = p.latent_dim, _widths(p, size)[::-1]
+        self.first = nn.Linear(p.latent_dim, widths[0] * 16)
+        pairs = zip(widths, widths[1:], strict=False)
+        self.blocks = nn.Sequential(*[UpBlock(before, after) for before, after in pairs])
+        # The last doubling is one transposed convolution: at full resolution a block would cost as much as all others.
+        self.last = nn.Sequential(
+            distributed.BatchNorm2d(widths[-1]), nn.ReLU(), nn.ConvTranspose2d(widths[-1], 1, 4, 2, 1)
+        )
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.last(self.blocks(self.first(z).unflatten(1, (-1, 4, 4)))))
+
+
+class Discriminator(nn.Module):
+    """(B, 1, S, S) -> logits of the whole (B,) and of every pixel (B, 1, S, S)."""
+
+    def __init__(self, p: Params, size: int):
+        super().__init__()
+        widths = _widths(p, size)
+        self.first = spectral_norm(nn.Conv2d(1, widths[0], 4, 2, 1))
+        self.down = nn.ModuleList([DownBlock(a, b) for a, b in zip(widths, widths[1:], strict=False)])
+        self.whole = spectral_norm(nn.Linear(widths[-1], 1))
+        up = zip(widths[::-1], widths[-2::-1], strict=False)
+        self.up = nn.ModuleList([spectral_norm(nn.Conv2d(a + b, b, 3, 1, 1)) for a, b in up])
+        self.pixels = spectral_norm(nn.ConvTranspose2d(widths[0], 1, 4, 2, 1))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        levels = [self.first(x)]
+        for block in self.down:
+            levels.append(block(levels[-1]))
+        h = levels.pop()
+        whole = self.whole(F.relu(h).sum(dim=(2, 3)))[:, 0]
+        for convolution in self.up:
+            h = convolution(torch.cat([F.interpolate(F.relu(h), scale_factor=2), levels.pop()], dim=1))
+        return whole.float(), self.pixels(F.relu(h)).float()
+
+
+def build(config: dict) -> Generator:
+    """The untrained generator of {"params": section, "size": pixels, "seed": whole number}."""
+    torch.manual_seed(config["seed"])
+    return Generator(Params.model_validate(config["params"], strict=False), config["size"]).apply(_orthogonal)
+
+
+def _orthogonal(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+        nn.init.orthogonal_(module.weight)
+
+
+def cutmix_mask(size: int, generator: torch.Generator) -> torch.Tensor:
+    """(1, 1, S, S) of 1 (real) and 0 (generated): a rectangle of random place and area, either way round (Yun 2019)."""
+    share = torch.rand((), generator=generator).item()
+    edge = round(size * (1 - share) ** 0.5)
+    top, left = torch.randint(0, size - edge + 1, (2,), generator=generator).tolist()
+    mask = torch.ones(1, 1, size, size)
+    mask[..., top : top + edge, left : left + edge] = 0
+    return 1 - mask if torch.rand((), generator=generator) < 0.5 else mask
+
+
+def _real(logits: torch.Tensor) -> torch.Tensor:
+    return F.softplus(-logits).mean()  # -log D
+
+
+def _generated(logits: torch.Tensor) -> torch.Tensor:
+    return F.softplus(logits).mean()  # -log(1 - D)
+
+
+def fit(
+    images: np.ndarray, p: Params, *, seed: int, points: int, checkpoint, tick, snapshot, device="cpu", precision="fp32"
+):
+    """Train on uint8 (N, S, S). Returns the averaged generator, its config, losses a step, floating-point operations.
+
+    Arguments and errors as in `vae.fit`.
+    """
+    size = images.shape[1]
+    config = {"params": p.model_dump(), "size": size, "seed": seed}
+    generator_net = build(config).to(device)
+    discriminator = Discriminator(p, size).to(device)
+    optimizer_g = torch.optim.Adam(generator_net.parameters(), lr=p.learning_rate, betas=(0.0, 0.999))
+    optimizer_d = torch.optim.Adam(discriminator.parameters(), lr=p.discriminator_learning_rate, betas=(0.0, 0.999))
+    average = loop.averaged(generator_net, p.ema_decay)
+    share = distributed.share(p.batch_size)
+
+    def judge(x):
+        with autocast(device, precision):
+            return discriminator(x)
+
+    def update(step, generator):
+        real = loop.batch(images, p.batch_size, p.shift_px, generator).to(device)
+        z = torch.randn(p.batch_size, p.latent_dim, generator=generator)[share.rows].to(device)
+        with autocast(device, precision):
+            fake = generator_net(z)
+        fake = fake.float()
+        real = diffaugment.augment(real, generator, share)
+        cut = diffaugment.augment(fake.detach(), generator, share)
+        whole_real, pixels_real = judge(real)
+        whole_fake, pixels_fake = judge(cut)
+        # Eqs. 3 and 4: the whole and every pixel.
+        loss_d = _real(whole_real) + _generated(whole_fake) + _real(pixels_real) + _generated(pixels_fake)
+        # The share of steps with CutMix grows over the first half of the training, as in the paper.
+        if torch.rand((), generator=generator) < p.cutmix * min(1.0, 2 * step / p.steps):
+            mask = cutmix_mask(size, generator).to(device)
+            whole, pixels = judge(mask * real + (1 - mask) * cut)
+            loss_d = loss_d + _generated(whole)
+            loss_d = loss_d + (mask * F.softplus(-pixels) + (1 - mask) * F.softplus(pixels)).mean()
+            # Eq. 8: the verdict on the mixture is the mixture of the verdicts.
+            loss_d = loss_d + F.mse_loss(pixels, mask * pixels_real + (1 - mask) * pixels_fake)
+        loss_d = share.weight * loss_d
+        optimizer_d.zero_grad(set_to_none=True)
+        loss_d.backward()
+        distributed.sum_gradients(discriminator.parameters())
+        optimizer_d.step()
+
+        whole, pixels = judge(diffaugment.augment(fake, generator, share))
+        loss_g = share.weight * (_real(whole) + _real(pixels))  # eq. 5
+        optimizer_g.zero_grad(set_to_none=True)
+        loss_g.backward()
+        distributed.sum_gradients(generator_net.parameters())
+        optimizer_g.step()
+        average.update_parameters(generator_net)
+        return {"loss": loss_g.item(), "discriminator": loss_d.item()}
+
+    parts = {
+        "generator": generator_net, "discriminator": discriminator, "average": average,
+        "optimizer_g": optimizer_g, "optimizer_d": optimizer_d,
+    }  # fmt: skip
+    history, operations = loop.run(
+        parts, update, name="unet_gan", seed=seed, steps=p.steps, points=points, checkpoint=checkpoint, tick=tick,
+        snapshot=lambda point: snapshot(point, average.module),
+    )  # fmt: skip
+    return average.module, config, history, operations
+
+
+def sample(model: Generator, seeds, *, batch_size: int, precision: Precision = "fp32") -> np.ndarray:
+    """uint8 (N, S, S): image i from seeds[i] alone; batch normalisation by the statistics of training."""
+    device = next(model.parameters()).device
+    model.eval()
+
+    def draw(generators):
+        return model(sampling.noise(generators, model.latent_dim).to(device))
+
+    return sampling.in_batches(draw, seeds, batch_size, device, precision)
+
+
+def load(folder: Path, *, device: str = "cpu"):
+    """Open what `training.save_model` wrote of a trained model."""
+    return loop.load_model(folder, build, device=device)

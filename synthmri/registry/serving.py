@@ -1,0 +1,108 @@
+"""A trained model as MLflow serves it: requests in, pictures out, pixel for pixel those of `stages.sample`.
+
+MLflow runs this file by itself ("models from code"), beside the package as it was when the model was registered.
+"""
+
+import importlib
+import io
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+from mlflow.exceptions import MlflowException
+from mlflow.models import set_model
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.pyfunc import PythonModel
+from pydantic import BaseModel, ConfigDict, Field
+
+# The distributions that drawing needs; a model is registered with the versions it was made with.
+REQUIREMENTS = ("diffusers", "mlflow", "numpy", "pandas", "pillow", "pydantic", "safetensors", "torch", "transformers")
+MOST = 64  # images a call; for more there is `python -m stages.generate`
+OF_LDM = ("prompt", "steps", "guidance_scale")  # what the latent diffusion model alone understands
+
+
+class Request(BaseModel):
+    """One request. Image i is drawn from seed + i; what is left out is as the registered samples were drawn."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    seed: int = Field(default=0, ge=0, lt=2**62)
+    n: int = Field(default=1, ge=1, le=MOST)
+    prompt: str | None = Field(default=None, max_length=300)
+    steps: int | None = Field(default=None, ge=1, le=1000)
+    guidance_scale: float | None = Field(default=None, ge=1, le=50)
+    format: str = Field(default="png", pattern="^(png|array)$")
+
+
+class Model(PythonModel):
+    """Any of the project's models, drawing on request; one request at a time."""
+
+    def load_context(self, context) -> None:
+        import torch
+
+        from synthmri.training import precision, sampling
+
+        config = context.model_config
+        self.code, self.threads = config["code"], config["threads"]
+        self.p = sampling.Sample.model_validate(config["sample"], strict=False)
+        self.prompts = json.loads(Path(context.artifacts["prompts"]).read_text(encoding="utf-8"))
+        self.module = importlib.import_module(f"synthmri.generators.{self.code}")
+        # Trained on a GPU, it may be served without one; the pixels then differ in rounding.
+        device = config["device"] if torch.cuda.is_available() else "cpu"
+        wanted = config["precision"] if device == config["device"] else "auto"
+        self.precision, _ = precision.choose(wanted, device)
+        self.trained = self.module.load(Path(context.artifacts["model"]), device=device)
+        self.lock = threading.Lock()
+
+    def predict(self, context, model_input: list[Request], params=None) -> list:
+        """A dict an image: seed, prompt, and png (bytes; base64 where served) or array (uint8 (S, S))."""
+        if not 1 <= sum(request.n for request in model_input) <= MOST:
+            raise _refused(f"a call draws 1 to {MOST} images; these requests ask for {sum(r.n for r in model_input)}")
+        with self.lock:
+            return [image for request in model_input for image in self._draw(request)]
+
+    def _draw(self, request: Request) -> list[dict[str, Any]]:
+        import torch
+        from PIL import Image
+
+        from synthmri.errors import UserError
+        from synthmri.scans import prompts
+
+        seeds = list(range(request.seed, request.seed + request.n))
+        asked = {name: getattr(request, name) for name in OF_LDM if getattr(request, name) is not None}
+        # As in stages.sample: threads, precision and the batch's size change the rounding of sums, and so the pixels.
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            if self.code == "latent_diffusion":
+                words = asked.pop("prompt", None)
+                texts = prompts.drawn(self.prompts, seeds) if words is None else [words] * request.n
+                size = self.module.image_size(self.trained)
+                p = self.p.model_copy(update=asked)
+                images = self.module.sample(self.trained, texts, seeds, p, size=size, precision=self.precision)
+            elif asked:
+                raise _refused(f"{', '.join(asked)}: this model ({self.code}) draws from the seed alone; leave it out")
+            else:
+                texts = [""] * request.n
+                images = self.module.sample(self.trained, seeds, batch_size=self.p.batch_size, precision=self.precision)
+        except UserError as error:
+            raise _refused(str(error)) from None
+        finally:
+            torch.set_num_threads(before)
+        out = []
+        for seed, text, image in zip(seeds, texts, images, strict=True):
+            picture: Any = image
+            if request.format == "png":
+                buffer = io.BytesIO()
+                Image.fromarray(image).save(buffer, format="PNG")
+                picture = buffer.getvalue()
+            out.append({"seed": seed, "prompt": text, request.format: picture})
+        return out
+
+
+def _refused(message: str) -> MlflowException:
+    return MlflowException(message, error_code=INVALID_PARAMETER_VALUE)  # HTTP status 400
+
+
+set_model(Model())

@@ -1,0 +1,1 @@
+"""Numbers and images -> tables, pictures and cards for people."""

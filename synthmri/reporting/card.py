@@ -1,0 +1,222 @@
+"""Model card and dataset sheet in the Hugging Face format, written from the numbers of a run and from nothing else."""
+
+from pathlib import Path
+
+from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
+
+NAMED = {
+    "fd_alexnet": "Frechet distance of AlexNet features (no FID)",
+    "fd_effnet": "Frechet distance of EfficientNet-Lite0 features (no FID)",
+    "fid": "FID (Inception-V3)",
+    "kid_alexnet": "KID of AlexNet features, held-out people",
+    "val_kid_alexnet": "KID of AlexNet features, validation people",
+    "precision": "precision", "recall": "recall", "density": "density", "coverage": "coverage",
+    "memorised": "share of images that look memorised (0.05 is what honest data gives)",
+    "mia_auroc": "best attack on membership, AUROC (0.5 is chance)",
+    "mia_auroc_low": "largest lower 95 % bound of the attacks",
+    "largest_correlation": "largest correlation of pixels with a training slice",
+}  # fmt: skip
+CLINICAL = (
+    "**For research only, not for clinical use.** The images show no person. They must not be used for diagnosis, for "
+    "the planning of treatment, or as evidence of what a disease looks like."
+)
+SIMULATED = "a **simulated** cohort (an anatomical atlas and signal equations; no image of a patient)"
+PRIVATE = "a private set of MRI slices, which are not part of this"
+OPEN = {
+    "latent_diffusion": "from diffusers import StableDiffusionPipeline\n\n"
+    'pipe = StableDiffusionPipeline.from_pretrained("FOLDER")\n'
+    'image = pipe("{prompt}", guidance_scale={guidance_scale:g}, num_inference_steps={steps}).images[0]'
+    "  # the scores below: scheduler {scheduler}",
+    "other": "from pathlib import Path\n\nfrom synthmri.generators.{code} import load, sample\n\n"
+    'images = sample(load(Path("FOLDER")), [0, 1, 2], batch_size=3)  # uint8 (3, H, W), of these seeds',
+}  # fmt: skip
+
+
+def model_card(
+    title: str,
+    code: str,
+    scores: dict[str, float],
+    floor: dict[str, float],
+    effort: dict[str, float],
+    failed: list[str],
+    data: dict,
+    tree: dict,
+    prompt: str,
+) -> str:
+    """Markdown with a YAML header for a model.
+
+    title: its name; code: its module in synthmri.generators; scores, floor: its scores and those of real
+    slices of other people; effort: parameters, images_seen, teraflop; failed: reasons of the gate; data: counts as
+    `preprocess` writes them; tree: all parameters; prompt: one of training.
+    """
+    simulated = tree["data"]["source"] == "simulated"
+    source = "simulated brain MRI" if simulated else "private brain MRI"
+    results = [
+        EvalResult(
+            task_type="text-to-image" if code == "latent_diffusion" else "unconditional-image-generation",
+            dataset_type="simulated" if simulated else "private", dataset_name=f"{source}, held-out people",
+            metric_type=name, metric_name=text, metric_value=scores[name],
+        )
+        for name, text in NAMED.items() if name in scores
+    ]  # fmt: skip
+    header = ModelCardData(
+        model_name=f"{title}, {source}", eval_results=results, language="en",
+        license="apache-2.0" if simulated and _own_base(tree) else "other",
+        license_name=None if simulated and _own_base(tree) else "as-its-owner-decides",
+        library_name="diffusers" if code == "latent_diffusion" else "synthmri",
+        pipeline_tag="text-to-image" if code == "latent_diffusion" else "unconditional-image-generation",
+        tags=["brain-mri", "synthetic-data", "not-for-clinical-use", *(["simulated-data"] if simulated else [])],
+        base_model=tree["finetune"]["base_model"] if code == "latent_diffusion" and not _local_base(tree) else None,
+    )  # fmt: skip
+    rows = ["| score | this model | real slices of other people |", "|---|---|---|"]
+    rows += [
+        f"| {text} | {_number(scores, name)} | {_number(floor, name)} |"
+        for name, text in NAMED.items()
+        if name in scores
+    ]
+    opening = OPEN["latent_diffusion" if code == "latent_diffusion" else "other"].format(
+        code=code, prompt=prompt, **_drawing(tree)
+    )
+    gate = (
+        "It passed the gate of the registry."
+        if not failed
+        else f"The gate of the registry refused it: {'; '.join(failed)}."
+    )
+    people = ", ".join(_count(data, split) for split in ("train", "val", "test"))
+    body = f"""# {title}: synthetic brain MRI
+
+{CLINICAL}
+
+It draws single {tree["data"]["plane"]} slices of {tree["data"]["image_size"]} x {tree["data"]["image_size"]} pixels, {
+        "by a prompt" if code == "latent_diffusion" else "from noise alone, without a prompt"
+    }. It was trained on {SIMULATED if simulated else PRIVATE}.
+
+## Intended use
+
+To study methods of image synthesis and their evaluation, to test software, and to teach. Not intended: anything about a
+patient; training of a diagnostic model without a test on real images; any claim that the images are anonymous beyond what
+the table of memorisation says. Slices are independent; there is no volume behind them.
+
+## How to open it
+
+```python
+{opening}
+```
+
+## Data
+
+Split by subject: {people}. Contrasts: {", ".join(tree["data"]["contrasts"]) or "all there were"}. See DATASET.md.
+
+## Scores
+
+Of {scores["n"]:.0f} images; ± is the standard error over held-out subjects, and holds no luck of training.
+
+{chr(10).join(rows)}
+
+{gate} Memorisation and membership are tests of privacy and no proof: look at the nearest training slices before images
+are passed on.
+
+## Training
+
+{effort["parameters"] / 1e6:.1f} M parameters, {effort["images_seen"]:.0f} images seen, {effort["teraflop"]:.3g} TFLOP{
+        ", without the pretraining of the base" if code == "latent_diffusion" else ""
+    }; device {tree["runtime"]["device"]}. {_base(tree) if code == "latent_diffusion" else ""}
+
+## Licences
+
+Code: Apache-2.0. {_base_licence(tree) if code == "latent_diffusion" else ""}{_data_licence(simulated)}
+"""  # noqa: E501
+    return str(ModelCard(f"---\n{header.to_yaml()}\n---\n\n{body}"))
+
+
+def dataset_sheet(data: dict, tree: dict) -> str:
+    """Markdown with a YAML header for the slices that a model was trained and judged on; arguments as `model_card`."""
+    simulated = tree["data"]["source"] == "simulated"
+    section = tree["data"]
+    header = DatasetCardData(
+        pretty_name="simulated brain MRI slices" if simulated else "private brain MRI slices", language="en",
+        license="other",
+        task_categories=["unconditional-image-generation", "text-to-image"],
+        tags=["brain-mri", *(["simulated-data"] if simulated else ["private"])],
+    )  # fmt: skip
+    rows = ["| split | slices | subjects | contrasts | labels |", "|---|---|---|---|---|"]
+    for split in ("train", "val", "test"):
+        part = data[split]
+        cells = (", ".join(f"{k} {v}" for k, v in part.get(kind, {}).items()) for kind in ("contrast", "label"))
+        rows.append(f"| {split} | {part['images']} | {part.get('subjects') or 'not known'} | {' | '.join(cells)} |")
+    dropped = ", ".join(f"{reason} {count}" for reason, count in data["slices_dropped"].items() if count) or "none"
+    skipped = ", ".join(f"{reason} {count}" for reason, count in data["files_skipped"].items()) or "none"
+    made = (
+        f"{SIMULATED[0].upper()}{SIMULATED[1:]}: {tree['cohort']['subjects']} imaginary people, seed "
+        f"{tree['cohort']['seed']}. All share one folding pattern of the cortex and have no vessels."
+        if simulated
+        else "Slices of private scans. They are not part of this; subjects were told apart by salted hashes."
+    )
+    body = f"""# {header.pretty_name}
+
+{CLINICAL}
+
+## What it is
+
+{made}
+
+{chr(10).join(rows)}
+
+Slices dropped: {dropped}. Files skipped: {skipped}.
+
+## How it was made
+
+{section["plane"]} slices, {section["image_size"]} px over {section["field_of_view_mm"]} mm, intensities windowed to the
+percentiles {section["window_percentiles"]} of the head and kept in 8 bits. Split by subject with seed {section["seed"]}; a
+slice of the validation or test split that correlates with one of another split above {section["duplicate_correlation"]} was
+dropped.
+
+## Who is in it
+
+{"No one." if simulated else "People whose data are not told here; their consent and its limits are the matter of whoever holds the scans."}
+
+## Licences
+
+{_data_licence(simulated).strip()}
+"""  # noqa: E501
+    return str(DatasetCard(f"---\n{header.to_yaml()}\n---\n\n{body}"))
+
+
+def _number(scores: dict[str, float], name: str) -> str:
+    spread = f" ± {scores[f'{name}_std']:.2g}" if f"{name}_std" in scores else ""
+    return f"{scores[name]:.4g}{spread}" if name in scores else ""
+
+
+def _count(data: dict, split: str) -> str:
+    return f"{split} {data[split]['images']} slices of {data[split].get('subjects') or '?'} subjects"
+
+
+def _drawing(tree: dict) -> dict:
+    return {name: tree["sample"][name] for name in ("steps", "guidance_scale", "scheduler")}
+
+
+def _own_base(tree: dict) -> bool:
+    return tree["finetune"]["base_model"] == "pretrained/base"
+
+
+def _local_base(tree: dict) -> bool:
+    """Whether the base is a directory, whose name the hub does not know and need not."""
+    return Path(tree["finetune"]["base_model"]).is_dir()
+
+
+def _base(tree: dict) -> str:
+    base = tree["finetune"]["base_model"]
+    seen = ", which has seen simulated heads alone and no patient" if _own_base(tree) else ""
+    return f"Fine-tuned from {f'`{base}`' if _own_base(tree) or not _local_base(tree) else 'a local directory'}{seen}."
+
+
+def _base_licence(tree: dict) -> str:
+    if _own_base(tree):
+        return "Base model: Apache-2.0. "
+    return "Base model: under its own licence, which binds this model too. "
+
+
+def _data_licence(simulated: bool) -> str:
+    if simulated:
+        return "Data: simulated from the ICBM152 atlas, © McConnell Brain Imaging Centre, free to use with its notice."
+    return "Data: private; whoever holds them decides whether, and under which licence, this may be passed on."

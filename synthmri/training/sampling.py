@@ -1,0 +1,80 @@
+"""What all sampling shares: its parameters, and image i from seed i alone."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from synthmri import params
+from synthmri.errors import UserError
+from synthmri.imageset import to_uint8
+from synthmri.params import Section
+from synthmri.training import distributed
+from synthmri.training.precision import Precision, autocast
+
+Scheduler = Literal["sde-dpmsolver++", "dpmsolver++", "ddim", "ddpm", "euler"]
+
+
+class Sample(Section):
+    """Section `sample`; steps, guidance and scheduler are of the latent diffusion model alone."""
+
+    n: int = Field(ge=1, le=100_000)
+    seed: int = Field(ge=0, lt=2**62)
+    steps: int = Field(ge=1, le=1000)
+    guidance_scale: float = Field(ge=1, le=50)
+    scheduler: Scheduler
+    batch_size: int = Field(ge=1, le=1024)
+
+
+def settled(p: Sample, choice: dict) -> Sample:
+    """`p` with the guidance, steps and scheduler that were chosen for it. Raises UserError for other values."""
+    if not isinstance(choice, dict):
+        raise UserError(f"what stage `sweep` chose is no map of settings but {choice!r}; run `dvc repro sweep`")
+    return params.parse(p.model_dump() | choice, "sample", Sample, "what stage `sweep` chose")
+
+
+def set_steps(scheduler, steps: int) -> None:
+    """`scheduler.set_timesteps`, where they are as many as asked for and none lies before the first.
+
+    For some numbers, rounding gives diffusers' trailing steps one too many, at t = -1, which ruins the image.
+    Raises UserError for those.
+    """
+    scheduler.set_timesteps(steps)
+    if int(scheduler.timesteps.min()) < 0:
+        whole = scheduler.config.num_train_timesteps
+        fewer = next(n for n in range(steps - 1, 0, -1) if len(np.arange(whole, 0, -whole / n)) == n)
+        raise UserError(
+            f"{steps} denoising steps do not space evenly over the {whole} of training; take {fewer} (sample.steps, or "
+            "what asks for it)"
+        )
+
+
+def in_batches(
+    draw: Callable[[list[torch.Generator]], torch.Tensor], seeds: Sequence[int], batch_size: int, device: torch.device,
+    precision: Precision,
+) -> np.ndarray:  # fmt: skip
+    """uint8 (N, S, S): the images that `draw` makes with a generator for each seed, (B, 1, S, S) in [-1, 1].
+
+    It runs on `device` under autocast of `precision`.
+
+    Every batch has the same shape (the last is filled up), so that neither N nor its company changes an image. Several
+    processes draw the same batches, each some of them. Raises UserError when they are not finite.
+    """
+
+    def one(start: int) -> np.ndarray:
+        rows = [min(start + k, len(seeds) - 1) for k in range(batch_size)]
+        with torch.no_grad(), autocast(device, precision):
+            images = draw([torch.Generator().manual_seed(int(seeds[i])) for i in rows])
+        images = images[: len(seeds) - start, 0].float().cpu()
+        if not torch.isfinite(images).all():
+            raise UserError("the model draws values that are not finite; train it again with a lower learning rate")
+        return to_uint8((images / 2 + 0.5).numpy())
+
+    return np.concatenate(distributed.spread(one, range(0, len(seeds), batch_size)))
+
+
+def noise(generators: list[torch.Generator], size: int) -> torch.Tensor:
+    """(B, size) of N(0, 1), row i from generator i alone."""
+    return torch.stack([torch.randn(size, generator=generator) for generator in generators])
