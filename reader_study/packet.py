@@ -114,7 +114,7 @@ def find(home: Path, name: str) -> Path:
         return chosen[0]
     known = ", ".join(path.name for path in there)
     if not there:
-        raise UserError(f"there is no packet in {home}; make one with `python -m stages.study create`")
+        raise UserError(f"there is no packet in {home}; make one with `synthmri study create`")
     raise UserError(f"{name or 'several packets'}: name one of {known} with --packet (or PACKET= to make)")
 
 

@@ -1,6 +1,6 @@
 """Make more images from a trained model, outside DVC.
 
-python -m stages.generate --n 20 --prompt "T1w axial brain MRI, level 6, none" --format png --out generated
+synthmri generate --n 20 --prompt "T1w axial brain MRI, level 6, none" --format png --out generated
 """
 
 import datetime

@@ -1,4 +1,4 @@
-"""Write a profile (an overlay of params.yaml) into params.yaml, comments kept: python -m stages.profile smoke"""
+"""Write a profile (an overlay of params.yaml) into params.yaml, comments kept: synthmri profile smoke"""
 
 from pathlib import Path
 from typing import Annotated

@@ -13,7 +13,7 @@ from synthmri.reporting import comparison
 
 
 def main(
-    table: Annotated[Path, typer.Option("--ratings", help="CSV of ratings, from `python -m stages.study export`")],
+    table: Annotated[Path, typer.Option("--ratings", help="CSV of ratings, from `synthmri study export`")],
     test: Annotated[Path, typer.Option(help="ImageSet of held-out slices")],
     samples: Annotated[Path, typer.Option(help="folder of each model's ImageSet")],
     metrics: Annotated[Path, typer.Option(help="JSON to write")],
@@ -29,7 +29,7 @@ def main(
         present = frame[counted]
         for packet, part in frame.drop(index=present.index).groupby("packet"):
             print(f"{len(part)} ratings of packet {packet} are of images that are no longer here: left out; "
-                  "`python -m stages.study create` makes a packet of the present ones", file=sys.stderr)  # fmt: skip
+                  "`synthmri study create` makes a packet of the present ones", file=sys.stderr)  # fmt: skip
         tree = ratings.summary(present, list(comparison.MODELS), p)
         simulated = imageset.read(test).meta.get("data", {}).get("source") == "simulated"
         tree["counts"] = {"ratings": len(present), "of_other_images": len(frame) - len(present), "simulated": simulated}

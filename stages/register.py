@@ -1,4 +1,4 @@
-"""Bring what the pipeline made into MLflow: `python -m stages.register --help`.
+"""Bring what the pipeline made into MLflow: `synthmri registry --help`.
 
 The registry is made from files alone (dvc.lock, params.yaml, metrics, models), so it may be deleted and made again, and
 DVC may restore what it likes from its cache. In `dvc repro` this is the last stage. It has no output: nothing that
@@ -7,13 +7,11 @@ MLflow says about a run is the same twice, and a stage without one is never take
 
 import contextlib
 import fcntl
-import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -30,7 +28,7 @@ import synthmri
 from stages import _cli, _files
 from synthmri import imageset, params
 from synthmri.errors import UserError
-from synthmri.registry import gate, mlflow_store
+from synthmri.registry import gate, lineage, mlflow_store
 from synthmri.reporting import comparison
 from synthmri.scans import prompts
 
@@ -84,7 +82,7 @@ def export(
     _known(model)
     if out.exists():
         raise UserError(f"{out} exists already; name another folder with --out, or remove it")
-    _check(_lock_file(), _results(model))
+    lineage.check(_lock_file(), _results(model))
     with _files.replacing(out) as folder:
         shutil.copytree(MODELS / model, folder)
         tree = _tree()
@@ -102,7 +100,7 @@ def _sync() -> None:
     tree = _tree()
     drawing = params.parse(tree["sample"], "sample", sampling.Sample)
     lock_file = _lock_file()
-    locked = _locked(lock_file)
+    locked = lineage.outputs(lock_file)
     with _lock(), tempfile.TemporaryDirectory() as scratch:
         client, experiment = _connect(p)
         here, texts = {}, []
@@ -110,7 +108,7 @@ def _sync() -> None:
             entry = _entry(name, p, runtime, drawing, tree, locked, Path(scratch))
             there = mlflow_store.find(client, entry.name, entry.identity)
             if there is None or there.tags.get("scored_as") != entry.tags["scored_as"]:
-                _check(lock_file, _results(name))
+                lineage.check(lock_file, _results(name))
                 texts = texts or _prompts()
                 (Path(scratch) / name / "cards").mkdir(parents=True)
                 _write_cards(Path(scratch) / name / "cards", name, p, tree, texts)
@@ -128,8 +126,8 @@ def _sync() -> None:
         there = [version for name in names for version in mlflow_store.versions(client, name)]
         for version in there:
             if "git_commit" not in version.tags:
-                mlflow_store.tag(client, version, _origin(version.tags))
-        _aliases(client, p, there, names, here, _hash(locked, SLICES / "val"))
+                mlflow_store.tag(client, version, lineage.origin(_root(), version.tags))
+        _aliases(client, p, there, names, here, lineage.hash_of(locked, SLICES / "val"))
 
 
 def _aliases(client, p: gate.Registry, there: list, names: list[str], here: dict, validation: str) -> None:
@@ -193,10 +191,10 @@ def _entry(
         "model": name,
         "gate": "refused" if failed else "passed",
         "gate_reasons": "; ".join(failed) or "every rule holds",
-        "dvc_val": _hash(locked, SLICES / "val"),
+        "dvc_val": lineage.hash_of(locked, SLICES / "val"),
         "scores": " ".join(sorted(scores)),
-        "scored_as": " ".join(_hash(locked, METRICS / f"{file}.json") for file in (name, *OF_SCORES)),
-        "git_head": _git("rev-parse", "HEAD") or "none",
+        "scored_as": " ".join(lineage.hash_of(locked, METRICS / f"{file}.json") for file in (name, *OF_SCORES)),
+        "git_head": lineage.git(_root(), "rev-parse", "HEAD") or "none",
         "machine": f"{platform.machine()}, {os.cpu_count()} processors, {runtime.device}",
         "precision": effort["precision"],
         "data": "private" if private else "simulated, not patients",
@@ -206,12 +204,16 @@ def _entry(
     return mlflow_store.Entry(
         name=_registered(p, name),
         title=comparison.MODELS[name],
-        identity={"dvc_model": _hash(locked, MODELS / name), "dvc_samples": _hash(locked, SAMPLES / name)},
+        identity={
+            "dvc_model": lineage.hash_of(locked, MODELS / name), "dvc_samples": lineage.hash_of(locked, SAMPLES / name),
+        },
         tags=tags,
         params=_flat(sections),
         scores=scores | {key: effort[key] for key in ("parameters", "images_seen", "teraflop")},
         curves=_curves(name),
-        datasets=[(str(SLICES / split), _hash(locked, SLICES / split), split) for split in ("train", "val", "test")],
+        datasets=[
+            (str(SLICES / split), lineage.hash_of(locked, SLICES / split), split) for split in ("train", "val", "test")
+        ],
         files=files,
         artifacts={
             "model": str(MODELS / name),
@@ -308,23 +310,6 @@ def _known(name: str) -> None:
 # What DVC and git know
 
 
-def _locked(text: str) -> dict[str, str]:
-    """Path -> hash of all outputs in the text of a dvc.lock."""
-    return {out["path"]: out["md5"] for stage in _stages(text) for out in stage.get("outs", [])}
-
-
-def _stages(text: str) -> list[dict]:
-    """All stages in the text of a dvc.lock."""
-    tree = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
-    return list(tree.get("stages", {}).values())
-
-
-def _hash(locked: dict[str, str], path: Path) -> str:
-    if str(path) not in locked:
-        raise UserError(f"dvc.lock does not know {path}; run `dvc repro`")
-    return locked[str(path)]
-
-
 def _lock_file() -> str:
     return Path("dvc.lock").read_text(encoding="utf-8") if Path("dvc.lock").exists() else ""
 
@@ -332,67 +317,6 @@ def _lock_file() -> str:
 def _results(name: str) -> list[Path]:
     """What goes into the registry or to the hub under the name of a model."""
     return [MODELS / name, SAMPLES / name, *(METRICS / f"{file}.json" for file in (name, *OF_SCORES))]
-
-
-def _check(text: str, paths: list[Path]) -> None:
-    """Raise UserError unless these are what the text of dvc.lock says, and made from what it says of the rest.
-
-    So nothing is registered under another's hash, and no model with the scores of the one before it, as where `dvc
-    repro` was stopped between the two.
-    """
-    locked = _locked(text)
-    for path in paths:
-        if not path.exists() or _dvc_hash(path) != _hash(locked, path):
-            raise UserError(f"{path} is not what dvc.lock says; run `dvc checkout` to restore it, or `dvc repro`")
-    makers = {out["path"]: stage for stage in _stages(text) for out in stage.get("outs", [])}
-    todo, seen = [str(path) for path in paths], set()
-    while todo:
-        path = todo.pop()
-        if path in seen or path not in makers:
-            continue
-        seen.add(path)
-        for dep in makers[path].get("deps", []):
-            if dep["md5"] != locked.get(dep["path"], dep["md5"]):
-                raise UserError(f"{path} was made from another {dep['path']} than the one of now; run `dvc repro`")
-            todo.append(dep["path"])
-
-
-def _dvc_hash(path: Path) -> str:
-    """The hash that DVC gives a file or a folder."""
-    if path.is_file():
-        with open(path, "rb") as stream:
-            return hashlib.file_digest(stream, "md5").hexdigest()
-    inside = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
-    listed = [{"md5": _dvc_hash(path / name), "relpath": name} for name in inside]
-    return hashlib.md5(json.dumps(listed, sort_keys=True).encode()).hexdigest() + ".dir"
-
-
-def _git(*command: str) -> str:
-    """What git says; "" where it fails, or there is no git."""
-    try:
-        return subprocess.run(["git", *command], cwd=_root(), capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-
-
-def _origin(tags: dict[str, str]) -> dict[str, str]:
-    """`git_commit`, the first commit whose dvc.lock holds this model and these samples, and its experiment, if any.
-
-    Stages run before there is such a commit, so it is looked for at each sync until found; experiments are commits too.
-    """
-    wanted = (tags["dvc_model"], tags["dvc_samples"])
-    candidates = []
-    for value in wanted:
-        candidates += reversed(_git("log", "--all", "--format=%H", f"-S{value}", "--", "dvc.lock").splitlines())
-    candidates.append("HEAD")  # a shallow clone knows no more
-    for commit in candidates:
-        text = _git("show", f"{commit}:dvc.lock")
-        if all(value in text for value in wanted):
-            found = {"git_commit": _git("rev-parse", commit)}
-            refs = _git("for-each-ref", "--points-at", found["git_commit"], "--format=%(refname)", "refs/exps").split()
-            named = [ref.rsplit("/", 1)[1] for ref in refs if "/exec/" not in ref]
-            return found | ({"experiment": named[0]} if named and "experiment" not in tags else {})
-    return {}
 
 
 # The store
@@ -447,17 +371,14 @@ def _show(model: str, which: str) -> None:
     number = str(aliases.get(which, which))
     version = next((v for v in found if str(v.version) == number), None)
     if version is None:
-        there = (
-            ", ".join([*(str(v.version) for v in found), *aliases])
-            or "none yet: run `python -m stages.register --sync`"
-        )
+        there = ", ".join([*(str(v.version) for v in found), *aliases]) or "none yet: run `synthmri registry --sync`"
         raise UserError(f"{name} has no version {which!r}; there is {there}")
     print(f"{name} version {number} {' '.join(sorted(a for a, v in aliases.items() if str(v) == number))}".rstrip())
     for key, value in sorted(version.tags.items()):
         print(f"  {key}: {value}")
     commit = version.tags.get("git_commit")
     if commit is None:
-        print("no commit holds it yet: commit dvc.lock, then `python -m stages.register --sync`")
+        print("no commit holds it yet: commit dvc.lock, then `synthmri registry --sync`")
         return
     print("to restore it")
     print(f"  git checkout {commit}")
@@ -467,10 +388,10 @@ def _show(model: str, which: str) -> None:
 
 
 def _commit(revision: str) -> None:
-    text = _git("show", f"{revision}:dvc.lock")
+    text = lineage.git(_root(), "show", f"{revision}:dvc.lock")
     if not text:
         raise UserError(f"git knows no dvc.lock at {revision!r}; name a commit, branch or tag of this repository")
-    locked = _locked(text)
+    locked = lineage.outputs(text)
     p = params.read(_cli.PARAMS, "registry", gate.Registry)
     client, _ = _connect(p)
     for model in comparison.MODELS:

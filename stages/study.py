@@ -1,4 +1,4 @@
-"""Run a blinded reader study of real and synthetic slices: `python -m stages.study --help`."""
+"""Run a blinded reader study of real and synthetic slices: `synthmri study --help`."""
 
 import socket
 import sys

@@ -16,7 +16,7 @@ NEXT = """\
 what to try next
   source .venv/bin/activate                # once in a shell
   dvc exp run -S finetune.epochs=20 && dvc metrics diff
-  python -m stages.generate --n 20 --format png --out generated
+  synthmri generate --n 20 --format png --out generated
   own data: put files in data/raw/, set data.source to raw in params.yaml, `make repro`
 Research only. Not for clinical use."""
 

@@ -17,11 +17,13 @@ from benchmarks import (
     effort,
     evaluation,
     finetuning,
+    layouts,
     measure,
     pays,
     preprocessing,
     real,
     reconstruction,
+    repro,
     sampling,
     scaling,
 )
@@ -284,3 +286,39 @@ def test_pays_compares_the_same_training_from_two_starts(small, tiny_model, monk
         found["from_scratch"]["fd_alexnet"] / found["from_base"]["fd_alexnet"], rel=1e-6
     )
     assert found["from_scratch"] != found["from_base"]
+
+
+def test_layouts_measure_every_precision_that_is_native(small, tiny_model, monkeypatch):
+    monkeypatch.setattr(layouts, "native_bf16", lambda device: False)
+    monkeypatch.setattr(layouts, "slowdown", lambda precision, device: 12.0)
+    layouts.main(model=tiny_model, avx2=False, repeats=1)
+    rows = result("layouts")["native"]
+    assert rows.pop("emulated bf16 / fp32") == 12
+    assert set(rows) == {f"fp32 {layout} {batch}" for layout in layouts.LAYOUTS for batch in (1, 4, 16)}
+    assert all(value > 0 for row in rows.values() for value in row.values())
+    assert set(rows["fp32 channels_last 16"]) == {"encode", "decode", "unet", "unet_training"}
+
+
+def commands(folder: Path, script: str) -> dict[str, str]:
+    """An environment in which `dvc` is this shell script."""
+    (folder / "bin").mkdir()
+    (folder / "bin/dvc").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "bin/dvc").chmod(0o755)
+    return {"PATH": f"{folder / 'bin'}:/usr/bin:/bin"}
+
+
+def test_seconds_of_a_stage_end_where_the_next_begins(tmp_path):
+    stages = "sleep 0.2; echo \"Running stage 'a':\"; echo noise; sleep 0.4; echo \"Running stage 'b@c':\"; sleep 0.2"
+    found = repro.timed_stages(tmp_path, commands(tmp_path, stages))
+    assert list(found) == ["start of dvc", "a", "b@c"]
+    assert found["a"] == pytest.approx(0.4, abs=0.3) and found["a"] > found["b@c"] / 2 > 0
+
+
+def test_a_stage_that_fails_ends_the_measurement_with_its_words(tmp_path):
+    with pytest.raises(UserError, match="(?s)`dvc repro` failed in the clone.*disk is full"):
+        repro.timed_stages(tmp_path, commands(tmp_path, "echo \"Running stage 'a':\"; echo disk is full; exit 1"))
+
+
+def test_a_clone_is_not_put_over_something(tmp_path):
+    with pytest.raises(UserError, match="exists already"):
+        repro.main(keep=tmp_path)

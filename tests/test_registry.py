@@ -28,7 +28,7 @@ from stages import gate as gate_stage
 from stages import register, sample
 from synthmri import imageset, params
 from synthmri.errors import UserError
-from synthmri.registry import gate, mlflow_store, serving
+from synthmri.registry import gate, lineage, mlflow_store, serving
 from synthmri.reporting import comparison
 from synthmri.training import loop
 
@@ -134,7 +134,7 @@ def lock():
     paths += [Path("metrics") / f"{name}.json" for name in register.OF_SCORES]
     for name in comparison.MODELS:
         paths += [Path("models") / name, Path("data/samples") / name, Path("metrics") / f"{name}.json"]
-    outs = [{"path": str(path), "md5": register._dvc_hash(path)} for path in paths]
+    outs = [{"path": str(path), "md5": lineage.dvc_hash(path)} for path in paths]
     Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": {"all": {"outs": outs}}}))
 
 
@@ -200,7 +200,7 @@ def test_a_sync_registers_every_model_with_all_that_is_known_of_it(project):
     assert seen["runs"] == sorted((title, "FINISHED") for title in comparison.MODELS.values()) and seen["logged"] == 5
     for name in comparison.MODELS:
         tags, parameters, metrics, files, curve, data = seen[f"synthmri-{name}"][0][1]
-        assert tags["dvc_model"] == register._dvc_hash(Path("models") / name)
+        assert tags["dvc_model"] == lineage.dvc_hash(Path("models") / name)
         assert tags["git_commit"] == git(project, "rev-parse", "HEAD") and tags["gate"] == "passed"
         assert metrics["val_kid_alexnet"] == KIDS[name] and "progression/fd_alexnet" in metrics
         own = "finetune.epochs" if name == "latent_diffusion" else f"baselines.{name}.steps"
@@ -209,7 +209,7 @@ def test_a_sync_registers_every_model_with_all_that_is_known_of_it(project):
         assert others == (set() if name == "latent_diffusion" else {name})
         table = pd.read_csv(f"metrics/training/{name}.csv")
         assert curve == [(step, pytest.approx(loss)) for step, loss in zip(table["step"], table["loss"], strict=True)]
-        assert data["data/slices/train"] == register._dvc_hash(Path("data/slices/train"))
+        assert data["data/slices/train"] == lineage.dvc_hash(Path("data/slices/train"))
         pictures = {f"pictures/{kind}/{name}.png" for kind in ("samples", "held_out", "closest", "progression")}
         assert pictures | {"cards/README.md", "lineage/dvc.lock", "results/gate.json"} <= set(files)
     assert where("champion") == ("synthmri-latent_diffusion", "1") and where("challenger") == ("synthmri-vae", "1")
@@ -742,7 +742,7 @@ def test_pictures_of_people_do_not_go_to_another_machine(project, tmp_path, monk
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     p, runtime = (params.read("params.yaml", *of) for of in (("registry", gate.Registry), ("runtime", params.Runtime)))
     drawing = params.read("params.yaml", "sample", sample.sampling.Sample)
-    locked = register._locked(Path("dvc.lock").read_text())
+    locked = lineage.outputs(Path("dvc.lock").read_text())
     entry = register._entry("vae", p, runtime, drawing, register._tree(), locked, tmp_path)
     sent = {place for _, place in entry.files if place.startswith("pictures/")}
     harmless = {"pictures/samples", "pictures/progression"}

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 # The distributions that drawing needs; a model is registered with the versions it was made with.
 REQUIREMENTS = ("diffusers", "mlflow", "numpy", "pandas", "pillow", "pydantic", "safetensors", "torch", "transformers")
-MOST = 64  # images a call; for more there is `python -m stages.generate`
+MOST = 64  # images a call; for more there is `synthmri generate`
 OF_LDM = ("prompt", "steps", "guidance_scale")  # what the latent diffusion model alone understands
 
 
