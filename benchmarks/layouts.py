@@ -30,8 +30,14 @@ def main(
     model: Annotated[Path, typer.Option(help="pipeline in Stable Diffusion format")] = Path("pretrained/base"),
     avx2: Annotated[bool, typer.Option("--avx2", help="forbid torch and oneDNN all beyond AVX2")] = False,
     repeats: Annotated[int, typer.Option(min=1, help="calls of each; the fastest counts")] = 2,
+    show: Annotated[
+        bool, typer.Option("--table", help="print rows of docs/measurements.md, and measure nothing")
+    ] = False,
 ):
     """Write benchmarks/results/layouts.json: milliseconds an image."""
+    if show:
+        print(table(json.loads((measure.RESULTS / "layouts.json").read_text(encoding="utf-8"))))
+        return
     if avx2 and any(os.environ.get(name) != value for name, value in FORCED.items()):
         os.environ.update(FORCED)  # read when torch is loaded, which it is already
         os.execv(sys.executable, [sys.executable, "-m", "benchmarks.layouts", *sys.argv[1:]])
@@ -85,6 +91,25 @@ def main(
     result = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     result.pop("machine", None)
     measure.write("layouts", result | {"avx2" if avx2 else "native": rows})
+
+
+def table(result: dict) -> str:
+    """Rows of Markdown: milliseconds an image by layout and precision, of the fastest batch."""
+    lines = []
+    for side, title in (("native", "native"), ("avx2", "AVX2 alone")):
+        rows = {name: row for name, row in result.get(side, {}).items() if isinstance(row, dict)}
+        for head in dict.fromkeys(name.rsplit(" ", 1)[0] for name in rows):
+            cells = []
+            for work in ("encode", "decode", "unet", "unet_training"):
+                of = {
+                    name.rsplit(" ", 1)[1]: row[work]
+                    for name, row in rows.items()
+                    if name.startswith(f"{head} ") and work in row
+                }
+                batch = min(of, key=of.get)
+                cells.append(f"{of[batch]:.1f} (batch {batch})")
+            lines.append(f"| {title}, {head.replace('_', ' ')} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

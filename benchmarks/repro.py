@@ -32,10 +32,16 @@ def main(
     profile: Annotated[str, typer.Option(help="a file of profiles/, without .yaml; '' = params.yaml as it is")] = "",
     test: Annotated[bool, typer.Option("--test", help="time the tests instead, as `make test` runs them")] = False,
     keep: Annotated[Path | None, typer.Option(help="folder to make for the clone, which then stays")] = None,
+    show: Annotated[
+        bool, typer.Option("--table", help="print the table of docs/measurements.md, and measure nothing")
+    ] = False,
 ):
     """Write benchmarks/results/repro.json: seconds of every stage, their sum, and the largest process."""
     file = measure.RESULTS / "repro.json"
     result = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if show:
+        print(table(result))
+        return
     result.pop("machine", None)
     if keep is not None and keep.exists():
         raise UserError(f"{keep} exists already; name another folder with --keep, or remove it")
@@ -70,6 +76,26 @@ def main(
     found |= {"precision": said.stderr.strip(), "commit": commit()}
     result.setdefault(key, {})["avx2" if avx2 else "native"] = found
     measure.write("repro", result)
+
+
+def table(result: dict) -> str:
+    """What the file holds, as Markdown: a row a stage, its seconds natively and with AVX2 alone, and their ratio."""
+    native, avx2 = (result[PROFILE][key]["stages"] for key in ("native", "avx2"))
+    rows = ["| stage | native, s | AVX2 alone, s | ratio |", "|---|---:|---:|---:|"]
+    groups = list(dict.fromkeys(name.split("@")[0] for name in native))
+    for group in groups:
+        pair = [
+            sum(seconds for name, seconds in side.items() if name.split("@")[0] == group) for side in (native, avx2)
+        ]
+        times = sum(name.split("@")[0] == group for name in native)
+        title = f"`{group}`" + (f", {times} times" if times > 1 else "") if " " not in group else group
+        rows.append(f"| {title} | {pair[0]:.0f} | {pair[1]:.0f} | {pair[1] / pair[0]:.1f} |")
+    for key, title in ((PROFILE, "all of `make repro`"), ("quick", "`make quick`"), ("test", "`make test`")):
+        pair = [result.get(key, {}).get(side, {}).get("seconds") for side in ("native", "avx2")]
+        cells = [f"{value // 60} min {value % 60:02d} s" if value else "" for value in pair]
+        ratio = f"{pair[1] / pair[0]:.1f}" if all(pair) else ""
+        rows.append(f"| **{title}** | {cells[0]} | {cells[1]} | {ratio} |")
+    return "\n".join(rows)
 
 
 def timed_stages(clone: Path, environment: dict[str, str]) -> dict[str, float]:
