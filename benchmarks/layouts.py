@@ -31,7 +31,7 @@ def main(
     avx2: Annotated[bool, typer.Option("--avx2", help="forbid torch and oneDNN all beyond AVX2")] = False,
     repeats: Annotated[int, typer.Option(min=1, help="calls of each; the fastest counts")] = 2,
     show: Annotated[
-        bool, typer.Option("--table", help="print rows of docs/measurements.md, and measure nothing")
+        bool, typer.Option("--table", help="print the table of docs/measurements.md, and measure nothing")
     ] = False,
 ):
     """Write benchmarks/results/layouts.json: milliseconds an image."""
@@ -94,8 +94,8 @@ def main(
 
 
 def table(result: dict) -> str:
-    """Rows of Markdown: milliseconds an image by layout and precision, of the fastest batch."""
-    lines = []
+    """Markdown: milliseconds an image by layout and precision, of the fastest batch."""
+    lines = ["| | encode | decode | UNet | UNet, training step |", "|---|---:|---:|---:|---:|"]
     for side, title in (("native", "native"), ("avx2", "AVX2 alone")):
         rows = {name: row for name, row in result.get(side, {}).items() if isinstance(row, dict)}
         for head in dict.fromkeys(name.rsplit(" ", 1)[0] for name in rows):
