@@ -63,7 +63,7 @@ def main(n: Annotated[int, typer.Option(min=50, help="images in each set")] = 20
             StructuralSimilarityIndexMeasure(data_range=255.0),
             PeakSignalNoiseRatio(data_range=255.0, dim=(1, 2, 3), reduction="elementwise_mean"),
         )
-        found_distances = []
+        perceptual = []
         for start in range(0, n, 16):
             a, b = (torch.from_numpy(images[start : start + 16])[:, None] for images in (made, real))
             for metric in (frechet, kernel):
@@ -73,13 +73,13 @@ def main(n: Annotated[int, typer.Option(min=50, help="images in each set")] = 20
                 metric.update(a.float(), b.float())
             with torch.no_grad():
                 pair = [(x.float() / 127.5 - 1).expand(-1, 3, -1, -1) for x in (a, b)]
-                found_distances += lpips(*pair).flatten().tolist()
+                perceptual += lpips(*pair).flatten().tolist()
         return {
             "fd": frechet.compute().item(),
             "kid": kernel.compute()[0].item(),
             "ssim": ssim.compute().item(),
             "psnr": psnr.compute().item(),
-            "lpips": float(np.mean(found_distances)),
+            "lpips": float(np.mean(perceptual)),
         }
 
     our_values, their_values = ours(), theirs()

@@ -36,9 +36,7 @@ def main(
     before_features: Annotated[Path, typer.Option(help="features before training, for fd_alexnet_reduction")],
     metrics: Annotated[Path, typer.Option(help="JSON to write")],
     picture: Annotated[Path, typer.Option(help="held-out beside synthetic, PNG to write")],
-    closest: Annotated[
-        Path, typer.Option(help="the beside_each_other of synthetic and train that resemble most, PNG to write")
-    ],
+    closest: Annotated[Path, typer.Option(help="the pairs of synthetic and train that resemble most, PNG to write")],
 ) -> None:
     """Distances, resemblances, memorisation and, where there is an autoencoder, reconstruction."""
     runtime = _cli.start()
@@ -82,7 +80,7 @@ def main(
             values_now, reference_set.test_features["alexnet"][some]
         )
     order = np.argsort(-correlation, kind="stable")[:CLOSEST]
-    beside_each_other = np.concatenate([made.images[compared[order]], reference_set.train[which[order]]])
+    couples = np.concatenate([made.images[compared[order]], reference_set.train[which[order]]])
     captions = [f"r = {correlation[i]:.3f}" for i in order] + ["train"] * len(order)
     # Simulated data is called simulated, here too.
     source = imageset.read(test).meta.get("data", {}).get("source")
@@ -90,7 +88,7 @@ def main(
     with _files.replacing(metrics) as json, _files.replacing(picture) as beside, _files.replacing(closest) as sheet:
         _files.write_metrics(json, result)
         plots.save(plots.held_out_against_synthetic(reference_set.test, made.images, title=title), beside)
-        plots.save(plots.contact_sheet(beside_each_other, columns=len(order), captions=captions), sheet)
+        plots.save(plots.contact_sheet(couples, columns=len(order), captions=captions), sheet)
 
 
 def reference(

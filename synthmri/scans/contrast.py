@@ -14,6 +14,7 @@ NO_AGENT = re.compile(r"(^|[^a-z])(pre|no|non|without|w/o|wo)($|[^a-z])")
 
 
 def contrast_of(text: str) -> str:
+    """T1w, T1ce, T2w, FLAIR or PD, by the words of a name or of a series' description; "" where they do not tell."""
     words = set(re.split(r"[^a-z0-9]+", text.lower().replace("*", "star")))
     found = next((contrast for contrast, known in WORDS.items() if words & known), "")
     if found == "FLAIR" and words & WORDS["T1w"]:  # inversion for contrast, not against fluid

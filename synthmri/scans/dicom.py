@@ -40,6 +40,7 @@ class _Frame(NamedTuple):
 
 
 def read_dicom(paths: tuple[Path, ...]) -> Scan:
+    """The volume of the files of one series, rescaled, bright as MONOCHROME2. Raises BadFile where they make none."""
     import pydicom
 
     frames, inverted = [], set()

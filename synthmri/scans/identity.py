@@ -21,6 +21,7 @@ def person(name: str) -> str:
 
 
 def participants(path: Path) -> dict[str, str]:
+    """Subject -> label of a BIDS participants.tsv; empty where there is none. Raises UserError where it is no table."""
     if not path.is_file():
         return {}
     try:

@@ -10,6 +10,7 @@ from synthmri.scans.scan import MAX_VOXELS, BadFile, Scan, check_numbers, check_
 
 
 def read_nifti(path: Path) -> Scan:
+    """A volume of three dimensions whose header says where left and up are. Raises BadFile for any other."""
     image = nibabel.load(path)
     shape = image.shape
     while len(shape) > 3 and shape[-1] == 1:

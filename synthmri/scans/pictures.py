@@ -11,6 +11,7 @@ from synthmri.scans.scan import MAX_VOXELS, MIN_SIDE, BadFile, check_numbers, ch
 
 
 def read_picture(path: Path) -> np.ndarray:
+    """Pixels of one PNG, JPEG or TIFF, upright: (H, W), or (H, W, 3). Raises BadFile for others."""
     try:
         image = Image.open(path, formats=("PNG", "JPEG", "TIFF"))
     except Image.DecompressionBombError as error:
@@ -32,6 +33,7 @@ def read_picture(path: Path) -> np.ndarray:
 
 
 def read_tensor(path: Path) -> np.ndarray:
+    """The array of a .npy (memory-mapped) or a .pt of one tensor, never a pickle. Raises BadFile for others."""
     if path.suffix.lower() == ".npy":
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(array, np.ndarray):

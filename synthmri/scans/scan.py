@@ -57,12 +57,14 @@ class Scan(NamedTuple):
 
 
 def check_size(shape: tuple[int, ...]) -> None:
+    """Raise BadFile unless a shape that a header claims has 1 to MAX_VOXELS values."""
     voxels = int(np.prod([int(n) for n in shape], dtype=object))
     if not 0 < voxels <= MAX_VOXELS:
         raise BadFile("size", f"its header claims {' x '.join(map(str, shape))} values; 1 to {MAX_VOXELS} are read")
 
 
 def check_numbers(dtype: np.dtype) -> None:
+    """Raise BadFile unless values of this type are real numbers."""
     if dtype.kind not in "buif":
         raise BadFile("values", f"holds values of type {dtype}; real numbers are read, so save the magnitude")
 
