@@ -94,7 +94,7 @@ def test_nothing_is_warned_of_where_it_is_native(monkeypatch, capsys):
 def test_oneDNN_forbidden_to_use_it_is_asked(monkeypatch):
     """On this machine, whatever it is: with AVX2 forced, nothing computes in bf16 natively."""
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    code = "from synthmri import precision; print(precision.choose('auto', 'cpu')[0])"
+    code = "from synthmri.training import precision; print(precision.choose('auto', 'cpu')[0])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     flags = torch.cpu.get_capabilities()
     assert done.stdout.strip() == ("bf16" if flags.get("bf16") else "fp32")  # Arm has no such switch
