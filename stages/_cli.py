@@ -95,16 +95,24 @@ def precision(runtime: params.Runtime, *, scaler: bool = False) -> str:
     if os.environ.get("RANK", "0") == "0":
         print(f"precision {chosen}: {why}", file=sys.stderr)
         if chosen == "bf16" and not formats.native_bf16(runtime.device):
+            import torch
+
+            with torch.random.fork_rng(devices=[]):  # what measures draws weights, and a training must not notice
+                factor = formats.slowdown(chosen, runtime.device)
             print(
-                f"warning: emulated bf16 takes {formats.slowdown(chosen, runtime.device):.1f} times as long as float32 "
-                "(a convolution, measured now); set runtime.precision to auto",
+                f"warning: emulated bf16 takes {factor:.1f} times as long as float32 (a convolution, measured now); "
+                "set runtime.precision to auto",
                 file=sys.stderr,
             )
     return chosen
 
 
 def settle(threads: int) -> None:
-    """Set the threads of torch, here or in a worker: their number changes the rounding of sums."""
+    """Set the threads of torch, here or in a worker: their number changes the rounding of sums.
+
+    No stage depends on this file, so that its messages may change: after an edit of this function run `dvc repro
+    --force`.
+    """
     import torch
 
     torch.set_num_threads(threads)

@@ -22,7 +22,7 @@ class Parallel(params.Section):
 
 
 def start() -> params.Runtime:
-    """`common.start` in each of `parallel.processes` processes.
+    """`_cli.start` in each of `parallel.processes` processes.
 
     This one starts them with its own command line, waits, and ends with their status. A process that
     `accelerate launch` has started is in a group already, whose size then counts.
@@ -41,7 +41,7 @@ def start() -> params.Runtime:
                 f"parallel.processes = {processes}, but torch sees {torch.cuda.device_count()} GPUs here, and each "
                 "process wants one; lower it"
             )
-        elif runtime.device == "cpu" and processes * runtime.threads > (cores := os.cpu_count() or 1):
+        if runtime.device == "cpu" and processes * runtime.threads > (cores := os.cpu_count() or 1):
             print(
                 f"warning: parallel.processes = {processes} of runtime.threads = {runtime.threads} each are more than "
                 f"{cores} cores: such processes slow each other more than twofold; set runtime.threads to "

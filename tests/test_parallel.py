@@ -14,7 +14,7 @@ import ranks
 import torch
 import yaml
 
-from stages import sample
+from stages import _launch, sample
 from synthmri import imageset
 from synthmri.errors import UserError
 from synthmri.simulation import pretraining
@@ -123,6 +123,19 @@ def project(tmp_path, monkeypatch):
     images = np.random.default_rng(0).integers(0, 255, (4, 16, 16), dtype=np.uint8)
     imageset.write(Path("slices"), imageset.ImageSet(images, pd.DataFrame({"subject": list("abcd")}), {}))
     return tree
+
+
+@pytest.mark.parametrize("cores, warned", [(1, True), (2, True), (4, False)])
+def test_more_threads_than_cores_are_warned_of(project, monkeypatch, capsys, cores, warned):
+    """Two processes of two threads each."""
+    project["runtime"]["threads"] = 2
+    Path("params.yaml").write_text(yaml.safe_dump(project), encoding="utf-8")
+    monkeypatch.setattr(_launch.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(_launch, "_run", lambda processes: 0)
+    with pytest.raises(SystemExit):
+        _launch.start()
+    said = capsys.readouterr().err
+    assert ("set runtime.threads to 1" in said) == warned == ("slow each other" in said)
 
 
 def run(module: str, *arguments: str) -> subprocess.CompletedProcess:

@@ -85,6 +85,14 @@ def test_a_stage_says_what_it_takes_and_warns_of_emulation(monkeypatch, capsys):
     assert float(factor[1]) > 0 and "set runtime.precision to auto" in said
 
 
+def test_measuring_what_emulation_costs_moves_no_random_number(monkeypatch, capsys):
+    hardware(monkeypatch, {"avx2": True}, onednn=False)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    assert _cli.precision(params.Runtime(precision="bf16")) == "bf16"
+    assert torch.equal(before, torch.get_rng_state())
+
+
 def test_nothing_is_warned_of_where_it_is_native(monkeypatch, capsys):
     hardware(monkeypatch, {"avx512_bf16": True})
     _cli.precision(params.Runtime(precision="bf16"))
