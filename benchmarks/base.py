@@ -58,7 +58,7 @@ def main(
     drawn = latent_diffusion.sample(
         pipe, prompts, list(range(n)), p, size=run.image_size, precision=precision, progress=progress
     )
-    rebuilt = autoencoder.reconstruct(pipe.vae, second, batch=16, precision=precision)
+    rebuilt = autoencoder.reconstruct(pipe.vae, second, batch_size=16, precision=precision)
     sets = {"other heads": first, "rebuilt": rebuilt, "samples": drawn}
     reference = features.alexnet(second, device=runtime.device)
     found = {name: features.alexnet(images, device=runtime.device) for name, images in sets.items()}

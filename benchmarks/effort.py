@@ -8,7 +8,6 @@ backward takes about twice what forward takes. The hours are these operations ov
 assumption and no measurement.
 """
 
-import importlib
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -19,22 +18,21 @@ import yaml
 
 from benchmarks import measure
 from stages import _cli, profile
+from synthmri import generators
 from synthmri.evaluation import sweep
 from synthmri.generators import latent_diffusion
 from synthmri.training import sampling
 
-BASELINES = ("vae", "dcgan", "ddpm", "unet_gan")
-
 
 def baseline(name: str, tree: dict, size: int) -> dict[str, float]:
     """Petaflop of training a baseline as `tree` says, and of drawing sample.n images."""
-    code = importlib.import_module(f"synthmri.generators.{name}")
-    p = code.Params.model_validate(tree["baselines"][name], strict=False)
+    generator = generators.find(name)
+    p = generator.Params.model_validate(tree["baselines"][name], strict=False)
     images = np.random.default_rng(0).integers(0, 256, (2, size, size), np.uint8)
     with tempfile.TemporaryDirectory() as folder:
-        *_, operations = code.fit(
+        *_, operations = generator.fit(
             images, p.model_copy(update={"steps": 1, "batch_size": 2}), seed=0, points=1,
-            checkpoint=Path(folder) / "one.pt", tick=lambda step, loss: None, snapshot=lambda point, network: None,
+            checkpoint=Path(folder) / "one.pt", tick=lambda step, loss: None, snapshot=lambda point, model: None,
         )  # fmt: skip
     evaluations = getattr(p, "sample_steps", 1)
     return _petaflop(operations / 2, p.steps * p.batch_size, tree["sample"]["n"] * evaluations)
@@ -50,11 +48,11 @@ def of_latent_diffusion(tree: dict, slices: int) -> dict[str, float]:
     small = p.model_copy(update={"epochs": 1, "batch_size": 2})
     with tempfile.TemporaryDirectory() as folder:
         _, operations = latent_diffusion.finetune(
-            pipe, mean, 0 * mean, ["", ""], small, checkpoint=Path(folder) / "one.pt"
+            pipe, mean, 0 * mean, ["", ""], small, seed=0, checkpoint=Path(folder) / "one.pt"
         )
-    evaluations = latent_diffusion.evaluations(["a prompt"], drawing)
+    evaluations = sampling.evaluations(["a prompt"], drawing)
     tried = sweep.Sweep.model_validate(tree["sweep"], strict=False)
-    swept = sum(latent_diffusion.evaluations(["a prompt"], each) for each in sweep.grid(tried, drawing, guided=True))
+    swept = sum(sampling.evaluations(["a prompt"], each) for each in sweep.grid(tried, drawing, guided=True))
     return _petaflop(operations / 2, p.epochs * slices, 2 * drawing.n * evaluations) | {  # of the base too
         "sweep_petaflop": _petaflop(operations / 2, 0, tried.n * swept)["drawing_petaflop"]
     }
@@ -76,7 +74,7 @@ def main(
     overlay = yaml.safe_load((Path("profiles") / f"{name}.yaml").read_text(encoding="utf-8"))
     here = {section: values for section, values in overlay.items() if section not in profile.ELSEWHERE}
     profile.merge(tree, here, _cli.PARAMS)
-    rows = {model: baseline(model, tree, tree["data"]["image_size"]) for model in BASELINES}
+    rows = {model: baseline(model, tree, tree["data"]["image_size"]) for model in tree["baselines"]}
     rows["latent_diffusion"] = of_latent_diffusion(tree, slices)
     for row in rows.values():
         petaflop = sum(value for key, value in row.items() if key.endswith("_petaflop"))

@@ -73,7 +73,7 @@ def ours(
     with tempfile.TemporaryDirectory() as folder:
         latent_diffusion.finetune(
             pipe, mean[rows], std[rows], [texts[row] for row in rows], p.model_copy(update={"epochs": 1}),
-            checkpoint=Path(folder) / "c.pt", precision=precision,
+            seed=0, checkpoint=Path(folder) / "c.pt", precision=precision,
             tick=lambda step, loss: ticks.append(time.perf_counter()),
         )  # fmt: skip
     return float(np.median(np.diff(ticks)[1:]))
@@ -92,10 +92,12 @@ def main(
     texts = prompts.prompts(train.manifest, params.read(_cli.PARAMS, "prompt", prompts.Prompt))
     pipe = latent_diffusion.load(base)
     some, once = np.array(train.images[:64]), params.read(_cli.PARAMS, "encode", autoencoder.Encode)
-    mean, std = autoencoder.encode(pipe.vae, some, batch=once.batch_size, precision=precision)
-    one = measure.seconds(lambda: autoencoder.encode(pipe.vae, some, batch=once.batch_size, precision=precision)) / len(
-        some
-    )
+
+    def encode():
+        return autoencoder.encode(pipe.vae, some, batch_size=once.batch_size, precision=precision)
+
+    mean, std = encode()
+    one = measure.seconds(encode) / len(some)
     views = 2 if once.flip else 1
     encode_once = one * views * p.batch_size / p.epochs  # a step's share of it
     our_step = ours(pipe, mean[:, None], std[:, None], texts[: len(some)], p, steps, precision) + encode_once

@@ -2,7 +2,7 @@
 
 python -m benchmarks.layouts --avx2
 
-What `autoencoder.arranged` and `latent_diffusion.load` choose rests on these numbers; results of the other instruction
+What `autoencoder.quicker` and `latent_diffusion.load` choose rests on these numbers; results of the other instruction
 set stay in the file.
 """
 

@@ -75,7 +75,7 @@ def both(train: imageset.ImageSet, test: imageset.ImageSet, folder: Path, steps:
     rows = imageset.evenly(len(train), MOST_TRAIN)
     images, manifest = np.array(train.images[rows]), train.manifest.iloc[rows]
     texts = prompts.prompts(manifest, params.read(_cli.PARAMS, "prompt", prompts.Prompt))
-    p = params.read(_cli.PARAMS, "finetune", latent_diffusion.Finetune)
+    p, seed = params.read(_cli.PARAMS, "finetune", latent_diffusion.Finetune), _cli.seed()
     p = p.model_copy(update={"epochs": -(-steps // -(-len(texts) // p.batch_size))})
     how = params.read(_cli.PARAMS, "adapt", autoencoder_training.Adapt)
     drawing = params.read(_cli.PARAMS, "sample", sampling.Sample)
@@ -84,9 +84,16 @@ def both(train: imageset.ImageSet, test: imageset.ImageSet, folder: Path, steps:
 
     vae = autoencoder.load(Path(p.base_model) / "vae")
     autoencoder_training.adapt(
-        vae, images, "decoder", how, features.lpips_model(), checkpoint=folder / "adapt.pt", precision=precision
+        vae,
+        images,
+        "decoder",
+        how,
+        features.lpips_model(),
+        seed=seed,
+        checkpoint=folder / "adapt.pt",
+        precision=precision,
     )
-    views = [autoencoder.encode(vae, view, batch=16, precision=precision) for view in (images, images[:, :, ::-1])]
+    views = [autoencoder.encode(vae, view, batch_size=16, precision=precision) for view in (images, images[:, :, ::-1])]
     mean, std = (np.stack([view[part] for view in views], axis=1) for part in (0, 1))
 
     def against_held_out(pipe) -> dict[str, float]:
@@ -105,9 +112,11 @@ def both(train: imageset.ImageSet, test: imageset.ImageSet, folder: Path, steps:
         pipe = latent_diffusion.load(p.base_model)
         pipe.vae = vae
         if start == "scratch":
-            torch.manual_seed(p.seed)
+            torch.manual_seed(seed)
             pipe.unet = type(pipe.unet).from_config(pipe.unet.config)
-        latent_diffusion.finetune(pipe, mean, std, texts, p, checkpoint=folder / f"{start}.pt", precision=precision)
+        latent_diffusion.finetune(
+            pipe, mean, std, texts, p, seed=seed, checkpoint=folder / f"{start}.pt", precision=precision
+        )
         outcome[start] = against_held_out(pipe)
     real = features.alexnet(images[np.random.default_rng(0).choice(len(images), min(n, len(images)), replace=False)])
     return {

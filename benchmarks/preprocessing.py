@@ -6,6 +6,7 @@ python -m benchmarks.preprocessing        (needs: pip install -e '.[benchmarks]'
 MONAI interpolates linearly here, its default, where this project's spline is cubic; that favours MONAI.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +16,6 @@ import typer
 
 from benchmarks import measure
 from stages import _cli, preprocess
-from stages._workers import Workers
 from synthmri import params
 from synthmri.errors import UserError
 from synthmri.imageset import to_uint8
@@ -66,7 +66,6 @@ def main(
     _cli.start()
     torch.set_num_threads(1)
     data = params.read(_cli.PARAMS, "data", slicing.Data)
-    hands = params.read(_cli.PARAMS, "workers", Workers)
     found, _ = read.find(raw)
     sources = [source for source in found if source.contrast in data.contrasts or not data.contrasts][:volumes]
     if len(sources) < 4:
@@ -74,8 +73,8 @@ def main(
     files = [path for source in sources for path in source.paths]
 
     def own(count: int, times: int = 1) -> None:
-        work = sources * times
-        for _ in preprocess._results(work, data, hands.model_copy(update={"preprocess": count, "cluster": ""})):
+        os.environ |= {"SYNTHMRI_WORKERS": str(count), "SYNTHMRI_CLUSTER": ""}
+        for _ in preprocess._results(sources * times, data):
             pass
 
     alone = len(sources) / measure.seconds(lambda: own(1), repeats=2)

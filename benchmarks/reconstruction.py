@@ -99,7 +99,7 @@ def main(
         return {"n": len(images)} | {key: round(value, 4) for key, value in values.items()}
 
     for name, images in sets.items():
-        decoded = autoencoder.reconstruct(vae, images, batch=16, precision=precision)
+        decoded = autoencoder.reconstruct(vae, images, batch_size=16, precision=precision)
         rows[name] = row(decoded, images)
         rows[f"{name}, linear"] = row(linear(images, vae.config.latent_channels), images)
         coded, bits = webp(images, quality=5)
@@ -110,9 +110,17 @@ def main(
             with tempfile.TemporaryDirectory() as folder, _cli.counter(f"{name}: ceiling", ceiling) as tick:
                 checkpoint = Path(folder) / "ceiling.pt"
                 autoencoder_training.adapt(
-                    pupil, images, "full", only_l1, lpips, checkpoint=checkpoint, precision=precision, tick=tick
+                    pupil,
+                    images,
+                    "full",
+                    only_l1,
+                    lpips,
+                    seed=0,
+                    checkpoint=checkpoint,
+                    precision=precision,
+                    tick=tick,
                 )
-            fitted = autoencoder.reconstruct(pupil, images, batch=16, precision=precision)
+            fitted = autoencoder.reconstruct(pupil, images, batch_size=16, precision=precision)
             rows[f"{name}, trained on them"] = row(fitted, images) | {"steps": ceiling}
         if show:
             show.mkdir(parents=True, exist_ok=True)

@@ -67,7 +67,7 @@ def main(
         rows[name] = {
             "guidance_scale": p.guidance_scale, "steps": p.steps, "scheduler": p.scheduler, "batch_size": p.batch_size,
             "precision": precision, "prompts": any(texts),
-            "network_evaluations": latent_diffusion.evaluations(texts, p),
+            "network_evaluations": sampling.evaluations(texts, p),
             "seconds": round(seconds, 1), "images_per_second": round(n / seconds, 4), **against_test(drawn),
         }  # fmt: skip
         print(name, rows[name], flush=True)

@@ -84,6 +84,11 @@ def start() -> params.Runtime:
     return runtime
 
 
+def seed() -> int:
+    """The key `seed` of params.yaml."""
+    return params.read_seed(PARAMS)
+
+
 def precision(runtime: params.Runtime, *, scaler: bool = False) -> str:
     """The format that networks compute in here (`synthmri.training.precision`), told on standard error with the reason.
 

@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -188,8 +189,16 @@ def save_array(path: Path, array) -> None:
         np.save(file, array)
 
 
+def imported() -> str:
+    """A short hash of the project's files that this process has imported: what a result depends on of the code."""
+    root = Path(__file__).parent.parent
+    files = {Path(module.__file__) for module in list(sys.modules.values()) if getattr(module, "__file__", None)}
+    rooms = (root / "stages", root / "synthmri")
+    return digest(*sorted(file for file in files if any(file.is_relative_to(room) for room in rooms)))
+
+
 def code() -> str:
-    """A short hash of the project's code: what one version has half trained, another must not go on with."""
+    """A short hash of all of the project's code, which workers elsewhere must have too."""
     root = Path(__file__).parent.parent
     return digest(*sorted([*root.glob("stages/*.py"), *root.glob("synthmri/**/*.py")]))
 

@@ -4,18 +4,17 @@ Results come in order, and the work of a process that is killed is done again.
 """
 
 import os
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from typing import TypeVar
 
-from pydantic import Field
-
 from stages import _cli, _files
 from synthmri.errors import UserError
-from synthmri.params import Section
 
+MOST, BY_ITSELF = 256, 8  # processes: that can be asked for, and that are taken unasked, for memory's sake
 ATTEMPTS = 3  # of one item whose worker is killed each time
 CONNECT_S = 10  # for a cluster to answer
 PATIENCE_S = 60  # how long a cluster may be without workers
@@ -24,12 +23,22 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Workers(Section):
-    """Section `workers`: where slices are cut and features are extracted. It changes no byte of the results."""
+def shared(threads: int) -> tuple[int, str]:
+    """How many processes share the work, and the address of the dask cluster that does instead, or "".
 
-    preprocess: int = Field(ge=1, le=256)
-    extract: int = Field(ge=1, le=256)
-    cluster: str = Field(pattern=r"^$|^(tcp|tls|ws|wss)://[^\s/]+:\d+$")
+    The environment says so, and not the parameters, since it changes no byte of the results: SYNTHMRI_WORKERS and
+    SYNTHMRI_CLUSTER. Without them, as many processes as the processor has room for, at `threads` each.
+    Raises UserError for values that are neither.
+    """
+    wanted, cluster = (os.environ.get(name, "") for name in ("SYNTHMRI_WORKERS", "SYNTHMRI_CLUSTER"))
+    if wanted and not (wanted.isdecimal() and 1 <= int(wanted) <= MOST):
+        raise UserError(f"SYNTHMRI_WORKERS = {wanted!r} is no number of processes; set it to 1 to {MOST}, or unset it")
+    if cluster and not re.fullmatch(r"(tcp|tls|ws|wss)://[^\s/]+:\d+", cluster):
+        raise UserError(
+            f"SYNTHMRI_CLUSTER = {cluster!r} is no address of a dask scheduler such as tcp://host:8786; mend it, or "
+            "unset it to work on this machine"
+        )
+    return int(wanted) if wanted else min(BY_ITSELF, max(1, (os.cpu_count() or 1) // threads)), cluster
 
 
 def ordered(
@@ -70,20 +79,19 @@ def _here(function, items, count, name) -> Iterator:
             if killed == ATTEMPTS:
                 raise UserError(
                     f"{name(items[first])}: its worker was killed {killed} times, likely for want of memory; free "
-                    "memory, have fewer workers (section workers of params.yaml; for simulation, runtime.threads), or "
-                    "take it away"
+                    "memory, have fewer workers (the variable SYNTHMRI_WORKERS), or take it away"
                 ) from None
         finally:
             pool.shutdown(kill_workers=True)
 
 
 def _on_cluster(function, items, address, name) -> Iterator:
-    remedy = "mend workers.cluster in params.yaml, or set it to '' to work on this machine"
+    remedy = "mend the variable SYNTHMRI_CLUSTER, or unset it to work on this machine"
     try:
         from distributed import Client, KilledWorker
     except ImportError:
         raise UserError(
-            f"workers.cluster = {address} needs dask; `pip install -c constraints.txt -e .[cluster]`, or {remedy}"
+            f"SYNTHMRI_CLUSTER = {address} needs dask; `pip install -c constraints.txt -e .[cluster]`, or {remedy}"
         ) from None
     try:
         client = Client(address, timeout=CONNECT_S, set_as_default=False)

@@ -1,6 +1,7 @@
 """Adapt the autoencoder of the base model to the training slices, before anything is encoded with it.
 
-Resumable: a checkpoint goes to .ckpt/adapt every 100 steps, under a hash of everything that the result depends on.
+Resumable: a checkpoint goes to .ckpt/adapt every 100 steps, under a hash of everything that the result depends on,
+until the outputs stand.
 """
 
 import sys
@@ -10,7 +11,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from stages import _cli, _files, _launch
+from stages import _cli, _files, _launch, _unfinished
 from synthmri import imageset, params
 from synthmri.evaluation import features, pairs
 from synthmri.generators import autoencoder, autoencoder_training, latent_diffusion
@@ -29,42 +30,40 @@ def main(
 ):
     """Train by section `adapt` what finetune.autoencoder names; kept only if it rebuilds validation slices better."""
     runtime = _launch.start()
-    precision = _cli.precision(runtime)
+    seed, precision = _cli.seed(), _cli.precision(runtime)
     part = params.read(_cli.PARAMS, "finetune", latent_diffusion.Finetune).autoencoder
     p = params.read(_cli.PARAMS, "adapt", autoencoder_training.Adapt)
     distributed.check(p.batch_size, "adapt.batch_size")
-    held_out = imageset.read(validation).images
-    held_out = held_out[imageset.evenly(len(held_out), MOST_IMAGES)]
+    validated = imageset.read(validation).images
+    validated = validated[imageset.evenly(len(validated), MOST_IMAGES)]
     lpips = features.lpips_model(device=runtime.device)
 
     def measure(vae) -> dict[str, float]:
-        decoded = autoencoder.reconstruct(vae, held_out, batch=p.batch_size, precision=precision)
-        values = pairs.resemblance(decoded, held_out, lpips, batch=p.batch_size)
-        l1 = np.abs(decoded.astype(float) - held_out).mean() / 127.5
+        decoded = autoencoder.reconstruct(vae, validated, batch_size=p.batch_size, precision=precision)
+        values = pairs.resemblance(decoded, validated, lpips, batch=p.batch_size)
+        l1 = np.abs(decoded.astype(float) - validated).mean() / 127.5
         return values | {"loss": float(l1) + p.perceptual_weight * values["lpips"]}
 
     vae = latent_diffusion.load(base, device=runtime.device).vae
     before = after = measure(vae)
-    if part != "none":
-        key = _files.digest(
-            _files.code(), part, p.model_dump(), runtime.model_dump(), precision, distributed.count(), images, base
-        )
-        with _cli.counter(f"adapting: {part}", p.steps) as tick:
-            autoencoder_training.adapt(
-                vae, imageset.read(images).images, part, p, lpips,
-                precision=precision, checkpoint=checkpoints / f"{key}.pt", tick=tick,
-            )  # fmt: skip
-        after = measure(vae)
-        if after["loss"] >= before["loss"]:
-            print("the adapted autoencoder rebuilds validation slices no better: the base's is kept", file=sys.stderr)
-            vae, after = latent_diffusion.load(base).vae, before
-    result = {"n": float(len(held_out)), "before": before, "after": after}
-    if not distributed.is_main():
-        return
-    with _files.replacing(out) as folder, _files.replacing(metrics) as file:
-        vae.save_pretrained(folder, safe_serialization=True)
-        _files.forget_origin(folder)
-        _files.write_metrics(file, result)
+    settings = part, seed, p.model_dump(), runtime.model_dump(), precision, distributed.count(), base
+    with _unfinished.checkpoints(checkpoints, [images], *settings) as unfinished:
+        if part != "none":
+            with _cli.counter(f"adapting: {part}", p.steps) as tick:
+                autoencoder_training.adapt(
+                    vae, imageset.read(images).images, part, p, lpips,
+                    seed=seed, precision=precision, checkpoint=unfinished / "adapt.pt", tick=tick,
+                )  # fmt: skip
+            after = measure(vae)
+            if after["loss"] >= before["loss"]:
+                print("the adapted autoencoder rebuilds validation slices no better: the base's stays", file=sys.stderr)
+                vae, after = latent_diffusion.load(base).vae, before
+        if not distributed.is_main():
+            return
+        with _files.replacing(out) as folder, _files.replacing(metrics) as file:
+            vae.save_pretrained(folder, safe_serialization=True)
+            _files.forget_origin(folder)
+            _files.write_metrics(file, {"n": float(len(validated)), "before": before, "after": after})
 
 
 if __name__ == "__main__":

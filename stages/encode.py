@@ -27,7 +27,7 @@ def main(
 
     def encoded(start: int) -> list[np.ndarray]:  # mean and deviation, (<= batch, views, 4, h, w) each
         batch = [
-            autoencoder.encode(vae, view[start : start + p.batch_size], batch=p.batch_size, precision=precision)
+            autoencoder.encode(vae, view[start : start + p.batch_size], batch_size=p.batch_size, precision=precision)
             for view in views
         ]
         return [np.stack(kind, axis=1) for kind in zip(*batch, strict=True)]

@@ -1,6 +1,5 @@
 """Score one model's images against held-out people: `python -m stages.evaluate --help`."""
 
-import importlib
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +8,7 @@ import numpy as np
 import typer
 
 from stages import _cli, _files
-from synthmri import imageset, params
+from synthmri import generators, imageset, params
 from synthmri.errors import UserError
 from synthmri.evaluation import distances, features, pairs, scorecard
 from synthmri.reporting import plots
@@ -119,10 +118,10 @@ def reconstruction(
     generator: str, model: Path, images: np.ndarray, *, device: str, precision: str
 ) -> np.ndarray | None:
     """uint8 (N, H, W) through the model's autoencoder and back; None for a model without one."""
-    module = importlib.import_module(f"synthmri.generators.{generator}")
-    if not hasattr(module, "reconstruct"):
+    found = generators.find(generator)
+    if not hasattr(found, "reconstruct"):
         return None
-    return module.reconstruct(module.load(model, device=device), images, batch=16, precision=precision)
+    return found.load(model, device=device).reconstruct(images, batch_size=16, precision=precision)
 
 
 def read_set(folder: Path, least: int) -> imageset.ImageSet:

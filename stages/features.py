@@ -1,5 +1,6 @@
 """Features of an ImageSet by every extractor: `python -m stages.features --images data/slices/train --out FOLDER`."""
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -21,15 +22,15 @@ def main(
     """AlexNet and EfficientNet-Lite0 always, Inception where evaluate.inception_weights names its weights."""
     runtime = _cli.start()
     evaluate = params.read(_cli.PARAMS, "evaluate", scorecard.Evaluate)
-    hands = params.read(_cli.PARAMS, "workers", _workers.Workers)
     count = len(imageset.read(images))
     extractors = ["alexnet", "effnet"] + (["inception"] if evaluate.inception_weights else [])
     # Whole batches of every extractor (EfficientNet takes at most 16), so that the pieces do not show in the bytes.
     size = 16 * evaluate.batch_size * max(1, PIECE // (16 * evaluate.batch_size))
     starts = range(0, count, size)
     piece = partial(_piece, images=images.absolute(), size=size, runtime=runtime, evaluate=evaluate)
+    threads = runtime.threads if runtime.device == "cpu" else os.cpu_count()  # a GPU is one process's
     done = _workers.ordered(
-        piece, [(name, start) for name in extractors for start in starts], hands.extract, hands.cluster,
+        piece, [(name, start) for name in extractors for start in starts], *_workers.shared(threads),
         name=lambda task: f"images from {task[1]} on of {images}, by {task[0]}",
     )  # fmt: skip
     with _files.replacing(out) as folder:

@@ -1,6 +1,7 @@
 """Fine-tune the base model on the latents of the training slices.
 
-Resumable: after every epoch a checkpoint goes to .ckpt/finetune, under a hash of everything that the result depends on.
+Resumable: after every epoch a checkpoint goes to .ckpt/finetune, under a hash of everything that the result depends on,
+until the outputs stand.
 """
 
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from stages import _cli, _files, _launch
+from stages import _cli, _files, _launch, _unfinished
 from synthmri import imageset, params
 from synthmri.generators import autoencoder, latent_diffusion
 from synthmri.scans import prompts
@@ -31,21 +32,17 @@ def main(
 ):
     """Train by section `finetune`, with prompts by section `prompt`."""
     runtime = _launch.start()
-    precision = _cli.precision(runtime, scaler=True)
+    seed, precision = _cli.seed(), _cli.precision(runtime, scaler=True)
     p = params.read(_cli.PARAMS, "finetune", latent_diffusion.Finetune)
-    words = params.read(_cli.PARAMS, "prompt", prompts.Prompt)
+    prompt = params.read(_cli.PARAMS, "prompt", prompts.Prompt)
     progress = params.read(_cli.PARAMS, "progression", Progression)
     mean, std = np.load(latents / "mean.npy"), np.load(latents / "std.npy")
     train = imageset.read(images)
-    texts = prompts.prompts(train.manifest, words)
-    key = _files.digest(
-        _files.code(), p.model_dump(), words.model_dump(), progress.model_dump(exclude={"baseline_points"}),
-        runtime.model_dump(), precision, distributed.count(), latents, base, vae, images / "manifest.csv",
-    )  # fmt: skip
+    texts = prompts.prompts(train.manifest, prompt)
     pipe = latent_diffusion.load(base, device=runtime.device)
     pipe.vae = autoencoder.load(vae, device=runtime.device)
     pipe.unet.register_to_config(sample_size=mean.shape[-1])  # so that it draws this size unless told otherwise
-    store, shown = Store(checkpoints / key), epochs_shown(p.epochs, progress.points)
+    shown = epochs_shown(p.epochs, progress.points)
     seeds = list(range(progress.n))
     drawing, _ = formats.choose(runtime.precision, runtime.device)  # no loss scaler is in that loop
     # Settings of its own: a change of section `sample` must not train the model again.
@@ -53,57 +50,68 @@ def main(
         n=progress.n, seed=0, steps=progress.steps, guidance_scale=1.0, scheduler="sde-dpmsolver++",
         batch_size=progress.batch_size,
     )  # fmt: skip
+    settings = (
+        seed, p.model_dump(), prompt.model_dump(), progress.model_dump(exclude={"baseline_points"}),
+        runtime.model_dump(), precision, distributed.count(), base, vae,
+    )  # fmt: skip
+    with _unfinished.checkpoints(checkpoints, [latents, images / "manifest.csv"], *settings) as unfinished:
+        store = Store(unfinished / "snapshots")
 
-    def snapshot(epoch: int) -> None:
-        if epoch in shown:
-            images_now = latent_diffusion.sample(
-                pipe, prompts.drawn(texts, seeds), seeds, fast, size=train.images.shape[1], precision=drawing
+        def snapshot(epoch: int) -> None:
+            if epoch in shown:
+                images_now = latent_diffusion.sample(
+                    pipe, prompts.drawn(texts, seeds), seeds, fast, size=train.images.shape[1], precision=drawing
+                )
+                if distributed.is_main():
+                    store.put(shown.index(epoch), images_now)
+
+        with _cli.counter("fine-tuning steps", p.epochs * -(-len(texts) // p.batch_size)) as tick:
+            history, operations = latent_diffusion.finetune(
+                pipe, mean, std, texts, p, seed=seed, checkpoint=unfinished / "finetune.pt", token=prompt.token,
+                device=runtime.device, precision=precision, tick=tick, snapshot=snapshot,
+            )  # fmt: skip
+        if not distributed.is_main():
+            return
+        adapters, trained = _trained(pipe, p)
+        with (
+            _files.replacing(out) as folder,
+            _files.replacing(snapshots) as strip,
+            _files.replacing(log) as table,
+            _files.replacing(effort) as numbers,
+        ):
+            _files.save_pipeline(pipe, folder)
+            if adapters:  # beside the weights that hold them already: small enough to share alone
+                pipe.save_lora_weights(
+                    folder / "lora", adapters["unet"], adapters.get("text_encoder"), safe_serialization=True
+                )
+            _files.save_array(strip, store.stack(len(shown)))
+            lines = [f"{step},{loss:.6g},{rate:.6g}" for step, loss, rate in history]
+            table.write_text("\n".join(["step,loss,learning_rate", *lines]) + "\n", encoding="utf-8")
+            whole = sum(_count(part.parameters()) for part in (pipe.unet, pipe.vae, pipe.text_encoder))
+            _files.write_metrics(
+                numbers,
+                {
+                    "parameters": whole,
+                    "trained_parameters": _count(trained),
+                    "images_seen": p.epochs * len(texts),
+                    "teraflop": operations / 1e12,
+                    "epochs": p.epochs,
+                    "precision": precision,
+                },
             )
-            if distributed.is_main():
-                store.put(shown.index(epoch), images_now)
 
-    steps = p.epochs * -(-len(texts) // p.batch_size)
-    with _cli.counter("fine-tuning steps", steps) as tick:
-        history, operations = latent_diffusion.finetune(
-            pipe, mean, std, texts, p, checkpoint=checkpoints / f"{key}.pt", token=words.token,
-            device=runtime.device, precision=precision, tick=tick, snapshot=snapshot,
-        )  # fmt: skip
-    if not distributed.is_main():
-        return
+
+def _trained(pipe, p: latent_diffusion.Finetune) -> tuple[dict | None, list]:
+    """The adapters, of method lora, which are then part of the weights; and all weights that were trained."""
     if p.method == "lora":
         adapters = latent_diffusion.fuse(pipe)
-        trained = [weight for part in adapters.values() for weight in part.values()]
-    else:
-        parts = [pipe.unet, pipe.text_encoder] if p.train_text_encoder else [pipe.unet]
-        adapters, trained = None, [weight for part in parts for weight in part.parameters()]
-    with (
-        _files.replacing(out) as folder,
-        _files.replacing(snapshots) as strip,
-        _files.replacing(log) as table,
-        _files.replacing(effort) as numbers,
-    ):
-        _files.save_pipeline(pipe, folder)
-        if adapters:  # beside the weights that hold them already: small enough to share alone
-            pipe.save_lora_weights(
-                folder / "lora", adapters["unet"], adapters.get("text_encoder"), safe_serialization=True
-            )
-        _files.save_array(strip, store.stack(len(shown)))
-        lines = [f"{step},{loss:.6g},{rate:.6g}" for step, loss, rate in history]
-        table.write_text("\n".join(["step,loss,learning_rate", *lines]) + "\n", encoding="utf-8")
-        weights = sum(
-            weight.numel() for part in (pipe.unet, pipe.vae, pipe.text_encoder) for weight in part.parameters()
-        )
-        _files.write_metrics(
-            numbers,
-            {
-                "parameters": weights,
-                "trained_parameters": sum(weight.numel() for weight in trained),
-                "images_seen": p.epochs * len(texts),
-                "teraflop": operations / 1e12,
-                "epochs": p.epochs,
-                "precision": precision,
-            },
-        )
+        return adapters, [weight for part in adapters.values() for weight in part.values()]
+    parts = [pipe.unet, pipe.text_encoder] if p.train_text_encoder else [pipe.unet]
+    return None, [weight for part in parts for weight in part.parameters()]
+
+
+def _count(weights) -> int:
+    return sum(weight.numel() for weight in weights)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def main(
         settings = CHOSEN
     if settings is not None:
         p = sampling.settled(p, _files.read_json(settings))
-    if p.guidance_scale > latent_diffusion.guidance([prompt], p.guidance_scale):
+    if p.guidance_scale > sampling.guidance([prompt], p.guidance_scale):
         print(f"the prompt is empty, so guidance {p.guidance_scale:g} changes nothing and is left out", file=sys.stderr)
     if out.exists():
         raise UserError(f"{out} exists already; name another folder with --out, or remove it")

@@ -38,7 +38,6 @@ def main(
     """Slice and split the scans of a folder. No name of a person or a file gets into any output."""
     _cli.start()
     data = params.read(_cli.PARAMS, "data", slicing.Data)
-    hands = params.read(_cli.PARAMS, "workers", _workers.Workers)
     console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     found, skipped = read.find(raw, data.classes)
     salt = _salt(raw, data)
@@ -54,7 +53,7 @@ def main(
     ):
         out_part.mkdir()
         pixels = out_part / "all.raw"  # grows scan by scan, so that memory holds one at a time
-        rows, dropped = _slice(_results(sources, data, hands), sources, skipped, data, pixels, console, salt)
+        rows, dropped = _slice(_results(sources, data), sources, skipped, data, pixels, console, salt)
         if _failures(skipped) > data.max_bad_fraction * tried:
             raise UserError(
                 f"{_failures(skipped)} of {tried} scans cannot be used, more than data.max_bad_fraction = "
@@ -186,14 +185,12 @@ def _slice(
     return of_slices.reset_index(drop=True).assign(depth_mm=depths), dropped
 
 
-def _results(
-    sources: list[scan.Source], data: slicing.Data, hands: _workers.Workers
-) -> Iterator[slicing.Slices | scan.BadFile]:
+def _results(sources: list[scan.Source], data: slicing.Data) -> Iterator[slicing.Slices | scan.BadFile]:
     """The result of each source, in order, whatever the number of workers."""
     # Workers of a cluster may run in another folder.
     sources = [replace(source, paths=tuple(path.absolute() for path in source.paths)) for source in sources]
     one = partial(_one, data=data)
-    return _workers.ordered(one, sources, hands.preprocess, hands.cluster, name=lambda source: source.name)
+    return _workers.ordered(one, sources, *_workers.shared(threads=1), name=lambda source: source.name)
 
 
 def _one(source: scan.Source, data: slicing.Data) -> slicing.Slices | scan.BadFile:

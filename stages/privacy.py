@@ -8,14 +8,13 @@ import pandas as pd
 import typer
 
 from stages import _cli, _files
-from synthmri import imageset, params
+from synthmri import generators, imageset, params
 from synthmri.evaluation import auroc, copies, membership
-from synthmri.generators import ddpm, latent_diffusion
 from synthmri.reporting import comparison
 from synthmri.scans import prompts
 
 # Model -> the module that knows its errors, and the model before it saw anybody, where there is one.
-DIFFUSION = {"latent_diffusion": (latent_diffusion, "base"), "ddpm": (ddpm, None)}
+BEFORE = {"latent_diffusion": "base"}  # what a model was before it saw these slices, where that is known
 CAVEATS = """\
 {pairs} training slices against as many of held-out people, alike in contrast, label and level; 0.5 is chance;
 intervals are 95 %, over {people}. By distance: to the nearest of the synthetic slices (AlexNet features). By loss:
@@ -62,14 +61,12 @@ def main(
             made = read(name)
             distances = [-copies.nearest_distances(side, made) for side in (near, far)]
             attacks = {"distance": membership.attack(*distances, *people, p)}
-            if name in DIFFUSION:
-                module, before = DIFFUSION[name]
+            if hasattr(generators.find(name), "denoising_errors"):
                 errors = [
-                    module.denoising_errors(
-                        module.load(models / each, device=runtime.device), pictures, texts, p.timesteps,
-                        seed=p.seed, batch=p.batch_size, precision=precision,
+                    generators.find(name).load(models / each, device=runtime.device).denoising_errors(
+                        pictures, texts, p.timesteps, seed=p.seed, batch_size=p.batch_size, precision=precision
                     )
-                    for each in (name, before) if each
+                    for each in (name, BEFORE.get(name)) if each
                 ]  # fmt: skip
                 found = np.split(membership.by_loss(*errors), 2)
                 attacks["loss"] = membership.attack(*found, *(side[some] for side in people), p)

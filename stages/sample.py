@@ -1,6 +1,5 @@
 """Draw an ImageSet from a trained model, with a PNG an image beside it."""
 
-import importlib
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +9,7 @@ import typer
 from PIL import Image
 
 from stages import _cli, _files, _launch
-from synthmri import imageset, params
+from synthmri import generators, imageset, params
 from synthmri.reporting import plots
 from synthmri.scans import prompts
 from synthmri.training import distributed, sampling
@@ -36,30 +35,25 @@ def main(
         p = sampling.settled(p, _files.read_json(settings))
     train = imageset.read(images)
     seeds = list(range(p.seed, p.seed + p.n))
-    module = importlib.import_module(f"synthmri.generators.{generator}")
-    trained = module.load(model, device=runtime.device)
-    if generator == "latent_diffusion":
-        words = params.read(_cli.PARAMS, "prompt", prompts.Prompt)
-        texts = prompts.drawn(prompts.prompts(train.manifest, words), seeds)
-        labels = prompts.drawn(prompts.labels(train.manifest, words), seeds)
-        if p.guidance_scale > module.guidance(texts, p.guidance_scale) and distributed.is_main():
+    trained = generators.find(generator).load(model, device=runtime.device)
+    texts = labels = [""] * p.n
+    if trained.prompted:
+        prompt = params.read(_cli.PARAMS, "prompt", prompts.Prompt)
+        texts = prompts.drawn(prompts.prompts(train.manifest, prompt), seeds)
+        labels = prompts.drawn(prompts.labels(train.manifest, prompt), seeds)
+        if p.guidance_scale > sampling.guidance(texts, p.guidance_scale) and distributed.is_main():
             print(
                 f"every prompt is empty, so guidance {p.guidance_scale:g} changes nothing and is left out",
                 file=sys.stderr,
             )
-        size = train.images.shape[1]
-        drawn = module.sample(trained, texts, seeds, p, size=size, precision=precision, progress=_progress)
-    else:
-        texts = labels = [""] * p.n
-        drawn = module.sample(trained, seeds, batch_size=p.batch_size, precision=precision)
+    drawn = trained.sample(seeds, p, texts=texts, size=train.images.shape[1], precision=precision, progress=_progress)
     if not distributed.is_main():
         return
-    of_ldm = {"steps", "guidance_scale", "scheduler"}
-    knobs = p.model_dump(exclude=set() if generator == "latent_diffusion" else of_ldm)
+    used = p.model_dump(include=set(trained.settings))
     columns = {"model": model.name, "seed": [str(seed) for seed in seeds], "prompt": texts, "label": labels}
     manifest = pd.DataFrame(columns)
     keep = {key: train.meta[key] for key in ("pixel_mm", "orientation") if key in train.meta}
-    made = imageset.ImageSet(drawn, manifest, {"model": model.name, "sample": knobs, **keep})
+    made = imageset.ImageSet(drawn, manifest, {"model": model.name, "sample": used, **keep})
     with _files.replacing(out) as folder, _files.replacing(sheet) as picture:
         imageset.write(folder, made)
         (folder / "png").mkdir()

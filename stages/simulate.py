@@ -21,14 +21,14 @@ COLUMNS = ("participant_id", "age_like", "lesion_ml", "label")
 
 
 def main(out: Annotated[Path, typer.Option(help="folder of the BIDS tree")]):
-    """Simulate section `cohort`, with as many processes as runtime.threads."""
-    runtime = _cli.start()
+    """Simulate section `cohort`."""
+    _cli.start()
     p = params.read(_cli.COHORT, "cohort", cohort.Cohort)
     with _files.replacing(out) as folder:
         folder.mkdir()
         one = partial(_one, p=p, folder=folder)
         made = _workers.ordered(
-            one, range(p.subjects), runtime.threads, "", name=lambda i: f"simulated subject {i + 1}"
+            one, range(p.subjects), *_workers.shared(threads=1), name=lambda i: f"simulated subject {i + 1}"
         )
         rows = list(_cli.progress(made, "simulated subjects", p.subjects))
         text = "\n".join("\t".join(row) for row in [COLUMNS, *rows])

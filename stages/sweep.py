@@ -36,7 +36,7 @@ def main(
     own = params.read(_cli.PARAMS, "sample", sampling.Sample)
     own = own.model_copy(update={"batch_size": min(own.batch_size, p.n)})  # a batch is filled up, which would cost time
     words = params.read(_cli.PARAMS, "prompt", prompts.Prompt)
-    seeds = list(range(p.seed, p.seed + p.n))
+    seeds = list(range(own.seed + own.n, own.seed + own.n + p.n))  # those that `sample` draws would know their choice
     texts = prompts.drawn(prompts.prompts(imageset.read(images).manifest, words), seeds)
     guided = any(texts)
     if not guided and len({own.guidance_scale, *p.guidance_scale}) > 1:
@@ -47,7 +47,7 @@ def main(
     rows = [
         {
             "guidance_scale": one.guidance_scale, "steps": one.steps, "scheduler": one.scheduler,
-            "network_evaluations": latent_diffusion.evaluations(texts, one), "n": 0,
+            "network_evaluations": sampling.evaluations(texts, one), "n": 0,
         }
         for one in tried
     ]  # fmt: skip
@@ -73,7 +73,7 @@ def main(
                 file=sys.stderr,
             )
         else:
-            gain, spread = sweep.gains(drawn, reference, people, seed=p.seed)
+            gain, spread = sweep.gains(drawn, reference, people, seed=_cli.seed())
             best = sweep.choose(gain, spread, len(set(people)))
             for k, row in enumerate(rows):
                 row |= {"kid_gain": gain[k], "kid_gain_std": spread[k]}

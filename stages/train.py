@@ -1,19 +1,19 @@
 """Train a baseline on the training slices: `python -m stages.train --help`.
 
-Resumable: checkpoints go to .ckpt/train, under a hash of everything that the result depends on.
+Resumable: checkpoints go to .ckpt/train, under a hash of everything that the result depends on, until the outputs
+stand.
 """
 
-import importlib
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
 
-from stages import _cli, _files, _launch
-from synthmri import imageset, params
+from stages import _cli, _files, _launch, _unfinished
+from synthmri import generators, imageset, params
 from synthmri.errors import UserError
-from synthmri.training import distributed
+from synthmri.training import distributed, sampling
 from synthmri.training.snapshots import Progression, Store
 
 
@@ -28,59 +28,61 @@ def main(
 ):
     """Train by section baselines.MODEL."""
     runtime = _launch.start()
-    precision = _cli.precision(runtime)
-    from synthmri.training import loop
-
-    code = importlib.import_module(f"synthmri.generators.{model}")
-    p = params.read(_cli.PARAMS, f"baselines.{model}", code.Params)
+    seed, precision = _cli.seed(), _cli.precision(runtime)
+    generator = generators.find(model)
+    p = params.read(_cli.PARAMS, f"baselines.{model}", generator.Params)
     progress = params.read(_cli.PARAMS, "progression", Progression)
-    key = _files.digest(
-        _files.code(), model, p.model_dump(), progress.model_dump(exclude={"points", "steps"}), runtime.model_dump(),
-        precision, distributed.count(), images,
-    )  # fmt: skip
     distributed.check(p.batch_size, f"baselines.{model}.batch_size")
-    store = Store(checkpoints / key)
+    drawing = sampling.Sample(
+        n=progress.n, seed=0, steps=1, guidance_scale=1.0, scheduler="ddpm", batch_size=progress.batch_size
+    )
+    settings = (
+        seed, p.model_dump(), progress.model_dump(exclude={"points", "steps"}), runtime.model_dump(), precision,
+        distributed.count(),
+    )  # fmt: skip
+    with _unfinished.checkpoints(checkpoints / model, [images], *settings) as unfinished:
+        store = Store(unfinished / "snapshots")
 
-    def snapshot(point: int, network) -> None:
-        drawn = code.sample(network, range(progress.n), batch_size=progress.batch_size, precision=precision)
-        if distributed.is_main():
-            store.put(point, drawn)
-        network.train()
+        def snapshot(point: int, trained) -> None:
+            drawn = trained.sample(range(progress.n), drawing, precision=precision)
+            if distributed.is_main():
+                store.put(point, drawn)
 
-    with _cli.counter(f"training {model}", p.steps) as tick:
-        network, config, history, operations = code.fit(
-            np.array(imageset.read(images).images), p, seed=runtime.seed, points=progress.baseline_points,
-            checkpoint=checkpoints / f"{key}.pt", device=runtime.device, precision=precision,
-            tick=tick, snapshot=snapshot,
-        )  # fmt: skip
-    if not distributed.is_main():
-        return
-    stack = store.stack(progress.baseline_points + 1)
-    if np.ptp(stack[-1]) == 0:
-        raise UserError(
-            f"the trained {model} draws pictures of one grey level; change baselines.{model} (a lower learning_rate, "
-            "another width) and run `dvc repro`"
-        )
-    with (
-        _files.replacing(out) as folder,
-        _files.replacing(snapshots) as strip,
-        _files.replacing(log) as table,
-        _files.replacing(effort) as numbers,
-    ):
-        loop.save_model(folder, network, config)
-        _files.save_array(strip, stack)
-        lines = [",".join([str(step), *(f"{value:.6g}" for value in row.values())]) for step, row in enumerate(history)]
-        table.write_text("\n".join([",".join(["step", *history[0]]), *lines]) + "\n", encoding="utf-8")
-        weights = sum(weight.numel() for weight in network.parameters())
-        _files.write_metrics(
-            numbers,
-            {
-                "parameters": weights,
-                "images_seen": p.steps * p.batch_size,
-                "teraflop": operations / 1e12,
-                "precision": precision,
-            },
-        )
+        with _cli.counter(f"training {model}", p.steps) as tick:
+            trained, history, operations = generator.fit(
+                np.array(imageset.read(images).images), p, seed=seed, points=progress.baseline_points,
+                checkpoint=unfinished / "train.pt", device=runtime.device, precision=precision,
+                tick=tick, snapshot=snapshot,
+            )  # fmt: skip
+        if not distributed.is_main():
+            return
+        stack = store.stack(progress.baseline_points + 1)
+        if np.ptp(stack[-1]) == 0:
+            raise UserError(
+                f"the trained {model} draws pictures of one grey level; change baselines.{model} (a lower "
+                "learning_rate, another width) and run `dvc repro`"
+            )
+        with (
+            _files.replacing(out) as folder,
+            _files.replacing(snapshots) as strip,
+            _files.replacing(log) as table,
+            _files.replacing(effort) as numbers,
+        ):
+            trained.save(folder)
+            _files.save_array(strip, stack)
+            lines = [
+                ",".join([str(step), *(f"{value:.6g}" for value in row.values())]) for step, row in enumerate(history)
+            ]
+            table.write_text("\n".join([",".join(["step", *history[0]]), *lines]) + "\n", encoding="utf-8")
+            _files.write_metrics(
+                numbers,
+                {
+                    "parameters": sum(weight.numel() for weight in trained.network.parameters()),
+                    "images_seen": p.steps * p.batch_size,
+                    "teraflop": operations / 1e12,
+                    "precision": precision,
+                },
+            )
 
 
 if __name__ == "__main__":

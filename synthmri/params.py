@@ -29,10 +29,21 @@ S = TypeVar("S", bound=Section)
 class Runtime(Section):
     """Section `runtime`: what every stage shares."""
 
-    seed: int = Field(default=0, ge=0)
     threads: int = Field(default=2, ge=1, le=1024)
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
     precision: Literal["auto", "bf16", "fp32", "fp16"] = "auto"
+
+
+class Seed(Section):
+    """The key `seed` at the top: of all that is random about trainings and about intervals."""
+
+    seed: int = Field(ge=0, lt=2**32)
+
+
+def read_seed(path: Path) -> int:
+    """The key `seed`; errors as in `read`."""
+    tree = _tree(path)
+    return parse({key: tree[key] for key in ("seed",) if key in tree}, "", Seed, str(path)).seed
 
 
 def read(path: Path, section: str, cls: type[S]) -> S:
@@ -41,12 +52,7 @@ def read(path: Path, section: str, cls: type[S]) -> S:
     Raises UserError naming key, value, bound and remedy when the file cannot be read, the section is missing, or a
     value is unknown, of the wrong type or out of bounds.
     """
-    try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: a 13th month, 5000 digits
-        raise UserError(f"{path} cannot be read as YAML: {error}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path} holds no sections; restore it with `git checkout {Path(path).name}`")
+    tree = _tree(path)
     for key in section.split("."):
         if not isinstance(tree, dict) or key not in tree:
             near = difflib.get_close_matches(key, [str(other) for other in tree or ()], n=1)
@@ -54,6 +60,16 @@ def read(path: Path, section: str, cls: type[S]) -> S:
             raise UserError(f"{path}: section `{section}` is missing{hint}")
         tree = tree[key]
     return parse(tree, section, cls, str(path))
+
+
+def _tree(path: Path) -> dict:
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: a 13th month, 5000 digits
+        raise UserError(f"{path} cannot be read as YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} holds no sections; restore it with `git checkout {Path(path).name}`")
+    return tree
 
 
 def parse(values: object, section: str, cls: type[S], where: str = "params.yaml") -> S:
@@ -82,7 +98,7 @@ def _bounded(values: object) -> bool:
 
 
 def _explain(item: dict, section: str, cls: type[Section]) -> str:
-    key = ".".join([section, *map(str, item["loc"])])
+    key = ".".join([*filter(None, [section]), *map(str, item["loc"])])
     value = item["input"]
     if item["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(item["loc"][-1]), list(cls.model_fields), n=1)

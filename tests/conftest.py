@@ -38,6 +38,8 @@ def copy_parameters(folder: Path) -> None:
 @pytest.fixture(autouse=True)
 def in_root(monkeypatch):
     monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("SYNTHMRI_WORKERS", "1")
+    monkeypatch.setenv("SYNTHMRI_CLUSTER", "")
     yield
     torch.set_num_threads(1)  # stages set what their parameters say
     if "accelerate" in sys.modules:  # it keeps the precision of a process's first training for all that follow

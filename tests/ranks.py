@@ -3,14 +3,13 @@
 Also called by test_parallel.py itself, as one process. All in float32, and of batches that do not divide by two.
 """
 
-import importlib
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from synthmri import params
+from synthmri import generators, params
 from synthmri.generators import latent_diffusion
 from synthmri.simulation import pretraining
 from synthmri.training import distributed, sampling
@@ -35,16 +34,16 @@ def baselines(folder: Path) -> dict:
     images = rng.integers(0, 255, (6, 16, 16), dtype=np.uint8)
     made = {}
     for name, small in SMALL.items():
-        code = importlib.import_module(f"synthmri.generators.{name}")
-        p = section(f"baselines.{name}", code.Params, steps=3, batch_size=5, shift_px=1, **small)
-        network, _, history, _ = code.fit(
+        generator = generators.find(name)
+        p = section(f"baselines.{name}", generator.Params, steps=3, batch_size=5, **small)
+        model, history, _ = generator.fit(
             images, p, seed=0, points=1, checkpoint=folder / f"{name}.pt", tick=lambda step, loss: None,
-            snapshot=lambda point, network: None,
+            snapshot=lambda point, model: None,
         )  # fmt: skip
-        made[name] = flat(network)
+        made[name] = flat(model.network)
         made[f"{name} losses"] = torch.tensor([list(row.values()) for row in history])
-        untrained = code.build({"params": p.model_dump(), "size": 16, "seed": 1})
-        made[f"{name} drawn"] = code.sample(untrained, [1, 2, 3, 4, 5], batch_size=2)
+        drawing = section("sample", sampling.Sample, batch_size=2)
+        made[f"{name} drawn"] = generator.untrained(p, 16, seed=1).sample([1, 2, 3, 4, 5], drawing)
     return made
 
 
@@ -84,7 +83,7 @@ def of_latent_diffusion(folder: Path) -> dict:
             train_text_encoder=method == "full",
         )  # fmt: skip
         history, _ = latent_diffusion.finetune(
-            pipe, mean, np.full_like(mean, 0.1), texts, p, checkpoint=folder / f"{method}.pt"
+            pipe, mean, np.full_like(mean, 0.1), texts, p, seed=0, checkpoint=folder / f"{method}.pt"
         )
         made[method] = flat(pipe.unet, pipe.text_encoder)
         made[f"{method} losses"] = torch.tensor([loss for _, loss, _ in history])

@@ -44,8 +44,8 @@ def vae(request, tiny, tiny_model):
 
 def test_encode_gives_the_posterior_and_not_a_sample(tiny_model):
     vae = latent_diffusion.load(tiny_model).vae
-    mean, std = autoencoder.encode(vae, images(), batch=2)
-    again, _ = autoencoder.encode(vae, images(), batch=3)
+    mean, std = autoencoder.encode(vae, images(), batch_size=2)
+    again, _ = autoencoder.encode(vae, images(), batch_size=3)
     np.testing.assert_allclose(mean, again, atol=1e-5)
     with torch.no_grad():
         posterior = vae.encode(autoencoder.to_tensor(images())).latent_dist
@@ -54,7 +54,7 @@ def test_encode_gives_the_posterior_and_not_a_sample(tiny_model):
 
 
 def test_deterministic_autoencoder_has_no_deviation(tiny):
-    mean, std = autoencoder.encode(tiny, images(), batch=2)
+    mean, std = autoencoder.encode(tiny, images(), batch_size=2)
     assert mean.shape == std.shape == (3, 4, 8, 8) and not std.any()
 
 
@@ -65,20 +65,20 @@ def test_grey_levels_survive_the_way_to_the_autoencoder_and_back():
 
 
 def test_reconstruct_is_decode_after_encode(vae):
-    out = autoencoder.reconstruct(vae, images(), batch=2)
+    out = autoencoder.reconstruct(vae, images(), batch_size=2)
     assert out.shape == (3, 64, 64) and out.dtype == np.uint8
-    mean, _ = autoencoder.encode(vae, images(), batch=3)
+    mean, _ = autoencoder.encode(vae, images(), batch_size=3)
     with torch.no_grad():
         expected = autoencoder.to_grey(vae.decode(torch.from_numpy(mean)).sample)
     assert np.abs(out.astype(int) - expected).max() <= 1
 
 
 def test_one_image_at_a_time_gives_what_a_batch_gives(vae):
-    autoencoder.arranged(vae)
+    autoencoder.quicker(vae)
     assert vae.use_slicing
-    quick = autoencoder.encode(vae, images(), batch=3), autoencoder.reconstruct(vae, images(), batch=3)
+    quick = autoencoder.encode(vae, images(), batch_size=3), autoencoder.reconstruct(vae, images(), batch_size=3)
     vae.disable_slicing()
-    plain = autoencoder.encode(vae, images(), batch=3), autoencoder.reconstruct(vae, images(), batch=3)
+    plain = autoencoder.encode(vae, images(), batch_size=3), autoencoder.reconstruct(vae, images(), batch_size=3)
     np.testing.assert_allclose(quick[0], plain[0], atol=1e-5)
     assert np.abs(quick[1].astype(int) - plain[1]).max() <= 1
 
@@ -92,7 +92,7 @@ def test_saved_and_opened_again_it_is_the_same(vae, tmp_path):
 @pytest.mark.parametrize("part", ["decoder", "full"])
 def test_adapt_moves_what_it_is_told_to(vae, part, tmp_path):
     before_in, before_out = flat(vae.encoder).clone(), flat(vae.decoder).clone()
-    autoencoder_training.adapt(vae, images(), part, section(), l2, checkpoint=tmp_path / "c.pt")
+    autoencoder_training.adapt(vae, images(), part, section(), l2, seed=0, checkpoint=tmp_path / "c.pt")
     assert not torch.equal(flat(vae.decoder), before_out)
     assert torch.equal(flat(vae.encoder), before_in) == (part == "decoder")
     assert not any(w.requires_grad for w in vae.parameters()) and not vae.training
@@ -100,10 +100,10 @@ def test_adapt_moves_what_it_is_told_to(vae, part, tmp_path):
 
 def test_adapted_decoder_rebuilds_its_images_better(tiny, tmp_path):
     flat_images = np.full((4, 64, 64), 200, np.uint8)
-    before = autoencoder.reconstruct(tiny, flat_images, batch=4)
+    before = autoencoder.reconstruct(tiny, flat_images, batch_size=4)
     p = section(steps=60, learning_rate=5e-3)
-    autoencoder_training.adapt(tiny, flat_images, "decoder", p, l2, checkpoint=tmp_path / "c.pt")
-    after = autoencoder.reconstruct(tiny, flat_images, batch=4)
+    autoencoder_training.adapt(tiny, flat_images, "decoder", p, l2, seed=0, checkpoint=tmp_path / "c.pt")
+    after = autoencoder.reconstruct(tiny, flat_images, batch_size=4)
     assert np.abs(after.astype(int) - 200).mean() < 0.2 * np.abs(before.astype(int) - 200).mean()
 
 
@@ -112,7 +112,7 @@ def test_a_killed_adaptation_ends_like_an_undisturbed_one(tiny, tmp_path):
 
     other = copy.deepcopy(tiny)
     p = section(steps=103)
-    autoencoder_training.adapt(tiny, images(), "decoder", p, l2, checkpoint=tmp_path / "a.pt")
+    autoencoder_training.adapt(tiny, images(), "decoder", p, l2, seed=0, checkpoint=tmp_path / "a.pt")
 
     class Killed(Exception):
         pass
@@ -123,11 +123,18 @@ def test_a_killed_adaptation_ends_like_an_undisturbed_one(tiny, tmp_path):
 
     with pytest.raises(Killed):
         autoencoder_training.adapt(
-            copy.deepcopy(other), images(), "decoder", p, l2, checkpoint=tmp_path / "b.pt", tick=kill
+            copy.deepcopy(other), images(), "decoder", p, l2, seed=0, checkpoint=tmp_path / "b.pt", tick=kill
         )
     steps = []
     autoencoder_training.adapt(
-        other, images(), "decoder", p, l2, checkpoint=tmp_path / "b.pt", tick=lambda step, loss: steps.append(step)
+        other,
+        images(),
+        "decoder",
+        p,
+        l2,
+        seed=0,
+        checkpoint=tmp_path / "b.pt",
+        tick=lambda step, loss: steps.append(step),
     )
     assert steps == [100, 101, 102]
     assert torch.equal(flat(tiny), flat(other))
@@ -136,7 +143,13 @@ def test_a_killed_adaptation_ends_like_an_undisturbed_one(tiny, tmp_path):
 def test_divergence_is_told(tiny, tmp_path):
     with pytest.raises(UserError, match="adapt.learning_rate"):
         autoencoder_training.adapt(
-            tiny, images(), "decoder", section(), lambda x, y: (x - y).mean() * torch.nan, checkpoint=tmp_path / "c.pt"
+            tiny,
+            images(),
+            "decoder",
+            section(),
+            lambda x, y: (x - y).mean() * torch.nan,
+            seed=0,
+            checkpoint=tmp_path / "c.pt",
         )
     assert not (tmp_path / "c.pt").exists()
 

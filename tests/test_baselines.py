@@ -1,15 +1,15 @@
 """The four baselines at their smallest: they learn, resume to the same weights, and draw by seed alone."""
 
-import importlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from synthmri import params
+from synthmri import generators, params
 from synthmri.errors import UserError
-from synthmri.generators import unet_gan, vae
+from synthmri.generators import ddpm, unet_gan, vae
 from synthmri.training import diffaugment, loop, sampling
 
 NAMES = ["vae", "dcgan", "ddpm", "unet_gan"]
@@ -19,13 +19,11 @@ SMALL = {
 }  # fmt: skip
 
 
-def code(name):
-    return importlib.import_module(f"synthmri.generators.{name}")
-
-
 def section(name, **change):
     small = SMALL[name] | dict(steps=4, batch_size=2)
-    return params.read("params.yaml", f"baselines.{name}", code(name).Params).model_copy(update=small | change)
+    return params.read("params.yaml", f"baselines.{name}", generators.find(name).Params).model_copy(
+        update=small | change
+    )
 
 
 def images(n=6, size=32):
@@ -34,12 +32,19 @@ def images(n=6, size=32):
     return np.stack([np.clip(one + 5 * i, 0, 255) for i in range(n)]).astype(np.uint8)
 
 
-def fit(name, p, path, *, tick=lambda step, loss: None, points=2, snapshot=lambda point, network: None):
-    return code(name).fit(images(), p, seed=0, points=points, checkpoint=path, tick=tick, snapshot=snapshot)
+def fit(name, p, path, *, of=None, seed=0, tick=lambda step, loss: None, points=2, snapshot=lambda point, model: None):
+    return generators.find(name).fit(
+        images() if of is None else of, p, seed=seed, points=points, checkpoint=path, tick=tick, snapshot=snapshot
+    )
 
 
-def flat(module):
-    return torch.cat([w.detach().flatten().float() for w in module.state_dict().values()])
+def draw(model, seeds, batch_size=2):
+    p = params.read("params.yaml", "sample", sampling.Sample).model_copy(update={"batch_size": batch_size})
+    return model.sample(seeds, p)
+
+
+def flat(model):
+    return torch.cat([w.detach().flatten().float() for w in model.network.state_dict().values()])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -52,37 +57,44 @@ def test_a_killed_training_ends_like_an_undisturbed_one(name, tmp_path):
             raise Killed
 
     p = section(name)
-    whole, config, history, operations = fit(name, p, tmp_path / "a.pt")
+    whole, history, operations = fit(name, p, tmp_path / "a.pt")
     with pytest.raises(Killed):
         fit(name, p, tmp_path / "b.pt", tick=kill)
-    again, _, history_again, operations_again = fit(name, p, tmp_path / "b.pt")
+    again, history_again, operations_again = fit(name, p, tmp_path / "b.pt")
     assert torch.equal(flat(whole), flat(again))
     assert history_again == history and len(history) == 4
     assert operations_again == operations > 0
-    assert config["params"] == p.model_dump() and config["size"] == 32
+    assert whole.config == {"params": p.model_dump(), "size": 32}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_another_seed_is_other_luck(name, tmp_path):
+    p = section(name)
+    one, other = (fit(name, p, tmp_path / f"{seed}.pt", seed=seed) for seed in (0, 1))
+    assert not torch.equal(flat(one[0]), flat(other[0])) and one[1] != other[1]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_image_depends_on_its_seed_alone_and_survives_the_disk(name, tmp_path):
-    network, config, _, _ = fit(name, section(name), tmp_path / "c.pt")
-    five = code(name).sample(network, [1, 2, 3, 4, 5], batch_size=2)
+    model, *_ = fit(name, section(name), tmp_path / "c.pt")
+    five = draw(model, [1, 2, 3, 4, 5])
     assert five.shape == (5, 32, 32) and five.dtype == np.uint8
-    np.testing.assert_array_equal(code(name).sample(network, [4, 1], batch_size=2), five[[3, 0]])
-    np.testing.assert_array_equal(code(name).sample(network, [3], batch_size=2), five[2:3])
-    loop.save_model(tmp_path / "model", network, config)
-    np.testing.assert_array_equal(code(name).sample(code(name).load(tmp_path / "model"), [2], batch_size=2), five[1:2])
+    np.testing.assert_array_equal(draw(model, [4, 1]), five[[3, 0]])
+    np.testing.assert_array_equal(draw(model, [3]), five[2:3])
+    model.save(tmp_path / "model")
+    np.testing.assert_array_equal(draw(generators.find(name).load(tmp_path / "model"), [2]), five[1:2])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_snapshots_are_taken_from_start_to_end(name, tmp_path):
     seen = []
-    fit(name, section(name), tmp_path / "c.pt", snapshot=lambda point, network: seen.append(point))
+    fit(name, section(name), tmp_path / "c.pt", snapshot=lambda point, model: seen.append(point))
     assert seen == [0, 1, 2]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_divergence_names_the_learning_rate(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "batch", lambda images, count, *_: torch.full((count, 1, 32, 32), torch.nan))
+    monkeypatch.setattr(loop, "batch", lambda images, count, generator: torch.full((count, 1, 32, 32), torch.nan))
     with pytest.raises(UserError, match=f"baselines.{name}.learning_rate"):
         fit(name, section(name), tmp_path / "c.pt")
     assert not (tmp_path / "c.pt").exists()
@@ -90,39 +102,33 @@ def test_divergence_names_the_learning_rate(name, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["vae", "ddpm"])
 def test_loss_falls(name, tmp_path):
-    p = section(name, steps=60, batch_size=4, learning_rate=3e-3, shift_px=0)
-    _, _, history, _ = fit(name, p, tmp_path / "c.pt")
+    p = section(name, steps=60, batch_size=4, learning_rate=3e-3)
+    _, history, _ = fit(name, p, tmp_path / "c.pt")
     losses = [row["loss"] for row in history]
     assert np.mean(losses[-10:]) < np.mean(losses[:10]) - (0.05 if name == "ddpm" else 0.5)
 
 
 def test_a_generator_approaches_its_one_image(tmp_path):
     """A DCGAN shown one grey level comes to draw about that grey level."""
-    p = section("dcgan", steps=150, batch_size=8, learning_rate=2e-3, shift_px=0, ema_decay=0.9)
+    p = section("dcgan", steps=150, batch_size=8, learning_rate=2e-3, ema_decay=0.9)
     flat_images = np.full((8, 32, 32), 200, np.uint8)
-    network, *_ = code("dcgan").fit(
-        flat_images, p, seed=0, points=1, checkpoint=tmp_path / "c.pt", tick=lambda s, v: None,
-        snapshot=lambda point, network: None,
-    )  # fmt: skip
-    drawn = code("dcgan").sample(network, range(8), batch_size=8).astype(float)
+    model, *_ = fit("dcgan", p, tmp_path / "c.pt", of=flat_images, points=1)
+    drawn = draw(model, range(8), batch_size=8).astype(float)
     assert abs(drawn.mean() - 200) < abs(128 - 200)
 
 
 def test_sizes_that_do_not_halve_to_four_are_refused(tmp_path):
     with pytest.raises(UserError, match="data.image_size is 48"):
-        code("vae").fit(
-            images(size=48), section("vae"), seed=0, points=1, checkpoint=tmp_path / "c.pt", tick=lambda s, v: None,
-            snapshot=lambda point, network: None,
-        )  # fmt: skip
+        fit("vae", section("vae"), tmp_path / "c.pt", of=images(size=48))
 
 
 def test_damaged_model_is_told(tmp_path):
-    network, config, _, _ = fit("vae", section("vae"), tmp_path / "c.pt")
-    loop.save_model(tmp_path / "m", network, config)
+    model, *_ = fit("vae", section("vae"), tmp_path / "c.pt")
+    model.save(tmp_path / "m")
     file = tmp_path / "m/model.safetensors"
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(UserError, match="cannot be opened"):
-        vae.load(tmp_path / "m")
+        vae.VAE.load(tmp_path / "m")
 
 
 # the pieces ----------------------------------------------------------------------------------------------------------
@@ -141,18 +147,41 @@ def test_elbo_is_that_of_the_closed_forms():
     torch.testing.assert_close(likelihood, -normal(y, best).log_prob(x).flatten(1).sum(1).mean())
 
 
-def test_ddpm_starts_from_the_published_schedule():
-    alphas = code("ddpm").new_scheduler().alphas_cumprod
-    assert len(alphas) == 1000
-    assert alphas[0].item() == pytest.approx(1 - 1e-4)
-    assert alphas[-1].item() == pytest.approx(4.04e-5, rel=0.01)  # Ho 2020: about 4e-5 of signal is left
+def test_ddpm_noise_is_that_of_the_shifted_cosine():
+    """Where the plain cosine has as much signal as noise, at u = 1/2, four times the edge has 1/16 of the SNR."""
+    plain, shifted = (ddpm.new_scheduler(size).alphas_cumprod.double() for size in (64, 256))
+    assert plain[499].item() == pytest.approx(0.5, abs=1e-5)
+    snr = [each[:-1] / (1 - each[:-1]) for each in (plain, shifted)]
+    torch.testing.assert_close(snr[1] * 16, snr[0], rtol=0.01, atol=0)  # of float32 betas
+    assert plain[-1] == shifted[-1] == 0  # sampling starts from noise alone
+    assert plain[299].item() == pytest.approx(np.cos(0.15 * np.pi) ** 2, rel=1e-4)
 
 
 def test_ddpm_draws_from_pure_noise_whatever_its_number_of_steps():
-    scheduler = code("ddpm").new_scheduler()
+    scheduler = ddpm.new_scheduler(256)
     for steps in (1, 12, 600, 700, 1000):
         sampling.set_steps(scheduler, steps)
         assert scheduler.timesteps[0] == 999 and len(scheduler.timesteps) == steps
+
+
+def test_ddpm_that_knows_the_answer_draws_it():
+    """A network that predicts v exactly: ancestral sampling in twelve steps ends at the image, not near it."""
+    target = torch.rand(1, 16, 8, 8) * 1.6 - 0.8
+
+    class Oracle(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, x, t):
+            alpha_bar = model.scheduler.alphas_cumprod[t]
+            noise = (x - alpha_bar.sqrt() * target) / (1 - alpha_bar).sqrt()
+            return SimpleNamespace(sample=alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * target)
+
+    p = section("ddpm", sample_steps=12, stem=4)
+    model = ddpm.DDPM(Oracle(), {"params": p.model_dump(), "size": 32})
+    expected = torch.nn.functional.pixel_shuffle(target, 4)[0, 0].numpy()
+    np.testing.assert_allclose(draw(model, [1], batch_size=1)[0] / 127.5 - 1, expected, atol=0.02)
 
 
 def test_pictures_that_the_ddpm_cannot_halve_are_refused(tmp_path):
@@ -207,11 +236,11 @@ def test_cutout_takes_a_square_of_half_the_edge_at_most():
 
 def test_batches_are_shifted_and_mirrored_images():
     source = images()
-    plain = loop.batch(source, 4, 0, torch.Generator().manual_seed(0))
+    plain = loop.batch(source, 4, torch.Generator().manual_seed(0))  # of 32 pixels none is moved
     assert plain.shape == (4, 1, 32, 32) and plain.min() >= -1 and plain.max() <= 1
     as_grey = ((plain[:, 0] + 1) * 127.5).round().to(torch.uint8).numpy()
     assert all(any((g == s).all() or (g == s[:, ::-1]).all() for s in source) for g in as_grey)
-    shifted = loop.batch(source, 40, 5, torch.Generator().manual_seed(0))
+    shifted = loop.batch(images(size=200), 40, torch.Generator().manual_seed(0))
     assert (shifted[:, 0, 0] == -1).all(dim=1).any()  # a black row came in
 
 

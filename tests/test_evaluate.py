@@ -17,8 +17,8 @@ from synthmri import imageset
 from synthmri.evaluation import copies, distances, pairs
 
 PARAMS = {
-    "runtime": {"seed": 0, "threads": 2, "device": "cpu"},
-    "workers": {"preprocess": 1, "extract": 1, "cluster": ""},
+    "seed": 0,
+    "runtime": {"threads": 2, "device": "cpu"},
     "sample": {
         "n": 14,
         "seed": 0,
@@ -97,15 +97,16 @@ def _copied(extracted, folder):
 
     def load(folder, *, device):
         assert (folder, device) == (Path("models/m"), "cpu")
-        return "model"
+        return SimpleNamespace(reconstruct=reconstruct)
 
-    def reconstruct(model, images, *, batch, precision):
-        assert model == "model"
+    def reconstruct(images, *, batch_size, precision):
         return np.minimum(images, 254) + np.uint8(1)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(
-            sys.modules, "synthmri.generators.latent_diffusion", SimpleNamespace(load=load, reconstruct=reconstruct)
+            sys.modules,
+            "synthmri.generators.latent_diffusion",
+            SimpleNamespace(LatentDiffusion=SimpleNamespace(load=load, reconstruct=reconstruct)),
         )
         patch.setattr(sys, "argv", sys.argv)
         patch.chdir(shutil.copytree(extracted, folder / "workspace"))

@@ -221,7 +221,7 @@ def test_a_mutated_checkpoint_is_refused_or_a_state(tmp_path):
 
 SECTIONS = {"runtime": params.Runtime, "data": slicing.Data, "baselines.vae": vae.Params}
 VAE = {
-    "width": 4, "latent_dim": 4, "steps": 4, "batch_size": 2, "learning_rate": 0.002, "ema_decay": 0.9, "shift_px": 6,
+    "width": 4, "latent_dim": 4, "steps": 4, "batch_size": 2, "learning_rate": 0.002, "ema_decay": 0.9,
 }  # fmt: skip
 
 
@@ -244,7 +244,7 @@ def sections(path: Path) -> None:
 
 def test_mutated_params_are_refused_or_within_their_bounds(tmp_path):
     path = tmp_path / "params.yaml"
-    tree = {"runtime": {"seed": 0, "threads": 1, "device": "cpu"}, "data": DATA, "baselines": {"vae": VAE}}
+    tree = {"seed": 0, "runtime": {"threads": 1, "device": "cpu"}, "data": DATA, "baselines": {"vae": VAE}}
     path.write_text(yaml.safe_dump(tree))
     sections(path)
     for _, changed in cases("params", path.read_bytes(), 100):
@@ -260,16 +260,16 @@ BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for 
     [
         "runtime: " + "[" * 5000,
         "runtime: " + "{a: " * 3000 + "1" + "}" * 3000,
-        BOMB + "runtime: {seed: 0, threads: *a39, device: cpu}",
-        "runtime: &a {seed: *a}",
-        "runtime: {seed: " + "9" * 5000 + "}",
-        "runtime: {seed: 0x" + "f" * 5000 + "}",
-        "runtime: {seed: 2020-13-45}",
-        'runtime: {seed: 0, threads: 1, device: "\\ud800"}',
-        "runtime: {seed: !!python/object/apply:os.system ['true']}",
+        BOMB + "runtime: {threads: *a39, device: cpu}",
+        "runtime: &a {threads: *a}",
+        "runtime: {threads: " + "9" * 5000 + "}",
+        "runtime: {threads: 0x" + "f" * 5000 + "}",
+        "runtime: {threads: 2020-13-45}",
+        'runtime: {threads: 1, device: "\\ud800"}',
+        "runtime: {threads: !!python/object/apply:os.system ['true']}",
         "runtime: {? [a, b] : 1}",
-        "runtime: {seed: !!binary aGk=, .nan: 1}",
-        "runtime: {seed: 0:0:0.}",
+        "runtime: {threads: !!binary aGk=, .nan: 1}",
+        "runtime: {threads: 0:0:0.}",
         "--- a\n--- b\n",
         "\ufeffruntime: \x00",
     ],

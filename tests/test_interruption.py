@@ -209,12 +209,13 @@ def test_killed_at_random_and_run_again_it_ends_with_the_same_bytes(project, nam
 
 def test_the_workers_of_a_killed_stage_end_too(project, tmp_path):
     project.until("simulate")
-    (tmp_path / "params.yaml").write_text(
-        (project.folder / "params.yaml").read_text().replace("preprocess: 1 ", "preprocess: 2 ")
-    )
+    shutil.copy(project.folder / "params.yaml", tmp_path)
     line = STAGES["preprocess"][0].replace("data/simulated", str(project.folder / "data/simulated")).split()
     stage = subprocess.Popen(
-        [sys.executable, "-m", *line], cwd=tmp_path, env=project.forks.environment, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", *line],
+        cwd=tmp_path,
+        env=project.forks.environment | {"SYNTHMRI_WORKERS": "2"},
+        stderr=subprocess.DEVNULL,
     )
     try:
         workers, end = [], time.monotonic() + 60

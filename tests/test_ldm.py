@@ -16,7 +16,7 @@ from synthmri import params
 from synthmri.errors import UserError
 from synthmri.generators import latent_diffusion
 from synthmri.scans import prompts
-from synthmri.training import denoising_loss, sampling
+from synthmri.training import denoising_loss, sampling, streams
 
 
 def section(name, cls, **change):
@@ -192,7 +192,9 @@ def test_another_prediction_type_is_refused(tiny_model, tmp_path):
     mean, std, texts = data()
     p = section("finetune", latent_diffusion.Finetune, **FINETUNE)
     with pytest.raises(UserError, match="'sample'"):
-        latent_diffusion.finetune(latent_diffusion.load(folder), mean, std, texts, p, checkpoint=tmp_path / "c.pt")
+        latent_diffusion.finetune(
+            latent_diffusion.load(folder), mean, std, texts, p, seed=0, checkpoint=tmp_path / "c.pt"
+        )
 
 
 # the loss ------------------------------------------------------------------------------------------------------------
@@ -245,6 +247,55 @@ def test_v_target_is_the_schedulers_own():
     )
 
 
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_weights_are_those_of_the_paper(kind):
+    """Hang 2023: min-SNR-gamma weighs the error in x0; that in epsilon is SNR, that in v SNR + 1 times as much."""
+    from diffusers import DDPMScheduler
+
+    scheduler = DDPMScheduler(prediction_type=kind)
+    snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
+    found = denoising_loss.weight(scheduler, 5.0)
+    of_x0 = found * (snr if kind == "epsilon" else snr + 1)
+    torch.testing.assert_close(of_x0, snr.clamp_max(5.0) + (0 if kind == "epsilon" else 1))
+    assert torch.equal(denoising_loss.weight(scheduler, 0.0), torch.ones(1000))
+
+
+@pytest.mark.parametrize("snr_gamma", [0.0, 1.0, 5.0])
+def test_every_timestep_where_sampling_starts_is_trained(snr_gamma):
+    """On the noise schedule of the base, whose last timestep is pure noise."""
+    scheduler = latent_diffusion.load("pretrained/base").scheduler
+    assert scheduler.alphas_cumprod[-1] < 1e-6
+    noisy = scheduler.alphas_cumprod < 0.5
+    assert noisy.sum() > 500 and denoising_loss.weight(scheduler, snr_gamma)[noisy].min() >= 0.99
+
+
+def test_every_timestep_a_default_sampler_visits_is_trained():
+    p = section("finetune", latent_diffusion.Finetune)
+    pipe = latent_diffusion.load("pretrained/base")
+    drawing = section("sample", sampling.Sample)
+    scheduler = latent_diffusion.new_scheduler(pipe, drawing.scheduler)
+    sampling.set_steps(scheduler, drawing.steps)
+    assert denoising_loss.weight(pipe.scheduler, p.snr_gamma)[scheduler.timesteps.long()].min() > 0.1
+
+
+def test_a_row_is_seen_at_every_noise_level():
+    """Timesteps are stratified over the batch, and which row has which stratum is drawn for each step."""
+    from diffusers import DDPMScheduler
+
+    scheduler, seen = DDPMScheduler(prediction_type="v_prediction"), []
+
+    class Zero(torch.nn.Module):
+        def forward(self, noisy, t):
+            seen.append(t)
+            return type("Out", (), {"sample": torch.zeros_like(noisy)})
+
+    for step in range(200):
+        denoising_loss.loss(Zero(), torch.zeros(8, 1, 2, 2), scheduler, streams.generator(0, "step", step))
+    t = torch.stack(seen)
+    assert (t.sort(dim=1).values // 125 == torch.arange(8)).all()  # one of each eighth in every batch
+    assert (t.float().mean(dim=0) - 499.5).abs().max() < 100  # and every row has its share of them
+
+
 # fine-tuning ---------------------------------------------------------------------------------------------------------
 
 
@@ -252,7 +303,7 @@ def test_loss_falls_when_there_is_one_thing_to_learn(tiny_model, tmp_path):
     pipe = latent_diffusion.load(tiny_model)
     mean = np.zeros((8, 1, 4, 8, 8), np.float32)  # v and epsilon are then a linear function of the noisy input
     p = section("finetune", latent_diffusion.Finetune, **FINETUNE | dict(epochs=40, batch_size=8, learning_rate=3e-3))
-    history, _ = latent_diffusion.finetune(pipe, mean, mean, [""] * 8, p, checkpoint=tmp_path / "c.pt")
+    history, _ = latent_diffusion.finetune(pipe, mean, mean, [""] * 8, p, seed=0, checkpoint=tmp_path / "c.pt")
     losses = [loss for _, loss, _ in history]
     assert np.mean(losses[-8:]) < 0.5 * np.mean(losses[:4])
 
@@ -261,7 +312,7 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tiny_model, tmp_path):
     mean, std, texts = data()
     p = section("finetune", latent_diffusion.Finetune, **FINETUNE)
     whole, halves = latent_diffusion.load(tiny_model), latent_diffusion.load(tiny_model)
-    full, operations = latent_diffusion.finetune(whole, mean, std, texts, p, checkpoint=tmp_path / "a.pt")
+    full, operations = latent_diffusion.finetune(whole, mean, std, texts, p, seed=0, checkpoint=tmp_path / "a.pt")
 
     class Killed(Exception):
         pass
@@ -272,9 +323,9 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tiny_model, tmp_path):
 
     with pytest.raises(Killed):
         latent_diffusion.finetune(
-            latent_diffusion.load(tiny_model), mean, std, texts, p, checkpoint=tmp_path / "b.pt", tick=kill
+            latent_diffusion.load(tiny_model), mean, std, texts, p, seed=0, checkpoint=tmp_path / "b.pt", tick=kill
         )
-    again, counted = latent_diffusion.finetune(halves, mean, std, texts, p, checkpoint=tmp_path / "b.pt")
+    again, counted = latent_diffusion.finetune(halves, mean, std, texts, p, seed=0, checkpoint=tmp_path / "b.pt")
     assert again == full and counted == operations > 0
     assert torch.equal(weights(whole), weights(halves))
 
@@ -293,7 +344,7 @@ def test_a_compiled_unet_learns_the_same(tiny_model, tmp_path, monkeypatch):
     pipes = [latent_diffusion.load(tiny_model) for _ in range(2)]
     (plain, operations), (compiled, counted) = (
         latent_diffusion.finetune(
-            pipe, mean, std, texts, p.model_copy(update={"compile": on}), checkpoint=tmp_path / f"{on}.pt"
+            pipe, mean, std, texts, p.model_copy(update={"compile": on}), seed=0, checkpoint=tmp_path / f"{on}.pt"
         )
         for pipe, on in zip(pipes, (False, True), strict=True)
     )
@@ -311,7 +362,7 @@ def test_generated_code_learns_the_same(tiny_model, tmp_path):
     pipes = [latent_diffusion.load(tiny_model) for _ in range(2)]
     for pipe, on in zip(pipes, (False, True), strict=True):
         latent_diffusion.finetune(
-            pipe, mean, std, texts, p.model_copy(update={"compile": on}), checkpoint=tmp_path / f"{on}.pt"
+            pipe, mean, std, texts, p.model_copy(update={"compile": on}), seed=0, checkpoint=tmp_path / f"{on}.pt"
         )
     torch.testing.assert_close(weights(pipes[1]), weights(pipes[0]), rtol=0, atol=1e-4)
 
@@ -321,7 +372,9 @@ def test_compiling_without_a_compiler_is_told(tiny_model, tmp_path, monkeypatch)
     mean, std, texts = data()
     p = section("finetune", latent_diffusion.Finetune, **FINETUNE | dict(compile=True))
     with pytest.raises(UserError, match="finetune.compile"):
-        latent_diffusion.finetune(latent_diffusion.load(tiny_model), mean, std, texts, p, checkpoint=tmp_path / "c.pt")
+        latent_diffusion.finetune(
+            latent_diffusion.load(tiny_model), mean, std, texts, p, seed=0, checkpoint=tmp_path / "c.pt"
+        )
 
 
 def test_no_epochs_leave_the_base_as_it_is(tiny_model, tmp_path):
@@ -329,7 +382,7 @@ def test_no_epochs_leave_the_base_as_it_is(tiny_model, tmp_path):
     pipe = latent_diffusion.load(tiny_model)
     before = weights(pipe).clone()
     p = section("finetune", latent_diffusion.Finetune, **FINETUNE | dict(epochs=0))
-    assert latent_diffusion.finetune(pipe, mean, std, texts, p, checkpoint=tmp_path / "c.pt") == ([], 0)
+    assert latent_diffusion.finetune(pipe, mean, std, texts, p, seed=0, checkpoint=tmp_path / "c.pt") == ([], 0)
     assert torch.equal(weights(pipe), before)
 
 
@@ -344,13 +397,14 @@ def test_text_encoder_is_trained_by_param_alone_and_learns_a_new_token(tiny_mode
         std,
         texts,
         section("finetune", latent_diffusion.Finetune, **FINETUNE),
+        seed=0,
         checkpoint=tmp_path / "a.pt",
     )
     assert torch.equal(frozen.text_encoder.get_input_embeddings().weight, before)
 
     p = section("finetune", latent_diffusion.Finetune, **FINETUNE | dict(train_text_encoder=True))
     texts = [f"{text} <site-a>" for text in texts]
-    latent_diffusion.finetune(trained, mean, std, texts, p, checkpoint=tmp_path / "b.pt", token="<site-a>")
+    latent_diffusion.finetune(trained, mean, std, texts, p, seed=0, checkpoint=tmp_path / "b.pt", token="<site-a>")
     assert len(trained.tokenizer) == rows + 1
     mri = trained.tokenizer("mri", add_special_tokens=False).input_ids
     moved = trained.text_encoder.get_input_embeddings().weight[-1] - before[mri].mean(0)
@@ -362,7 +416,14 @@ def test_token_without_training_is_refused(tiny_model, tmp_path):
     p = section("finetune", latent_diffusion.Finetune, **FINETUNE)
     with pytest.raises(UserError, match="train_text_encoder"):
         latent_diffusion.finetune(
-            latent_diffusion.load(tiny_model), mean, std, texts, p, checkpoint=tmp_path / "c.pt", token="<site-a>"
+            latent_diffusion.load(tiny_model),
+            mean,
+            std,
+            texts,
+            p,
+            seed=0,
+            checkpoint=tmp_path / "c.pt",
+            token="<site-a>",
         )
 
 
@@ -371,7 +432,7 @@ def test_divergence_is_told_and_writes_no_checkpoint(tiny_model, tmp_path):
     p = section("finetune", latent_diffusion.Finetune, **FINETUNE)
     with pytest.raises(UserError, match="finetune.learning_rate"):
         latent_diffusion.finetune(
-            latent_diffusion.load(tiny_model), mean * np.nan, std, texts, p, checkpoint=tmp_path / "c.pt"
+            latent_diffusion.load(tiny_model), mean * np.nan, std, texts, p, seed=0, checkpoint=tmp_path / "c.pt"
         )
     assert not (tmp_path / "c.pt").exists()
 
@@ -389,7 +450,7 @@ def adapted(model, tmp_path, **change):
     mean, std, texts = data()
     pipe = latent_diffusion.load(model)
     p = section("finetune", latent_diffusion.Finetune, **LORA | change)
-    history, _ = latent_diffusion.finetune(pipe, mean, std, texts, p, checkpoint=tmp_path / "c.pt")
+    history, _ = latent_diffusion.finetune(pipe, mean, std, texts, p, seed=0, checkpoint=tmp_path / "c.pt")
     return pipe, history
 
 
@@ -437,7 +498,7 @@ def test_adapters_learn(tiny_model, tmp_path):
     p = section(
         "finetune", latent_diffusion.Finetune, **LORA | dict(lora=lora, epochs=60, batch_size=8, learning_rate=0.01)
     )
-    history, _ = latent_diffusion.finetune(pipe, mean, mean, [""] * 8, p, checkpoint=tmp_path / "c.pt")
+    history, _ = latent_diffusion.finetune(pipe, mean, mean, [""] * 8, p, seed=0, checkpoint=tmp_path / "c.pt")
     losses = [loss for _, loss, _ in history]
     assert np.mean(losses[-8:]) < 0.7 * np.mean(losses[:4])
 
@@ -447,7 +508,9 @@ def test_a_killed_run_of_adapters_ends_like_an_undisturbed_one(tiny_model, tmp_p
     p = section("finetune", latent_diffusion.Finetune, **LORA)
     whole, half = latent_diffusion.load(tiny_model), latent_diffusion.load(tiny_model)
     shown = []
-    full, _ = latent_diffusion.finetune(whole, mean, std, texts, p, checkpoint=tmp_path / "a.pt", snapshot=shown.append)
+    full, _ = latent_diffusion.finetune(
+        whole, mean, std, texts, p, seed=0, checkpoint=tmp_path / "a.pt", snapshot=shown.append
+    )
     assert shown == [0, 1, 2, 3, 4]
 
     def kill(step, loss):
@@ -456,10 +519,10 @@ def test_a_killed_run_of_adapters_ends_like_an_undisturbed_one(tiny_model, tmp_p
 
     with pytest.raises(KeyboardInterrupt):
         latent_diffusion.finetune(
-            latent_diffusion.load(tiny_model), mean, std, texts, p, checkpoint=tmp_path / "b.pt", tick=kill
+            latent_diffusion.load(tiny_model), mean, std, texts, p, seed=0, checkpoint=tmp_path / "b.pt", tick=kill
         )
     torch.manual_seed(5)  # the state of torch's own generator must not matter
-    again, _ = latent_diffusion.finetune(half, mean, std, texts, p, checkpoint=tmp_path / "b.pt")
+    again, _ = latent_diffusion.finetune(half, mean, std, texts, p, seed=0, checkpoint=tmp_path / "b.pt")
     latent_diffusion.fuse(whole), latent_diffusion.fuse(half)
     assert again == full and torch.equal(weights(whole), weights(half))
 
@@ -474,7 +537,14 @@ def test_adapters_take_no_new_token(tiny_model, tmp_path):
     p = section("finetune", latent_diffusion.Finetune, **LORA | dict(train_text_encoder=True))
     with pytest.raises(UserError, match="finetune.method"):
         latent_diffusion.finetune(
-            latent_diffusion.load(tiny_model), mean, std, texts, p, checkpoint=tmp_path / "c.pt", token="<site-a>"
+            latent_diffusion.load(tiny_model),
+            mean,
+            std,
+            texts,
+            p,
+            seed=0,
+            checkpoint=tmp_path / "c.pt",
+            token="<site-a>",
         )
 
 

@@ -17,6 +17,8 @@ from conftest import copy_parameters
 from forks import ROOT, stand_ins
 from PIL import Image
 
+from synthmri import generators
+
 # No dependency of any stage: how a command starts, shares work and fails, how parameters are read (DVC knows their
 # values), and what an import passes through. All of it holds messages, and none of it changes a byte of a result but
 # `_cli.settle`, which says so itself.
@@ -82,6 +84,8 @@ def modules(stage: dict) -> list[str]:
         found.append(f"synthmri/generators/{by_name[1]}.py")
     elif found == ["stages/train.py"]:
         found.append(f"synthmri/generators/{re.search(r'--model (.+?) ', stage['cmd'])[1]}.py")
+    elif found == ["stages/privacy.py"]:  # opens all of them
+        found += [f"synthmri/generators/{name}.py" for name in generators.GENERATORS]
     return found
 
 
@@ -137,7 +141,7 @@ def test_an_edit_of_one_model_retrains_no_other():
         for name, stage in stages().items()
         if any(covers(d, "synthmri/generators/dcgan.py") for d in declared(stage))
     }
-    assert hit == {"train@dcgan", "sample@dcgan", "evaluate@dcgan"}
+    assert hit == {"train@dcgan", "sample@dcgan", "evaluate@dcgan", "privacy"}  # the last attacks every model
 
 
 @pytest.mark.parametrize("change", sorted(NEUTRAL))
@@ -185,6 +189,8 @@ def test_declared_sections_are_what_is_read(name):
     read = set(re.findall(r'params\.read\([\w.]+, f?"([\w.]+)', text))
     if "_cli.start()" in text:
         read.add("runtime")
+    if "_cli.seed()" in text:
+        read.add("seed")
     if "_launch.start()" in text:
         read |= {"runtime", "parallel"}
     sections = {param.split(".")[0] for param in named(stage)}
@@ -387,7 +393,7 @@ def test_a_changed_parameter_reruns_what_depends_on_it_alone(repro):
 def test_a_baselines_parameter_reruns_that_model_alone(repro):
     text = (repro / "params.yaml").read_text()
     try:
-        (repro / "params.yaml").write_text(text.replace("shift_px: 6", "shift_px: 4", 1))
+        (repro / "params.yaml").write_text(text.replace("latent_dim: 64 ", "latent_dim: 32 ", 1))
         stale = read(repro, "dvc", "status")
     finally:
         (repro / "params.yaml").write_text(text)
@@ -532,7 +538,7 @@ def test_unknown_profile_names_those_there_are(tmp_path):
 @pytest.mark.parametrize("profile", [path.stem for path in (ROOT / "profiles").glob("*.yaml")])
 def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, monkeypatch, profile):
     from reader_study import design, ratings
-    from stages import _launch, _workers
+    from stages import _launch
     from synthmri import params
     from synthmri.evaluation import downstream, membership, scorecard, sweep
     from synthmri.generators import autoencoder, autoencoder_training, dcgan, ddpm, latent_diffusion, unet_gan, vae
@@ -546,7 +552,7 @@ def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, m
     run(tmp_path, "python", "-m", "stages.profile", profile)
     assert (tmp_path / "params.yaml").read_text().count("#") == (ROOT / "params.yaml").read_text().count("#")
     classes = {
-        "runtime": params.Runtime, "parallel": _launch.Parallel, "workers": _workers.Workers,
+        "runtime": params.Runtime, "parallel": _launch.Parallel,
         "data": slicing.Data,
         "adapt": autoencoder_training.Adapt, "encode": autoencoder.Encode,
         "prompt": prompts.Prompt, "finetune": latent_diffusion.Finetune, "sample": sampling.Sample,
@@ -558,10 +564,11 @@ def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, m
         "baselines.dcgan": dcgan.Params, "baselines.ddpm": ddpm.Params, "baselines.unet_gan": unet_gan.Params,
     }  # fmt: skip
     sections = yaml.safe_load((tmp_path / "params.yaml").read_text())
-    assert set(sections) == {name.split(".")[0] for name in classes}
+    assert set(sections) == {name.split(".")[0] for name in classes} | {"seed"}
     assert set(sections["baselines"]) == {name.split(".")[1] for name in classes if "." in name}
     for section, cls in classes.items():
         params.read(tmp_path / "params.yaml", section, cls)
+    params.read_seed(tmp_path / "params.yaml")
     params.read(tmp_path / "data/cohort.yaml", "cohort", cohort.Cohort)
     params.read(tmp_path / "pretrained/params.yaml", "pretrain", pretraining.Pretrain)
 

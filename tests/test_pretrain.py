@@ -8,6 +8,7 @@ from stages import _cli, _files
 from synthmri import params
 from synthmri.errors import UserError
 from synthmri.simulation import pretraining
+from synthmri.training import streams
 
 
 @pytest.fixture(scope="module")
@@ -150,10 +151,9 @@ def test_tokenizer_is_clips_and_knows_the_words(tmp_path):
 
 def test_prompts_name_what_was_drawn(run):
     from synthmri.simulation import heads
-    from synthmri.training import loop
 
     p = run.unet.model_copy(update=dict(batch_size=200, cond_drop_prob=0.2))
-    images, prompts = pretraining.unet_images(heads.load_atlas(), p, 16, loop.step_generator(0, 0))
+    images, prompts = pretraining.unet_images(heads.load_atlas(), p, 16, streams.generator(0))
     assert images.shape == (200, 16, 16) and images.min() >= 0 and images.max() <= 1
     assert 20 < prompts.count("") < 60
     assert all(t == "" or t.startswith(("T1w axial", "T2w axial", "FLAIR axial")) for t in prompts)

@@ -18,12 +18,12 @@ from synthmri.evaluation import copies, membership
 from synthmri.generators import autoencoder, ddpm, latent_diffusion
 from synthmri.registry import gate
 from synthmri.reporting import comparison
-from synthmri.training import denoising_loss, loop
+from synthmri.training import denoising_loss, streams
 
 P = membership.Privacy(loss_pairs=8, timesteps=(50, 100, 200, 400), batch_size=8, rounds=300, seed=0)
 TINY = ddpm.Params(
     stem=4, channels=(32, 32), layers_per_block=1, sample_steps=5, steps=300, batch_size=8, learning_rate=5e-3,
-    ema_decay=0.9, shift_px=0,
+    ema_decay=0.9,
 )  # fmt: skip
 
 
@@ -36,7 +36,7 @@ def blobs(n: int, *, seed: int, side: int = 32) -> np.ndarray:
 
 def attacked(model, members: np.ndarray, others: np.ndarray) -> dict[str, float]:
     images = np.concatenate([members, others])
-    errors = ddpm.denoising_errors(model, images, [""] * len(images), P.timesteps, seed=0, batch=8)
+    errors = model.denoising_errors(images, [""] * len(images), P.timesteps, seed=0, batch_size=8)
     found = np.split(membership.by_loss(errors), [len(members)])
     return membership.attack(*found, np.arange(len(members)), np.arange(len(others)), P)
 
@@ -44,7 +44,7 @@ def attacked(model, members: np.ndarray, others: np.ndarray) -> dict[str, float]
 @pytest.fixture(scope="module")
 def overfitted(tmp_path_factory):
     checkpoint = tmp_path_factory.mktemp("overfitted") / "state.pt"
-    model, *_ = ddpm.fit(
+    model, *_ = ddpm.DDPM.fit(
         blobs(8, seed=0), TINY, seed=0, points=1, checkpoint=checkpoint, tick=lambda *_: None, snapshot=lambda *_: None
     )
     return model
@@ -77,13 +77,15 @@ def test_a_latent_diffusion_model_that_learned_its_images_by_heart_is_caught_and
     pipe.vae = Pooling()
 
     def errors() -> np.ndarray:
-        return latent_diffusion.denoising_errors(pipe, images, texts, P.timesteps, seed=0, batch=8)
+        return latent_diffusion.denoising_errors(pipe, images, texts, P.timesteps, seed=0, batch_size=8)
 
     before = errors()
-    mean, std = autoencoder.encode(pipe.vae, members, batch=8)
+    mean, std = autoencoder.encode(pipe.vae, members, batch_size=8)
     p = params.read("params.yaml", "finetune", latent_diffusion.Finetune)
     p = p.model_copy(update=dict(epochs=150, batch_size=8, warmup_steps=1, learning_rate=5e-3))
-    latent_diffusion.finetune(pipe, mean[:, None], 0 * std[:, None], texts[:8], p, checkpoint=tmp_path / "state.pt")
+    latent_diffusion.finetune(
+        pipe, mean[:, None], 0 * std[:, None], texts[:8], p, seed=0, checkpoint=tmp_path / "state.pt"
+    )
     found = membership.attack(*np.split(membership.by_loss(errors(), before), [8]), np.arange(8), np.arange(24), P)
     assert found["auroc_low"] > 0.6
     honest = {"val_kid_alexnet": 0.1, "memorised": 0.05, "coverage": 0.5}
@@ -98,7 +100,7 @@ def test_of_images_that_it_never_saw_it_tells_nothing(overfitted):
 
 
 def test_an_untrained_model_is_not_caught():
-    model = ddpm.build({"params": TINY.model_dump(), "size": 32, "seed": 0})
+    model = ddpm.DDPM.untrained(TINY, 32, seed=0)
     found = attacked(model, blobs(40, seed=0), blobs(40, seed=1))
     assert found["auroc_low"] < 0.5 and found["auroc"] < 0.6
 
@@ -214,22 +216,21 @@ def test_pairs_are_alike_in_contrast_and_level():
 def test_errors_are_those_of_training():
     """The mean over timesteps and noises of the errors is the loss without weights."""
     images = blobs(16, seed=0)
-    model = ddpm.build({"params": TINY.model_dump(), "size": 32, "seed": 0})
+    model = ddpm.DDPM.untrained(TINY, 32, seed=0)
     steps = list(range(12, 1000, 25))
-    errors = ddpm.denoising_errors(model, images, [""] * 16, steps, seed=0, batch=5)
+    errors = model.denoising_errors(images, [""] * 16, steps, seed=0, batch_size=5)
     x = torch.nn.functional.pixel_unshuffle(torch.from_numpy(images)[:, None].float() / 127.5 - 1, 4)
     with torch.no_grad():
         losses = [
-            denoising_loss.loss(model, x, ddpm.new_scheduler(), loop.step_generator(0, k), snr_gamma=0.0).item()
-            for k in range(10)
+            denoising_loss.loss(model.network, x, model.scheduler, streams.generator(0, k)).item() for k in range(10)
         ]
     assert errors.shape == (16, 40) and errors.mean() == pytest.approx(np.mean(losses), rel=0.03)
 
 
 def test_timestep_beyond_the_schedule_is_named():
-    model = ddpm.build({"params": TINY.model_dump(), "size": 32, "seed": 0})
+    model = ddpm.DDPM.untrained(TINY, 32, seed=0)
     with pytest.raises(UserError, match="privacy.timesteps holds 1000; the model's noise schedule has 0 to 999"):
-        ddpm.denoising_errors(model, blobs(2, seed=0), [""] * 2, [1000], seed=0, batch=2)
+        model.denoising_errors(blobs(2, seed=0), [""] * 2, [1000], seed=0, batch_size=2)
 
 
 @pytest.fixture
@@ -257,8 +258,7 @@ def folder(tmp_path, monkeypatch, tiny_model):
         save_features(tmp_path, name, rng.random((5, 8)))
     for name in ("base", "latent_diffusion"):
         shutil.copytree(tiny_model, tmp_path / "models" / name)
-    config = {"params": TINY.model_dump(), "size": 64, "seed": 0}
-    loop.save_model(tmp_path / "models/ddpm", ddpm.build(config), config)
+    ddpm.DDPM.untrained(TINY, 64, seed=0).save(tmp_path / "models/ddpm")
     return tmp_path
 
 
@@ -309,7 +309,7 @@ def test_stage_without_features_names_the_remedy(folder):
 def test_latent_errors_know_the_prompt(tiny_model):
     pipe = latent_diffusion.load(tiny_model)
     images = blobs(3, seed=0, side=64)
-    errors = latent_diffusion.denoising_errors(pipe, images, ["T1w", "FLAIR", "T1w"], [100, 300], seed=0, batch=2)
-    other = latent_diffusion.denoising_errors(pipe, images, ["T1w", "T1w", "T1w"], [100, 300], seed=0, batch=3)
+    errors = latent_diffusion.denoising_errors(pipe, images, ["T1w", "FLAIR", "T1w"], [100, 300], seed=0, batch_size=2)
+    other = latent_diffusion.denoising_errors(pipe, images, ["T1w", "T1w", "T1w"], [100, 300], seed=0, batch_size=3)
     assert errors.shape == (3, 2) and np.isfinite(errors).all()
     assert np.allclose(errors[[0, 2]], other[[0, 2]], rtol=0.03) and not np.allclose(errors[1], other[1], rtol=1e-6)

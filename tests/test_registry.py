@@ -1,7 +1,6 @@
 """The registry on a small repository made up for it: real models and samples at their smallest, invented scores."""
 
 import base64
-import importlib
 import json
 import os
 import pwd
@@ -26,11 +25,10 @@ from PIL import Image
 
 from stages import gate as gate_stage
 from stages import register, sample
-from synthmri import imageset, params
+from synthmri import generators, imageset, params
 from synthmri.errors import UserError
 from synthmri.registry import gate, lineage, mlflow_store, serving
 from synthmri.reporting import comparison
-from synthmri.training import loop
 
 CHROMIUM = Path("/usr/bin/chromium")
 ROOT = Path(__file__).parent.parent
@@ -105,11 +103,10 @@ def template(tiny_model, tmp_path_factory):
 
 def baseline(name, seed):
     """An untrained network, as `stages.train` would save a trained one."""
-    code = importlib.import_module(f"synthmri.generators.{name}")
-    p = params.read("params.yaml", f"baselines.{name}", code.Params).model_copy(update=SMALL[name])
-    config = {"params": p.model_dump(), "size": 64, "seed": seed}
+    generator = generators.find(name)
+    p = params.read("params.yaml", f"baselines.{name}", generator.Params).model_copy(update=SMALL[name])
     shutil.rmtree(f"models/{name}", ignore_errors=True)
-    loop.save_model(Path("models") / name, code.build(config), config)
+    generator.untrained(p, 64, seed=seed).save(Path("models") / name)
 
 
 def draw(name):

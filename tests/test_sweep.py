@@ -53,9 +53,9 @@ def test_guidance_is_not_tried_where_it_changes_nothing():
 
 def test_evaluations_of_the_network():
     guided = own(guidance_scale=7.0, steps=10)
-    assert latent_diffusion.evaluations(["T1w"], guided) == 20
-    assert latent_diffusion.evaluations(["", ""], guided) == 10
-    assert latent_diffusion.evaluations(["T1w"], own(guidance_scale=1.0, steps=10)) == 10
+    assert sampling.evaluations(["T1w"], guided) == 20
+    assert sampling.evaluations(["", ""], guided) == 10
+    assert sampling.evaluations(["T1w"], own(guidance_scale=1.0, steps=10)) == 10
 
 
 # what is sure --------------------------------------------------------------------------------------------------------

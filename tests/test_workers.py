@@ -14,7 +14,7 @@ from test_preprocess import cohort, contents, parameters
 from test_preprocess import run as preprocessed
 
 from stages import _workers, features
-from synthmri import imageset, params
+from synthmri import imageset
 from synthmri.errors import UserError
 
 
@@ -79,11 +79,10 @@ def test_features_are_the_same_bytes_anywhere(tmp_path, monkeypatch, cluster):
     imageset.write(Path("set"), imageset.ImageSet(images, pd.DataFrame({"subject": ["a"] * 20}), {}))
     evaluate = yaml.safe_load(Path(__file__).parents[1].joinpath("params.yaml").read_text())["evaluate"]
     for name, count, address in (("one", 1, ""), ("two", 2, ""), ("cluster", 1, cluster)):
-        tree = {
-            "runtime": {"threads": 1}, "evaluate": evaluate | {"batch_size": 1},
-            "workers": {"preprocess": 1, "extract": count, "cluster": address},
-        }  # fmt: skip
+        tree = {"runtime": {"threads": 1}, "evaluate": evaluate | {"batch_size": 1}}
         Path("params.yaml").write_text(yaml.safe_dump(tree))
+        monkeypatch.setenv("SYNTHMRI_WORKERS", str(count))
+        monkeypatch.setenv("SYNTHMRI_CLUSTER", address)
         features.main(Path("set"), Path(name))
     assert contents("one") == contents("two") == contents("cluster")
     monkeypatch.setattr(features, "PIECE", 4096)  # all at once
@@ -93,14 +92,24 @@ def test_features_are_the_same_bytes_anywhere(tmp_path, monkeypatch, cluster):
 
 def test_a_cluster_that_is_not_there_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(_workers, "CONNECT_S", 1)
-    with pytest.raises(UserError, match=r"no dask scheduler answers at tcp://127.0.0.1:9 .*set it to ''"):
+    with pytest.raises(UserError, match=r"no dask scheduler answers at tcp://127.0.0.1:9 .*unset it"):
         list(squares(tmp_path, "tcp://127.0.0.1:9"))
     monkeypatch.setitem(sys.modules, "distributed", None)  # not installed
     with pytest.raises(UserError, match=r"needs dask; `pip install -c constraints.txt -e .\[cluster\]`"):
         list(squares(tmp_path, "tcp://127.0.0.1:9"))
 
 
-@pytest.mark.parametrize("change", [{"preprocess": 0}, {"extract": 257}, {"cluster": "host:8786"}])
-def test_bad_parameters_are_refused(change):
-    with pytest.raises(UserError, match=f"workers.{next(iter(change))}"):
-        params.parse({"preprocess": 1, "extract": 1, "cluster": ""} | change, "workers", _workers.Workers)
+@pytest.mark.parametrize(
+    ("name", "value"), [("WORKERS", "0"), ("WORKERS", "257"), ("WORKERS", "two"), ("CLUSTER", "host:8786")]
+)
+def test_values_that_are_no_workers_are_told(monkeypatch, name, value):
+    monkeypatch.setenv(f"SYNTHMRI_{name}", value)
+    with pytest.raises(UserError, match=f"SYNTHMRI_{name} = '{value}'.*set"):
+        _workers.shared(1)
+
+
+def test_the_processor_says_how_many_where_nobody_does(monkeypatch):
+    monkeypatch.delenv("SYNTHMRI_WORKERS")
+    for cores, threads, count in ((6, 1, 6), (6, 2, 3), (2, 4, 1), (64, 1, 8)):
+        monkeypatch.setattr(_workers.os, "cpu_count", lambda cores=cores: cores)
+        assert _workers.shared(threads) == (count, "")

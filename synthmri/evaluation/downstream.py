@@ -17,7 +17,7 @@ from torch import nn
 
 from synthmri.evaluation import auroc
 from synthmri.params import Section
-from synthmri.training import loop
+from synthmri.training import loop, streams
 
 # Arm -> title, whether it has real slices, synthetic ones, and classical augmentation.
 ARMS = {
@@ -126,7 +126,7 @@ def predictions(
     net = network(classes, p, seed)
     optimizer = torch.optim.AdamW(net.parameters(), lr=p.learning_rate, weight_decay=0.01)
     for step in range(p.steps):
-        generator, rng = loop.step_generator(seed, step), np.random.default_rng([seed, step])
+        generator, rng = streams.generator(seed, "utility", step), np.random.default_rng([seed, step])
         chosen = [
             rng.choice(rows[rng.choice(len(sources), p=shares)][rng.integers(classes)]) for _ in range(p.batch_size)
         ]

@@ -21,7 +21,6 @@ class Sweep(Section):
     """Section `sweep`."""
 
     n: int = Field(ge=8, le=10_000)
-    seed: int = Field(ge=0)
     guidance_scale: tuple[Annotated[float, Field(ge=1, le=50)], ...]
     steps: tuple[Annotated[int, Field(ge=1, le=1000)], ...]
     scheduler: tuple[sampling.Scheduler, ...]
@@ -30,7 +29,7 @@ class Sweep(Section):
 def grid(p: Sweep, own: sampling.Sample, *, guided: bool) -> list[sampling.Sample]:
     """What section `sample` says, then every other combination of the lists; an empty list stands for `own`'s value.
 
-    guided: whether guidance changes anything (`latent_diffusion.guidance`); where it does not, `own`'s is the only one.
+    guided: whether guidance changes anything (`sampling.guidance`); where it does not, `own`'s is the only one.
     """
     axes = (p.guidance_scale if guided else (), p.steps, p.scheduler)
     names = ("guidance_scale", "steps", "scheduler")

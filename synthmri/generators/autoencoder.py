@@ -28,10 +28,10 @@ def load(folder: Path, *, device: str = "cpu"):
 
     logging.set_verbosity_error()  # it warns of settings of AutoencoderTiny that it wrote itself
     vae = AutoModel.from_pretrained(str(folder), torch_dtype=torch.float32, use_safetensors=True)
-    return arranged(vae.requires_grad_(False).eval().to(device))
+    return quicker(vae.requires_grad_(False).eval().to(device))
 
 
-def arranged(vae):
+def quicker(vae):
     """The same network, quicker: channels last and, on a CPU, one image at a time.
 
     The activations of a whole batch leave a processor's caches; one by one, decoding takes 0.4 times as long.
@@ -54,15 +54,15 @@ def to_grey(decoded: torch.Tensor) -> np.ndarray:
 
 
 @torch.no_grad()
-def encode(vae, images: np.ndarray, *, batch: int, precision: Precision = "fp32") -> tuple[np.ndarray, np.ndarray]:
+def encode(vae, images: np.ndarray, *, batch_size: int, precision: Precision = "fp32") -> tuple[np.ndarray, np.ndarray]:
     """Posterior mean and standard deviation of uint8 (N, H, W) -> two float32 (N, 4, h, w), unscaled.
 
     Never one sample of it: that would bake its noise into every epoch. A deterministic autoencoder has deviation 0.
     """
     means, deviations = [], []
     device = next(vae.parameters()).device
-    for start in range(0, len(images), batch):
-        x = to_tensor(images[start : start + batch]).to(device)
+    for start in range(0, len(images), batch_size):
+        x = to_tensor(images[start : start + batch_size]).to(device)
         with autocast(device, precision):
             out = vae.encode(x)
         mean, deviation = posterior(out)
@@ -72,12 +72,12 @@ def encode(vae, images: np.ndarray, *, batch: int, precision: Precision = "fp32"
 
 
 @torch.no_grad()
-def reconstruct(vae, images: np.ndarray, *, batch: int, precision: Precision = "fp32") -> np.ndarray:
+def reconstruct(vae, images: np.ndarray, *, batch_size: int, precision: Precision = "fp32") -> np.ndarray:
     """uint8 (N, H, W) -> uint8 (N, H, W): each image through the autoencoder and back."""
     device = next(vae.parameters()).device
     out = []
-    for start in range(0, len(images), batch):
-        x = to_tensor(images[start : start + batch]).to(device)
+    for start in range(0, len(images), batch_size):
+        x = to_tensor(images[start : start + batch_size]).to(device)
         with autocast(device, precision):
             out.append(to_grey(vae.decode(posterior(vae.encode(x))[0]).sample))
     return np.concatenate(out)

@@ -11,14 +11,13 @@ from pydantic import Field
 from synthmri.errors import UserError
 from synthmri.generators import autoencoder
 from synthmri.params import Section
-from synthmri.training import distributed, loop, patch_discriminator
+from synthmri.training import distributed, loop, patch_discriminator, streams
 from synthmri.training.precision import Precision, autocast
 
 
 class Adapt(Section):
     """Section `adapt`."""
 
-    seed: int = Field(ge=0)
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1, le=1024)
     crop_px: int = Field(ge=32, le=1024, multiple_of=8)
@@ -88,7 +87,8 @@ def train(
     names = ("decoder.", "post_quant_conv.") if part == "decoder" else ("",)
     vae.requires_grad_(False)
     weights = [w.requires_grad_(True) for name, w in vae.named_parameters() if name.startswith(names)]
-    discriminator = patch_discriminator.discriminator(seed).to(device)
+    with streams.weights(seed, section, "discriminator"):
+        discriminator = patch_discriminator.discriminator().to(device)
     learners = {
         "optimizer": torch.optim.AdamW(weights, lr=p.learning_rate, betas=(0.5, 0.99), weight_decay=0.0),
         "discriminator_optimizer": torch.optim.AdamW(
@@ -106,15 +106,14 @@ def train(
 
     @distributed.ahead
     def batches(step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        generator = loop.step_generator(seed, step)
+        generator = streams.generator(seed, section, "step", step)
         with torch.no_grad():
             return draw(generator).cpu(), generator.get_state()
 
     generator = torch.Generator()
     vae.train()
     for step in range(first, p.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = p.learning_rate * loop.warm_cosine(step, p.steps, min(10, p.steps))
+        loop.set_rate(optimizer, p.learning_rate * loop.warm_cosine(step, p.steps, min(10, p.steps)))
         x, state = batches(step)
         share = distributed.share(len(x))
         x = x[share.rows].to(device)
@@ -131,11 +130,7 @@ def train(
             mean, std = distributed.mean(z, dim=(0, 2, 3)), distributed.std(z, dim=(0, 2, 3))
             value = value + latent_weight * (mean.square() + (std - 1).square()).mean()
         value = share.weight * value
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        distributed.sum_gradients(weights)
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
+        loop.descend(optimizer, value, max_grad_norm=1.0)
         loss = distributed.total(value.item())
         if not np.isfinite(loss):
             raise UserError(
@@ -145,10 +140,7 @@ def train(
         if p.adversarial_weight > 0:
             with autocast(device, precision):
                 judged = share.weight * patch_discriminator.discriminator_loss(discriminator, x[:, :1], grey)
-            discriminator_optimizer.zero_grad(set_to_none=True)
-            judged.backward()
-            distributed.sum_gradients(discriminator.parameters())
-            discriminator_optimizer.step()
+            loop.descend(discriminator_optimizer, judged)
         tick(step, loss)
         if (step + 1) % every == 0 or step + 1 == p.steps:
             state = {name: learner.state_dict() for name, learner in learners.items()}
@@ -163,6 +155,7 @@ def adapt(
     p: Adapt,
     perceptual: Callable,
     *,
+    seed: int,
     checkpoint: Path,
     precision: Precision = "fp32",
     tick: Callable[[int, float], None] = lambda step, loss: None,
@@ -175,7 +168,7 @@ def adapt(
 
     train(
         vae, part, draw, p, perceptual,
-        seed=p.seed, precision=precision, checkpoint=checkpoint, section="adapt", tick=tick,
+        seed=seed, precision=precision, checkpoint=checkpoint, section="adapt", tick=tick,
     )  # fmt: skip
 
 

@@ -4,17 +4,14 @@ Strided convolutions, batch normalisation, ReLU in the generator and leaky ReLU 
 0.5, weights drawn from N(0, 0.02). Added to the paper: differentiable augmentation and averaged weights.
 """
 
-from pathlib import Path
-
-import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
+from synthmri.generators.baseline import Baseline
 from synthmri.params import Section
-from synthmri.training import diffaugment, distributed, loop, sampling
-from synthmri.training.precision import Precision, autocast
+from synthmri.training import adversarial, distributed, loop, sampling, streams
 
 
 class Params(Section):
@@ -26,7 +23,6 @@ class Params(Section):
     batch_size: int = Field(ge=2)
     learning_rate: float = Field(gt=0, le=0.1)
     ema_decay: float = Field(ge=0, lt=1)
-    shift_px: int = Field(ge=0, le=64)
 
 
 def _widths(p: Params, size: int) -> list[int]:
@@ -79,73 +75,34 @@ def _initialise(module: nn.Module) -> None:
         nn.init.normal_(module.weight, 1.0, 0.02)
 
 
-def build(config: dict) -> Generator:
-    """The untrained generator of {"params": section, "size": pixels, "seed": whole number}."""
-    torch.manual_seed(config["seed"])
-    return Generator(Params.model_validate(config["params"], strict=False), config["size"]).apply(_initialise)
+class DCGAN(Baseline):
+    """The losses of Goodfellow 2014, eq. 1, the generator's non-saturating, as softplus of logits."""
 
+    name, Params = "dcgan", Params
 
-def fit(
-    images: np.ndarray, p: Params, *, seed: int, points: int, checkpoint, tick, snapshot, device="cpu", precision="fp32"
-):
-    """Train on uint8 (N, S, S). Returns the averaged generator, its config, losses a step, floating-point operations.
+    @staticmethod
+    def build(p: Params, size: int) -> Generator:
+        return Generator(p, size).apply(_initialise)
 
-    Arguments and errors as in `vae.fit`.
-    """
-    config = {"params": p.model_dump(), "size": images.shape[1], "seed": seed}
-    generator_net = build(config).to(device)
-    discriminator = Discriminator(p, images.shape[1]).apply(_initialise).to(device)
-    adam = dict(lr=p.learning_rate, betas=(0.5, 0.999))
-    optimizer_g = torch.optim.Adam(generator_net.parameters(), **adam)
-    optimizer_d = torch.optim.Adam(discriminator.parameters(), **adam)
-    average = loop.averaged(generator_net, p.ema_decay)
-    share = distributed.share(p.batch_size)
+    def learner(self, p, draw, *, seed, precision):
+        with streams.weights(seed, self.name, "discriminator"):
+            discriminator = Discriminator(p, self.config["size"]).apply(_initialise).to(self.device)
+        optimizers = tuple(
+            torch.optim.Adam(player.parameters(), lr=p.learning_rate, betas=(0.5, 0.999))
+            for player in (self.network, discriminator)
+        )
 
-    def update(step, generator):
-        real = loop.batch(images, p.batch_size, p.shift_px, generator).to(device)
-        z = torch.randn(p.batch_size, p.latent_dim, generator=generator)[share.rows].to(device)
-        with autocast(device, precision):
-            fake = generator_net(z)
-            on_real = discriminator(diffaugment.augment(real, generator, share)).float()
-            on_fake = discriminator(diffaugment.augment(fake.detach(), generator, share)).float()
-        # Goodfellow 2014, eq. 1, as softplus of logits.
-        loss_d = share.weight * (F.softplus(-on_real).mean() + F.softplus(on_fake).mean())
-        optimizer_d.zero_grad(set_to_none=True)
-        loss_d.backward()
-        distributed.sum_gradients(discriminator.parameters())
-        optimizer_d.step()
-        with autocast(device, precision):
-            on_fake = discriminator(diffaugment.augment(fake, generator, share)).float()
-        loss_g = share.weight * F.softplus(-on_fake).mean()  # non-saturating
-        optimizer_g.zero_grad(set_to_none=True)
-        loss_g.backward()
-        distributed.sum_gradients(generator_net.parameters())
-        optimizer_g.step()
-        average.update_parameters(generator_net)
-        return {"loss": loss_g.item(), "discriminator": loss_d.item()}
+        def discriminator_loss(judge, real, fake, step, generator):
+            return F.softplus(-judge(real).float()).mean() + F.softplus(judge(fake).float()).mean()
 
-    parts = {
-        "generator": generator_net, "discriminator": discriminator, "average": average,
-        "optimizer_g": optimizer_g, "optimizer_d": optimizer_d,
-    }  # fmt: skip
-    history, operations = loop.run(
-        parts, update, name="dcgan", seed=seed, steps=p.steps, points=points, checkpoint=checkpoint, tick=tick,
-        snapshot=lambda point: snapshot(point, average.module),
-    )  # fmt: skip
-    return average.module, config, history, operations
+        def generator_loss(judge, fake):
+            return F.softplus(-judge(fake).float()).mean()
 
+        return adversarial.two_players(
+            self.network, discriminator, optimizers, draw, discriminator_loss, generator_loss,
+            batch_size=p.batch_size, precision=precision,
+        )  # fmt: skip
 
-def sample(model: Generator, seeds, *, batch_size: int, precision: Precision = "fp32") -> np.ndarray:
-    """uint8 (N, S, S): image i from seeds[i] alone; batch normalisation by the statistics of training."""
-    device = next(model.parameters()).device
-    model.eval()
-
-    def draw(generators):
-        return model(sampling.noise(generators, model.latent_dim).to(device))
-
-    return sampling.in_batches(draw, seeds, batch_size, device, precision)
-
-
-def load(folder: Path, *, device: str = "cpu"):
-    """Open what `training.save_model` wrote of a trained model."""
-    return loop.load_model(folder, build, device=device)
+    def draw(self, generators):
+        """Batch normalisation by the statistics of training."""
+        return self.network(sampling.noise(generators, self.network.latent_dim).to(self.device))

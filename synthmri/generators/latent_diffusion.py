@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -16,9 +16,10 @@ from pydantic import Field
 
 from synthmri.errors import UserError
 from synthmri.generators import autoencoder
+from synthmri.generators.base import Generator
 from synthmri.imageset import to_uint8
 from synthmri.params import Section
-from synthmri.training import denoising_loss, distributed, loop, sampling
+from synthmri.training import denoising_loss, distributed, loop, sampling, streams
 from synthmri.training.precision import Precision, autocast
 
 
@@ -38,7 +39,6 @@ class Finetune(Section):
     method: Literal["full", "lora"]
     lora: Lora
     autoencoder: Literal["none", "decoder", "full"]
-    seed: int = Field(ge=0)
     epochs: int = Field(ge=0, le=10_000)
     batch_size: int = Field(ge=1, le=4096)
     learning_rate: float = Field(gt=0, le=0.01)
@@ -95,7 +95,7 @@ def load(model: str | Path, *, revision: str = "", device: str = "cpu"):
     for part in (pipe.vae, pipe.unet, pipe.text_encoder):
         part.requires_grad_(False).eval()
     pipe.to(device, torch.float32)  # a text encoder would keep the precision of its file
-    autoencoder.arranged(pipe.vae)
+    autoencoder.quicker(pipe.vae)
     return pipe
 
 
@@ -130,6 +130,7 @@ def finetune(
     texts: Sequence[str],
     p: Finetune,
     *,
+    seed: int,
     checkpoint: Path,
     token: str = "",
     device: str = "cpu",
@@ -156,23 +157,9 @@ def finetune(
     from diffusers.training_utils import EMAModel
     from torch.utils.flop_counter import FlopCounterMode
 
-    if token and not p.train_text_encoder:
-        raise UserError(
-            f"prompt.token = {token}: a new token learns nothing while finetune.train_text_encoder is false; "
-            "set that to true, or prompt.token to ''"
-        )
-    if token and p.method == "lora":
-        raise UserError(
-            f"prompt.token = {token}: adapters have no room for a new token; set finetune.method to full, or "
-            "prompt.token to ''"
-        )
-    if (kind := pipe.scheduler.config.prediction_type) not in ("epsilon", "v_prediction"):
-        raise UserError(
-            f"the base model predicts {kind!r}, of which no loss is known here; choose a finetune.base_model that "
-            "predicts epsilon or v_prediction"
-        )
-    if p.compile and not any(map(shutil.which, ("g++", "clang++"))):
-        raise UserError("finetune.compile = true needs a C++ compiler; install g++, or set it to false")
+    _check(pipe, p, token)
+
+    # What learns: the UNet, or adapters of it; in which format; and the average that is kept.
     accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=device == "cpu")
     if token:
         add_token(pipe, token)
@@ -180,7 +167,7 @@ def finetune(
     trained = [pipe.unet] + ([pipe.text_encoder] if p.train_text_encoder else [])
     network = torch.nn.ModuleList(trained)
     if p.method == "lora":
-        _add_adapters(trained, p)
+        _add_adapters(trained, p, seed)
     else:
         network.requires_grad_(True)
     network.train()
@@ -194,18 +181,18 @@ def finetune(
     if p.train_text_encoder:
         text_encoder = accelerator.prepare_model(text_encoder, evaluation_mode=True)
     ema = EMAModel(weights, decay=p.ema_decay, use_ema_warmup=True, power=0.75)
-    scale = pipe.vae.config.scaling_factor
-    shift = getattr(pipe.vae.config, "shift_factor", None) or 0.0
 
+    # What it learns from: latents as the UNet knows them, and the states of every prompt there is.
+    mean, std = _scaled(pipe, torch.from_numpy(mean)), torch.from_numpy(std) * pipe.vae.config.scaling_factor
+    count, views = mean.shape[:2]
     known = sorted({*texts, ""})
     row = torch.tensor([known.index(text) for text in texts])
     ids = tokens(pipe, known).to(accelerator.device)
     cached = None if p.train_text_encoder else embed(pipe, known).to(accelerator.device)
-    mean, std = torch.from_numpy(mean), torch.from_numpy(std)
-    count, views = mean.shape[:2]
     per_epoch = -(-count // p.batch_size)
     total = p.epochs * per_epoch
 
+    # Where it goes on from.
     history: list[tuple[int, float, float]] = []
     operations = 0
     if state := loop.load_checkpoint(checkpoint):
@@ -222,18 +209,20 @@ def finetune(
     else:
         snapshot(0)
     for epoch in range(len(history) // per_epoch, p.epochs):
-        order = torch.randperm(count, generator=loop.step_generator(p.seed, epoch))
+        order = torch.randperm(count, generator=streams.generator(seed, "finetune", "order", epoch))
         for i in range(per_epoch):
+            # A batch: one view of each of its slices, drawn from the posterior, and its prompt or an empty one.
             step = epoch * per_epoch + i
-            # All that is random about a step comes from its number, so a resumed run is the run that was not stopped.
-            generator = loop.step_generator(p.seed + 1, step)
+            generator = streams.generator(seed, "finetune", "step", step)
             rows = order[i * p.batch_size : (i + 1) * p.batch_size]
             share = distributed.share(len(rows))
             view = torch.randint(views, (len(rows),), generator=generator)
-            z = mean[rows, view] + std[rows, view] * torch.randn(std[rows, view].shape, generator=generator)
-            x0 = ((z - shift) * scale)[share.rows].to(accelerator.device)
+            x0 = mean[rows, view] + std[rows, view] * torch.randn(std[rows, view].shape, generator=generator)
+            x0 = x0[share.rows].to(accelerator.device)
             empty = torch.rand(len(rows), generator=generator) < p.cond_drop_prob
             which = torch.where(empty, torch.tensor(known.index("")), row[rows])[share.rows].to(accelerator.device)
+
+            # A step down its gradient.
             optimizer.zero_grad()
             with FlopCounterMode(display=False) if operations == 0 else nullcontext() as counter:
                 with accelerator.autocast():
@@ -247,8 +236,7 @@ def finetune(
             distributed.sum_gradients(weights)
             operations = operations or round(distributed.total(counter.get_total_flops()))
             rate = p.learning_rate * loop.warm_cosine(step, total, p.warmup_steps)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            loop.set_rate(optimizer, rate)
             accelerator.clip_grad_norm_(weights, p.max_grad_norm)
             optimizer.step()
             ema.step(weights)
@@ -260,6 +248,8 @@ def finetune(
                 )
             history.append((step, loss, rate))
             tick(step, loss)
+
+        # A look at the averaged weights, and a place to go on from.
         ema.store(weights)
         ema.copy_to(weights)
         snapshot(epoch + 1)
@@ -279,18 +269,44 @@ def finetune(
     return history, operations * total
 
 
+def _check(pipe, p: Finetune, token: str) -> None:
+    """Raise UserError for what cannot be trained, before anything is."""
+    if token and not p.train_text_encoder:
+        raise UserError(
+            f"prompt.token = {token}: a new token learns nothing while finetune.train_text_encoder is false; "
+            "set that to true, or prompt.token to ''"
+        )
+    if token and p.method == "lora":
+        raise UserError(
+            f"prompt.token = {token}: adapters have no room for a new token; set finetune.method to full, or "
+            "prompt.token to ''"
+        )
+    if (kind := pipe.scheduler.config.prediction_type) not in ("epsilon", "v_prediction"):
+        raise UserError(
+            f"the base model predicts {kind!r}, of which no loss is known here; choose a finetune.base_model that "
+            "predicts epsilon or v_prediction"
+        )
+    if p.compile and not any(map(shutil.which, ("g++", "clang++"))):
+        raise UserError("finetune.compile = true needs a C++ compiler; install g++, or set it to false")
+
+
+def _scaled(pipe, latents: torch.Tensor) -> torch.Tensor:
+    """Latents as they come from the encoder -> as the UNet knows them."""
+    shift = getattr(pipe.vae.config, "shift_factor", None) or 0.0
+    return (latents - shift) * pipe.vae.config.scaling_factor
+
+
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")  # the attention of a CLIP text encoder
 
 
-def _add_adapters(parts: list, p: Finetune) -> None:
+def _add_adapters(parts: list, p: Finetune, seed: int) -> None:
     """Low-rank adapters that change nothing yet on the UNet and, where it is among `parts`, the text encoder."""
     from peft import LoraConfig
 
     for part, targets in zip(parts, (p.lora.targets, TEXT_TARGETS), strict=False):
         config = LoraConfig(r=p.lora.rank, lora_alpha=p.lora.alpha, target_modules=list(targets))
         try:
-            with torch.random.fork_rng(devices=[]):  # one half of each adapter starts at random
-                torch.manual_seed(p.seed)
+            with streams.weights(seed, "finetune", "adapters"):  # one half of each starts at random
                 part.add_adapter(config)
         except ValueError as error:
             layers = [name for name, m in part.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
@@ -351,20 +367,6 @@ def image_size(pipe) -> int:
     return pipe.unet.config.sample_size * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
 
 
-def guidance(texts: Sequence[str], wanted: float) -> float:
-    """`wanted`, or 1 (off) where every prompt is empty: the predictions with and without prompt are then the same.
-
-    Guidance draws u + wanted (c - u), of the predictions c with the prompt and u with an empty one: Ho 2022, arXiv
-    2207.12598, eq. 6 with w + 1 = wanted.
-    """
-    return wanted if any(texts) else 1.0
-
-
-def evaluations(texts: Sequence[str], p: sampling.Sample) -> int:
-    """How often the UNet is asked for one image."""
-    return p.steps * (2 if guidance(texts, p.guidance_scale) > 1 else 1)
-
-
 @torch.no_grad()
 def sample(
     pipe,
@@ -380,7 +382,7 @@ def sample(
 
     Each image has a generator of its own, and every batch the same shape (the last is filled up), so that neither N nor
     the company in its batch changes an image; several processes draw the same batches, each some of them. Guidance
-    above 1 asks the UNet twice, in one batch of double size, unless it changes nothing (see `guidance`).
+    above 1 asks the UNet twice, in one batch of double size, unless it changes nothing (see `sampling.guidance`).
     """
     own, pipe.scheduler = pipe.scheduler, new_scheduler(pipe, p.scheduler)
     sampling.set_steps(pipe.scheduler, p.steps)
@@ -394,7 +396,7 @@ def sample(
                 prompt=[texts[i] for i in rows],
                 generator=[torch.Generator().manual_seed(int(seeds[i])) for i in rows],
                 num_inference_steps=p.steps,
-                guidance_scale=guidance(texts, p.guidance_scale),
+                guidance_scale=sampling.guidance(texts, p.guidance_scale),
                 height=size,
                 width=size,
                 output_type="pt",
@@ -408,30 +410,50 @@ def sample(
     return np.concatenate(batches)
 
 
-def reconstruct(pipe, images: np.ndarray, *, batch: int, precision: Precision = "fp32") -> np.ndarray:
-    """uint8 (N, S, S) -> uint8 (N, S, S): each image through the autoencoder of the pipeline and back."""
-    return autoencoder.reconstruct(pipe.vae, images, batch=batch, precision=precision)
-
-
 @torch.no_grad()
 def denoising_errors(
-    pipe, images: np.ndarray, texts: Sequence[str], timesteps: Sequence[int], *, seed: int, batch: int,
+    pipe, images: np.ndarray, texts: Sequence[str], timesteps: Sequence[int], *, seed: int, batch_size: int,
     precision: Precision = "fp32",
 ) -> np.ndarray:  # fmt: skip
-    """uint8 (N, H, W) and their prompts -> float64 (N, T): the error of the UNet at each timestep, the noise the same.
-
-    Raises UserError for a timestep that the noise schedule of the checkpoint does not have.
-    """
+    """Of the UNet and in latents: see `Generator`."""
     denoising_loss.check_timesteps(timesteps, pipe.scheduler)
     device, out = pipe.unet.device, []
     pipe.unet.to(memory_format=torch.channels_last)
-    shift = getattr(pipe.vae.config, "shift_factor", None) or 0.0
-    for start in range(0, len(images), batch):
-        mean, _ = autoencoder.encode(pipe.vae, images[start : start + batch], batch=batch, precision=precision)
-        x0 = ((torch.from_numpy(mean) - shift) * pipe.vae.config.scaling_factor).to(device)
-        states = embed(pipe, texts[start : start + batch])
+    for start in range(0, len(images), batch_size):
+        rows = slice(start, start + batch_size)
+        mean, _ = autoencoder.encode(pipe.vae, images[rows], batch_size=batch_size, precision=precision)
+        x0, states = _scaled(pipe, torch.from_numpy(mean)).to(device), embed(pipe, texts[rows])
         with autocast(device, precision):
             out.append(
                 denoising_loss.errors_at(pipe.unet, x0, timesteps, pipe.scheduler, seed, encoder_hidden_states=states)
             )
     return np.concatenate(out)
+
+
+class LatentDiffusion(Generator):
+    """A pipeline as one of the models that are compared."""
+
+    prompted = True
+    settings = ("n", "seed", "batch_size", "steps", "guidance_scale", "scheduler")
+
+    def __init__(self, pipe):
+        self.pipe = pipe
+
+    @classmethod
+    def load(cls, folder: Path, *, device: str = "cpu") -> Self:
+        return cls(load(folder, device=device))
+
+    def sample(
+        self, seeds: Sequence[int], p: sampling.Sample, *, texts=(), size=None, precision: Precision = "fp32",
+        progress: Callable = lambda batches, total: batches,
+    ) -> np.ndarray:  # fmt: skip
+        size = size or image_size(self.pipe)
+        return sample(self.pipe, texts, seeds, p, size=size, precision=precision, progress=progress)
+
+    def reconstruct(self, images: np.ndarray, *, batch_size: int, precision: Precision = "fp32") -> np.ndarray:
+        return autoencoder.reconstruct(self.pipe.vae, images, batch_size=batch_size, precision=precision)
+
+    def denoising_errors(self, images, texts, timesteps, *, seed, batch_size, precision: Precision = "fp32"):
+        return denoising_errors(
+            self.pipe, images, texts, timesteps, seed=seed, batch_size=batch_size, precision=precision
+        )

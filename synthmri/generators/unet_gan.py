@@ -5,18 +5,15 @@ it consistency. Generator and discriminator are made of residual blocks after Bi
 unconditional and without its attention. Added to the paper: differentiable augmentation.
 """
 
-from pathlib import Path
-
-import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from synthmri.generators.baseline import Baseline
 from synthmri.params import Section
-from synthmri.training import diffaugment, distributed, loop, sampling
-from synthmri.training.precision import Precision, autocast
+from synthmri.training import adversarial, distributed, loop, sampling, streams
 
 
 class Params(Section):
@@ -30,7 +27,6 @@ class Params(Section):
     learning_rate: float = Field(gt=0, le=0.1)
     discriminator_learning_rate: float = Field(gt=0, le=0.1)
     ema_decay: float = Field(ge=0, lt=1)
-    shift_px: int = Field(ge=0, le=64)
 
 
 def _widths(p: Params, size: int) -> list[int]:
@@ -108,12 +104,6 @@ class Discriminator(nn.Module):
         return whole.float(), self.pixels(F.relu(h)).float()
 
 
-def build(config: dict) -> Generator:
-    """The untrained generator of {"params": section, "size": pixels, "seed": whole number}."""
-    torch.manual_seed(config["seed"])
-    return Generator(Params.model_validate(config["params"], strict=False), config["size"]).apply(_orthogonal)
-
-
 def _orthogonal(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
         nn.init.orthogonal_(module.weight)
@@ -137,83 +127,47 @@ def _generated(logits: torch.Tensor) -> torch.Tensor:
     return F.softplus(logits).mean()  # -log(1 - D)
 
 
-def fit(
-    images: np.ndarray, p: Params, *, seed: int, points: int, checkpoint, tick, snapshot, device="cpu", precision="fp32"
-):
-    """Train on uint8 (N, S, S). Returns the averaged generator, its config, losses a step, floating-point operations.
+class UNetGAN(Baseline):
+    """Both heads of the discriminator by the logistic loss."""
 
-    Arguments and errors as in `vae.fit`.
-    """
-    size = images.shape[1]
-    config = {"params": p.model_dump(), "size": size, "seed": seed}
-    generator_net = build(config).to(device)
-    discriminator = Discriminator(p, size).to(device)
-    optimizer_g = torch.optim.Adam(generator_net.parameters(), lr=p.learning_rate, betas=(0.0, 0.999))
-    optimizer_d = torch.optim.Adam(discriminator.parameters(), lr=p.discriminator_learning_rate, betas=(0.0, 0.999))
-    average = loop.averaged(generator_net, p.ema_decay)
-    share = distributed.share(p.batch_size)
+    name, Params = "unet_gan", Params
 
-    def judge(x):
-        with autocast(device, precision):
-            return discriminator(x)
+    @staticmethod
+    def build(p: Params, size: int) -> Generator:
+        return Generator(p, size).apply(_orthogonal)
 
-    def update(step, generator):
-        real = loop.batch(images, p.batch_size, p.shift_px, generator).to(device)
-        z = torch.randn(p.batch_size, p.latent_dim, generator=generator)[share.rows].to(device)
-        with autocast(device, precision):
-            fake = generator_net(z)
-        fake = fake.float()
-        real = diffaugment.augment(real, generator, share)
-        cut = diffaugment.augment(fake.detach(), generator, share)
-        whole_real, pixels_real = judge(real)
-        whole_fake, pixels_fake = judge(cut)
-        # Eqs. 3 and 4: the whole and every pixel.
-        loss_d = _real(whole_real) + _generated(whole_fake) + _real(pixels_real) + _generated(pixels_fake)
-        # The share of steps with CutMix grows over the first half of the training, as in the paper.
-        if torch.rand((), generator=generator) < p.cutmix * min(1.0, 2 * step / p.steps):
-            mask = cutmix_mask(size, generator).to(device)
-            whole, pixels = judge(mask * real + (1 - mask) * cut)
-            loss_d = loss_d + _generated(whole)
-            loss_d = loss_d + (mask * F.softplus(-pixels) + (1 - mask) * F.softplus(pixels)).mean()
-            # Eq. 8: the verdict on the mixture is the mixture of the verdicts.
-            loss_d = loss_d + F.mse_loss(pixels, mask * pixels_real + (1 - mask) * pixels_fake)
-        loss_d = share.weight * loss_d
-        optimizer_d.zero_grad(set_to_none=True)
-        loss_d.backward()
-        distributed.sum_gradients(discriminator.parameters())
-        optimizer_d.step()
+    def learner(self, p, draw, *, seed, precision):
+        with streams.weights(seed, self.name, "discriminator"):
+            discriminator = Discriminator(p, self.config["size"]).to(self.device)
+        optimizers = (
+            torch.optim.Adam(self.network.parameters(), lr=p.learning_rate, betas=(0.0, 0.999)),
+            torch.optim.Adam(discriminator.parameters(), lr=p.discriminator_learning_rate, betas=(0.0, 0.999)),
+        )
 
-        whole, pixels = judge(diffaugment.augment(fake, generator, share))
-        loss_g = share.weight * (_real(whole) + _real(pixels))  # eq. 5
-        optimizer_g.zero_grad(set_to_none=True)
-        loss_g.backward()
-        distributed.sum_gradients(generator_net.parameters())
-        optimizer_g.step()
-        average.update_parameters(generator_net)
-        return {"loss": loss_g.item(), "discriminator": loss_d.item()}
+        def discriminator_loss(judge, real, fake, step, generator):
+            whole_real, pixels_real = judge(real)
+            whole_fake, pixels_fake = judge(fake)
+            # Eqs. 3 and 4: the whole and every pixel.
+            loss = _real(whole_real) + _generated(whole_fake) + _real(pixels_real) + _generated(pixels_fake)
+            # The share of steps with CutMix grows over the first half of the training, as in the paper.
+            if torch.rand((), generator=generator) < p.cutmix * min(1.0, 2 * step / p.steps):
+                mask = cutmix_mask(real.shape[-1], generator).to(real)
+                whole, pixels = judge(mask * real + (1 - mask) * fake)
+                loss = loss + _generated(whole)
+                loss = loss + (mask * F.softplus(-pixels) + (1 - mask) * F.softplus(pixels)).mean()
+                # Eq. 8: the verdict on the mixture is the mixture of the verdicts.
+                loss = loss + F.mse_loss(pixels, mask * pixels_real + (1 - mask) * pixels_fake)
+            return loss
 
-    parts = {
-        "generator": generator_net, "discriminator": discriminator, "average": average,
-        "optimizer_g": optimizer_g, "optimizer_d": optimizer_d,
-    }  # fmt: skip
-    history, operations = loop.run(
-        parts, update, name="unet_gan", seed=seed, steps=p.steps, points=points, checkpoint=checkpoint, tick=tick,
-        snapshot=lambda point: snapshot(point, average.module),
-    )  # fmt: skip
-    return average.module, config, history, operations
+        def generator_loss(judge, fake):
+            whole, pixels = judge(fake)
+            return _real(whole) + _real(pixels)  # eq. 5
 
+        return adversarial.two_players(
+            self.network, discriminator, optimizers, draw, discriminator_loss, generator_loss,
+            batch_size=p.batch_size, precision=precision,
+        )  # fmt: skip
 
-def sample(model: Generator, seeds, *, batch_size: int, precision: Precision = "fp32") -> np.ndarray:
-    """uint8 (N, S, S): image i from seeds[i] alone; batch normalisation by the statistics of training."""
-    device = next(model.parameters()).device
-    model.eval()
-
-    def draw(generators):
-        return model(sampling.noise(generators, model.latent_dim).to(device))
-
-    return sampling.in_batches(draw, seeds, batch_size, device, precision)
-
-
-def load(folder: Path, *, device: str = "cpu"):
-    """Open what `training.save_model` wrote of a trained model."""
-    return loop.load_model(folder, build, device=device)
+    def draw(self, generators):
+        """Batch normalisation by the statistics of training."""
+        return self.network(sampling.noise(generators, self.network.latent_dim).to(self.device))

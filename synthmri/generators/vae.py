@@ -4,13 +4,12 @@ Gaussian likelihood with its optimal variance in closed form (Rybkin 2021, arXiv
 no weight between reconstruction and divergence to tune.
 """
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from pydantic import Field
 from torch import nn
 
+from synthmri.generators.baseline import Baseline
 from synthmri.imageset import to_uint8
 from synthmri.params import Section
 from synthmri.training import distributed, loop, sampling
@@ -26,10 +25,9 @@ class Params(Section):
     batch_size: int = Field(ge=2)
     learning_rate: float = Field(gt=0, le=0.1)
     ema_decay: float = Field(ge=0, lt=1)
-    shift_px: int = Field(ge=0, le=64)
 
 
-class VAE(nn.Module):
+class Network(nn.Module):
     """(B, 1, S, S) in [-1, 1] -> latents (B, latent) -> (B, 1, S, S); S = 4 * 2^k."""
 
     def __init__(self, p: Params, size: int):
@@ -56,12 +54,6 @@ class VAE(nn.Module):
         return self.up(z)
 
 
-def build(config: dict) -> VAE:
-    """The untrained network of {"params": section, "size": pixels}."""
-    torch.manual_seed(config["seed"])
-    return VAE(Params.model_validate(config["params"], strict=False), config["size"])
-
-
 def negative_elbo(
     x: torch.Tensor, y: torch.Tensor, mean: torch.Tensor, log_variance: torch.Tensor, weight: float = 1.0
 ):
@@ -75,69 +67,44 @@ def negative_elbo(
     return likelihood, divergence
 
 
-def fit(
-    images: np.ndarray, p: Params, *, seed: int, points: int, checkpoint, tick, snapshot, device="cpu", precision="fp32"
-):
-    """Train on uint8 (N, S, S). Returns the averaged network, its config, losses a step, floating-point operations.
+class VAE(Baseline):
+    """Draws the decoder's mean at z ~ N(0, 1)."""
 
-    snapshot(point, network) is called at `points` + 1 even distances of the training; other arguments and errors as in
-    `training.run`.
-    """
-    config = {"params": p.model_dump(), "size": images.shape[1], "seed": seed}
-    model = build(config).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=p.learning_rate)
-    average = loop.averaged(model, p.ema_decay)
-    share = distributed.share(p.batch_size)
+    name, Params = "vae", Params
 
-    def update(step, generator):
-        for group in optimizer.param_groups:
-            group["lr"] = p.learning_rate * loop.warm_cosine(step, p.steps, 10)
-        x = loop.batch(images, p.batch_size, p.shift_px, generator).to(device)
-        with autocast(device, precision):
-            mean, log_variance = model.encode(x)
-            noise = torch.randn(p.batch_size, p.latent_dim, generator=generator)[share.rows].to(device)
-            y = model.decode(mean + noise * (log_variance / 2).exp()).float()
-        likelihood, divergence = negative_elbo(x, y, mean, log_variance, share.weight)
-        loss = share.weight * (likelihood + divergence) / x[0].numel()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        distributed.sum_gradients(model.parameters())
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        average.update_parameters(model)
-        return {"loss": loss.item(), "divergence": share.weight * divergence.item()}
+    @staticmethod
+    def build(p: Params, size: int) -> Network:
+        return Network(p, size)
 
-    history, operations = loop.run(
-        {"model": model, "optimizer": optimizer, "average": average}, update, name="vae", seed=seed, steps=p.steps,
-        points=points, checkpoint=checkpoint, tick=tick, snapshot=lambda point: snapshot(point, average.module),
-    )  # fmt: skip
-    return average.module, config, history, operations
+    def learner(self, p, draw, *, seed, precision):
+        network, share = self.network, distributed.share(p.batch_size)
+        optimizer = torch.optim.Adam(network.parameters(), lr=p.learning_rate)
 
+        def update(step, generator):
+            x = draw(generator)
+            with autocast(self.device, precision):
+                mean, log_variance = network.encode(x)
+                noise = torch.randn(p.batch_size, p.latent_dim, generator=generator)[share.rows].to(x)
+                y = network.decode(mean + noise * (log_variance / 2).exp()).float()
+            likelihood, divergence = negative_elbo(x, y, mean, log_variance, share.weight)
+            loss = share.weight * (likelihood + divergence) / x[0].numel()
+            loop.set_rate(optimizer, p.learning_rate * loop.warm_cosine(step, p.steps, 10))
+            loop.descend(optimizer, loss, max_grad_norm=1.0)
+            return {"loss": loss.item(), "divergence": share.weight * divergence.item()}
 
-def sample(model: VAE, seeds, *, batch_size: int, precision: Precision = "fp32") -> np.ndarray:
-    """uint8 (N, S, S): the decoder's mean at z ~ N(0, 1), image i from seeds[i] alone."""
-    device = next(model.parameters()).device
-    model.eval()
+        return {"optimizer": optimizer}, update
 
-    def draw(generators):
-        return model.decode(sampling.noise(generators, model.latent_dim).to(device))
+    def draw(self, generators):
+        return self.network.decode(sampling.noise(generators, self.network.latent_dim).to(self.device))
 
-    return sampling.in_batches(draw, seeds, batch_size, device, precision)
-
-
-@torch.no_grad()
-def reconstruct(model: VAE, images: np.ndarray, *, batch: int, precision: Precision = "fp32") -> np.ndarray:
-    """uint8 (N, S, S) -> uint8 (N, S, S): each image through the posterior's mean and back."""
-    device = next(model.parameters()).device
-    out = []
-    for start in range(0, len(images), batch):
-        x = torch.from_numpy(np.array(images[start : start + batch]))[:, None].float() / 127.5 - 1
-        with autocast(device, precision):
-            y = model.decode(model.encode(x.to(device))[0])[:, 0]
-        out.append(to_uint8((y.float() / 2 + 0.5).cpu().numpy()))
-    return np.concatenate(out)
-
-
-def load(folder: Path, *, device: str = "cpu"):
-    """Open what `training.save_model` wrote of a trained model."""
-    return loop.load_model(folder, build, device=device)
+    @torch.no_grad()
+    def reconstruct(self, images: np.ndarray, *, batch_size: int, precision: Precision = "fp32") -> np.ndarray:
+        """Through the posterior's mean; see `Generator`."""
+        self.network.eval()
+        out = []
+        for start in range(0, len(images), batch_size):
+            x = loop.to_tensor(images[start : start + batch_size]).to(self.device)
+            with autocast(self.device, precision):
+                y = self.network.decode(self.network.encode(x)[0])[:, 0]
+            out.append(to_uint8((y.float() / 2 + 0.5).cpu().numpy()))
+        return np.concatenate(out)

@@ -3,7 +3,6 @@
 MLflow runs this file by itself ("models from code"), beside the package as it was when the model was registered.
 """
 
-import importlib
 import io
 import json
 import threading
@@ -19,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 # The distributions that drawing needs; a model is registered with the versions it was made with.
 REQUIREMENTS = ("diffusers", "mlflow", "numpy", "pandas", "pillow", "pydantic", "safetensors", "torch", "transformers")
 MOST = 64  # images a call; for more there is `synthmri generate`
-OF_LDM = ("prompt", "steps", "guidance_scale")  # what the latent diffusion model alone understands
+STEERING = ("prompt", "steps", "guidance_scale")  # what models with prompts alone understand
 
 
 class Request(BaseModel):
@@ -41,18 +40,18 @@ class Model(PythonModel):
     def load_context(self, context) -> None:
         import torch
 
+        from synthmri import generators
         from synthmri.training import precision, sampling
 
         config = context.model_config
         self.code, self.threads = config["code"], config["threads"]
         self.p = sampling.Sample.model_validate(config["sample"], strict=False)
         self.prompts = json.loads(Path(context.artifacts["prompts"]).read_text(encoding="utf-8"))
-        self.module = importlib.import_module(f"synthmri.generators.{self.code}")
         # Trained on a GPU, it may be served without one; the pixels then differ in rounding.
         device = config["device"] if torch.cuda.is_available() else "cpu"
         wanted = config["precision"] if device == config["device"] else "auto"
         self.precision, _ = precision.choose(wanted, device)
-        self.trained = self.module.load(Path(context.artifacts["model"]), device=device)
+        self.trained = generators.find(self.code).load(Path(context.artifacts["model"]), device=device)
         self.lock = threading.Lock()
 
     def predict(self, context, model_input: list[Request], params=None) -> list:
@@ -70,22 +69,17 @@ class Model(PythonModel):
         from synthmri.scans import prompts
 
         seeds = list(range(request.seed, request.seed + request.n))
-        asked = {name: getattr(request, name) for name in OF_LDM if getattr(request, name) is not None}
+        asked = {name: getattr(request, name) for name in STEERING if getattr(request, name) is not None}
         # As in stages.sample: threads, precision and the batch's size change the rounding of sums, and so the pixels.
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
-            if self.code == "latent_diffusion":
-                words = asked.pop("prompt", None)
-                texts = prompts.drawn(self.prompts, seeds) if words is None else [words] * request.n
-                size = self.module.image_size(self.trained)
-                p = self.p.model_copy(update=asked)
-                images = self.module.sample(self.trained, texts, seeds, p, size=size, precision=self.precision)
-            elif asked:
+            if asked and not self.trained.prompted:
                 raise _refused(f"{', '.join(asked)}: this model ({self.code}) draws from the seed alone; leave it out")
-            else:
-                texts = [""] * request.n
-                images = self.module.sample(self.trained, seeds, batch_size=self.p.batch_size, precision=self.precision)
+            prompt = asked.pop("prompt", None)
+            texts = [prompt] * request.n if prompt is not None else prompts.drawn(self.prompts, seeds)
+            p = self.p.model_copy(update=asked)
+            images = self.trained.sample(seeds, p, texts=texts, precision=self.precision)
         except UserError as error:
             raise _refused(str(error)) from None
         finally:

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from pydantic import Field
 
 from synthmri.errors import UserError
-from synthmri.generators import autoencoder_training, latent_diffusion
+from synthmri.generators import autoencoder, autoencoder_training, latent_diffusion
 from synthmri.params import Section
 from synthmri.simulation import heads
-from synthmri.training import denoising_loss, distributed, loop
+from synthmri.training import denoising_loss, distributed, loop, streams
 from synthmri.training.precision import Precision, autocast
 
 CONTRASTS = ("T1w", "T2w", "FLAIR")
@@ -134,8 +134,8 @@ def fit_autoencoder(
     part: "full", or "decoder", which keeps the latent space. perceptual: (B, 3, H, W) x (B, 3, H, W) in [-1, 1] ->
     distances. Returns the trained autoencoder.
     """
-    torch.manual_seed(run.seed)
-    model = (start or new_autoencoder(p)).to(device)
+    with streams.weights(run.seed, "pretrain", "autoencoder"):
+        model = (start or new_autoencoder(p)).to(device)
     atlas = heads.load_atlas().to(device)
     autoencoder_training.train(
         model, part, lambda generator: rgb(autoencoder_images(atlas, p, generator)), p, perceptual,
@@ -184,21 +184,22 @@ def new_pipeline(run: Pretrain, vae, tokenizer):
 
     p = run.unet
     standardise(vae, run)
-    torch.manual_seed(run.seed + 1)
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer), hidden_size=p.text_width, intermediate_size=4 * p.text_width,
-            num_hidden_layers=p.text_layers, num_attention_heads=4, max_position_embeddings=tokenizer.model_max_length,
-            projection_dim=p.text_width, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id, hidden_act="quick_gelu",
-        )
-    )  # fmt: skip
-    unet = UNet2DConditionModel(
-        sample_size=run.image_size // 8, in_channels=4, out_channels=4, layers_per_block=p.layers_per_block,
-        block_out_channels=p.channels, cross_attention_dim=p.text_width, attention_head_dim=4, norm_num_groups=16,
-        down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * (len(p.channels) - 1),
-        up_block_types=("CrossAttnUpBlock2D",) * (len(p.channels) - 1) + ("UpBlock2D",),
-    ).to(memory_format=torch.channels_last)  # fmt: skip
+    with streams.weights(run.seed, "pretrain", "unet"):
+        text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer), hidden_size=p.text_width, intermediate_size=4 * p.text_width,
+                num_hidden_layers=p.text_layers, num_attention_heads=4,
+                max_position_embeddings=tokenizer.model_max_length,
+                projection_dim=p.text_width, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id, hidden_act="quick_gelu",
+            )
+        )  # fmt: skip
+        unet = UNet2DConditionModel(
+            sample_size=run.image_size // 8, in_channels=4, out_channels=4, layers_per_block=p.layers_per_block,
+            block_out_channels=p.channels, cross_attention_dim=p.text_width, attention_head_dim=4, norm_num_groups=16,
+            down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * (len(p.channels) - 1),
+            up_block_types=("CrossAttnUpBlock2D",) * (len(p.channels) - 1) + ("UpBlock2D",),
+        ).to(memory_format=torch.channels_last)  # fmt: skip
     # v-prediction down to zero signal (Lin 2024, doi 10.1109/WACV57701.2024.00532): dark ground comes out dark.
     scheduler = DPMSolverMultistepScheduler(
         num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
@@ -238,8 +239,10 @@ def standardise(vae, run: Pretrain) -> None:
     """Set the autoencoder's scaling factor so that its latents of canonical slices have unit variance overall."""
     device = next(vae.parameters()).device
     atlas = heads.load_atlas().to(device)
-    batches = [unet_images(atlas, run.unet, run.image_size, loop.step_generator(run.seed + 3, i))[0] for i in range(4)]
-    z = torch.cat([vae.encode(rgb(images)).latents for images in batches])
+    batches = [
+        unet_images(atlas, run.unet, run.image_size, streams.generator(run.seed, "standardise", i))[0] for i in range(4)
+    ]
+    z = torch.cat([autoencoder.posterior(vae.encode(rgb(images)))[0] for images in batches])
     vae.register_to_config(scaling_factor=round(1 / float(z.std()), 4))
 
 
@@ -279,14 +282,13 @@ def fit_unet(
     @distributed.ahead
     def batches(i: int) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.no_grad(), autocast(device, precision):
-            images, prompts = unet_images(atlas, p, run.image_size, loop.step_generator(run.seed + 2, i))
-            latents = vae.encode(rgb(images)).latents.float() * vae.config.scaling_factor
+            images, prompts = unet_images(atlas, p, run.image_size, streams.generator(run.seed, "pretrain", "heads", i))
+            latents = autoencoder.posterior(vae.encode(rgb(images)))[0].float() * vae.config.scaling_factor
         return latents.cpu(), latent_diffusion.tokens(pipe, prompts)
 
     for step in range(first, p.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = p.learning_rate * loop.warm_cosine(step, p.steps, 100)
-        generator = loop.step_generator(run.seed + 1, step)
+        loop.set_rate(optimizer, p.learning_rate * loop.warm_cosine(step, p.steps, 100))
+        generator = streams.generator(run.seed, "pretrain", "step", step)
         # A head serves `reuse` steps in a row, each time with other noise: drawing it costs as much as a step.
         latents, tokens = batches(step // p.reuse)
         share = distributed.share(len(latents))
@@ -296,11 +298,7 @@ def fit_unet(
                 unet, latents[share.rows].to(device), pipe.scheduler, generator, snr_gamma=p.snr_gamma, share=share,
                 encoder_hidden_states=states,
             )  # fmt: skip
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        distributed.sum_gradients(network.parameters())
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
+        loop.descend(optimizer, value, max_grad_norm=1.0)
         ema.step(network.parameters())
         value = distributed.total(value.item())
         if not math.isfinite(value):

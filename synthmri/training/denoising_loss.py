@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from synthmri.errors import UserError
-from synthmri.training import distributed
+from synthmri.training import distributed, streams
 
 
 def loss(
@@ -16,36 +16,49 @@ def loss(
     scheduler,
     generator: torch.Generator,
     *,
-    snr_gamma: float,
+    snr_gamma: float = 0.0,
     share: distributed.Share | None = None,
     **conditions,
 ) -> torch.Tensor:
-    """Denoising loss of one batch, a scalar.
-
-    The target is what `scheduler` predicts (Ho 2020 eq. 14 for epsilon, Salimans 2022 appendix D for v), weighted by
-    min-SNR-gamma (Hang 2023, doi 10.1109/ICCV51070.2023.00684, eq. 4; snr_gamma = 0 leaves every timestep at weight 1).
+    """Denoising loss of one batch, a scalar: the mean of `errors`, each at a timestep of its own, by `weight`.
 
     x0: (B, C, H, W), about unit variance. Timesteps and noise are drawn on the CPU from `generator`.
     share: which part of a batch x0 is, where it is not all of it; the losses of the parts sum to that of the batch.
     """
     share = share or distributed.Share(len(x0), slice(None), 1.0)
     n, last = share.whole, scheduler.config.num_train_timesteps
-    # Stratified over the batch: the same marginal as independent draws and less noise in the gradient.
-    t = ((torch.arange(n) + torch.rand(n, generator=generator)) / n * last).long().clamp_max(last - 1)
+    # Stratified over the batch: the same marginal as independent draws and less noise in the gradient. Which row falls
+    # in which stratum is random too, since a batch may serve several steps.
+    strata = (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n
+    t = (strata * last).long().clamp_max(last - 1)
     noise = torch.randn((n, *x0.shape[1:]), generator=generator)[share.rows].to(x0)
     t = t[share.rows].to(x0.device)
     each = errors(network, x0, noise, t, scheduler, **conditions)
-    if snr_gamma > 0:
-        alpha_bar = scheduler.alphas_cumprod.to(x0.device)[t]
-        snr = alpha_bar / (1 - alpha_bar)
-        epsilon = scheduler.config.prediction_type == "epsilon"
-        weight = snr.clamp_max(snr_gamma) / (snr.clamp_min(1e-8) if epsilon else snr + 1)
-        each = each * weight
-    return each.mean() * share.weight
+    return (weight(scheduler, snr_gamma).to(each)[t] * each).mean() * share.weight
+
+
+def weight(scheduler, snr_gamma: float) -> torch.Tensor:
+    """What the error at each timestep counts, float32 (T,).
+
+    snr_gamma = 0: 1 everywhere, in terms of what the scheduler predicts. Else min-SNR-gamma (Hang 2023, doi
+    10.1109/ICCV51070.2023.00684): min(SNR, gamma) / SNR for epsilon (eq. 4). For v that would be min(SNR, gamma) /
+    (SNR + 1), which is nothing where sampling starts; so gamma bounds SNR + 1, the weight of v's own loss:
+    min(SNR + 1, gamma + 1) / (SNR + 1).
+    """
+    alpha_bar = scheduler.alphas_cumprod
+    if snr_gamma == 0:
+        return torch.ones_like(alpha_bar)
+    snr = alpha_bar / (1 - alpha_bar)
+    if scheduler.config.prediction_type == "epsilon":
+        return snr.clamp_max(snr_gamma) / snr.clamp_min(1e-8)
+    return (snr + 1).clamp_max(snr_gamma + 1) / (snr + 1)
 
 
 def errors(network, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, scheduler, **conditions) -> torch.Tensor:
-    """Mean squared error of each image's prediction (B,), unweighted: x0 and noise (B, C, H, W), timesteps t (B,)."""
+    """Mean squared error of each image's prediction (B,): x0 and noise (B, C, H, W), timesteps t (B,).
+
+    The target is what `scheduler` predicts: Ho 2020, eq. 14, for epsilon, Salimans 2022, appendix D, for v.
+    """
     kind = scheduler.config.prediction_type
     alpha_bar = scheduler.alphas_cumprod.to(x0.device)[t]
     a, s = alpha_bar.sqrt()[:, None, None, None], (1 - alpha_bar).sqrt()[:, None, None, None]
@@ -67,7 +80,7 @@ def errors_at(network, x0: torch.Tensor, timesteps: Sequence[int], scheduler, se
     """
     columns = []
     for t in timesteps:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + t)
+        generator = streams.generator(seed, "denoising errors", int(t))
         noise = torch.randn(x0.shape[1:], generator=generator).to(x0).expand_as(x0)
         step = torch.full((len(x0),), t, device=x0.device)
         columns.append(errors(network, x0, noise, step, scheduler, **conditions).double().cpu().numpy())

@@ -1,6 +1,5 @@
 """What trainings share: batches, the schedule of the learning rate, checkpoints, and the loop of the baselines."""
 
-import json
 import math
 import os
 from collections.abc import Callable
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 from synthmri.errors import UserError
-from synthmri.training import distributed
+from synthmri.training import distributed, streams
 
 
 def warm_cosine(step: int, steps: int, warmup: int) -> float:
@@ -22,9 +21,21 @@ def warm_cosine(step: int, steps: int, warmup: int) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-def step_generator(seed: int, step: int) -> torch.Generator:
-    """The random numbers of one step: they depend on the step alone, so a resumed run goes on as if never stopped."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+def set_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """For every weight alike."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, *, max_grad_norm: float | None = None) -> None:
+    """One step down the gradient of `loss`, summed over the processes and, where asked, clipped."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    distributed.sum_gradients(weights)
+    if max_grad_norm is not None:
+        nn.utils.clip_grad_norm_(weights, max_grad_norm)
+    optimizer.step()
 
 
 def save_checkpoint(path: Path, state: dict) -> None:
@@ -79,25 +90,30 @@ def load_checkpoint(path: Path) -> dict | None:
     raise UserError(f"the checkpoint {path} cannot be read {reason}; remove it, and the training starts anew")
 
 
-def batch(images: np.ndarray, count: int, shift_px: int, generator: torch.Generator) -> torch.Tensor:
-    """uint8 (N, H, W) -> float32 (count, 1, H, W) in [-1, 1]: images drawn with replacement.
+def to_tensor(images: np.ndarray) -> torch.Tensor:
+    """uint8 (N, H, W) -> float32 (N, 1, H, W) in [-1, 1], a copy."""
+    return torch.from_numpy(np.array(images))[:, None].float() / 127.5 - 1
 
-    Augmented as suits MRI: half of them mirrored, each moved by up to `shift_px` pixels along both axes over black.
-    Of several processes each gets its share of the `count` images.
+
+def batch(images: np.ndarray, count: int, generator: torch.Generator) -> torch.Tensor:
+    """uint8 (N, S, S) -> float32 (count, 1, S, S) in [-1, 1]: images drawn with replacement.
+
+    Augmented as suits MRI: half of them mirrored, each moved by up to a fortieth of the edge (6 of 256 pixels) along
+    both axes over black. Of several processes each gets its share of the `count` images.
     """
     share = distributed.share(count)
+    size = images.shape[-1]
+    reach = size // 40
 
-    def draw(below: int) -> torch.Tensor:
-        return torch.randint(below, (count,), generator=generator)[share.rows]
+    def draw(below: int) -> list[int]:
+        return torch.randint(below, (count,), generator=generator)[share.rows].tolist()
 
-    rows, mirrored, down, right = draw(len(images)), draw(2), draw(2 * shift_px + 1), draw(2 * shift_px + 1)
-    x = torch.from_numpy(np.stack([images[i] for i in rows.tolist()]))
-    x = torch.where(mirrored.bool()[:, None, None], x.flip(2), x)
-    height, width = x.shape[1:]
-    x = nn.functional.pad(x, (shift_px,) * 4)
-    moves = zip(x, down.tolist(), right.tolist(), strict=True)
-    x = torch.stack([image[i : i + height, j : j + width] for image, i, j in moves])
-    return x[:, None].float() / 127.5 - 1
+    picked = zip(draw(len(images)), draw(2), draw(2 * reach + 1), draw(2 * reach + 1), strict=True)
+    out = []
+    for row, mirrored, down, right in picked:
+        padded = np.pad(images[row][:, :: -1 if mirrored else 1], reach)
+        out.append(padded[down : down + size, right : right + size])
+    return to_tensor(np.stack(out))
 
 
 def halvings(size: int) -> int:
@@ -149,15 +165,15 @@ def run(
             snapshot(k)
     for step in range(first, steps):
         if operations:
-            losses = update(step, step_generator(seed, step))
+            losses = update(step, streams.generator(seed, name, "step", step))
         else:
             with FlopCounterMode(display=False) as counter:
-                losses = update(step, step_generator(seed, step))
+                losses = update(step, streams.generator(seed, name, "step", step))
             operations = round(distributed.total(counter.get_total_flops()))
         losses = {key: distributed.total(value) for key, value in losses.items()}
         if not all(math.isfinite(value) for value in losses.values()):
-            told = ", ".join(f"{key} {value}" for key, value in losses.items())
-            raise UserError(f"training {name} diverged at step {step} ({told}); lower baselines.{name}.learning_rate")
+            named = ", ".join(f"{key} {value}" for key, value in losses.items())
+            raise UserError(f"training {name} diverged at step {step} ({named}); lower baselines.{name}.learning_rate")
         history.append(losses)
         tick(step, next(iter(losses.values())))
         for k in [k for k, end in enumerate(ends) if k and end == step + 1]:  # several, of more points than steps
@@ -168,27 +184,3 @@ def run(
                 checkpoint, {"parts": state, "step": step + 1, "history": history, "operations": operations}
             )
     return history, operations * steps
-
-
-def save_model(folder: Path, model: nn.Module, config: dict) -> None:
-    """model.safetensors and config.json, from which `load_model` builds it again."""
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True)
-    weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    save_file(weights, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def load_model(folder: Path, build: Callable[[dict], nn.Module], *, device: str = "cpu") -> nn.Module:
-    """Open what `save_model` wrote: `build` makes the network from the config. Raises UserError when it cannot."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        model = build(config)
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"the model in {folder} cannot be opened ({error}); run `dvc repro`") from None
-    return model.requires_grad_(False).eval().to(device)

@@ -8,15 +8,13 @@ from torch.nn.utils.parametrizations import spectral_norm
 WIDTH = 32
 
 
-def discriminator(seed: int) -> nn.Sequential:
+def discriminator() -> nn.Sequential:
     """(B, 1, H, W) -> (B, 1, H/8, W/8): how real each patch of about 38 px looks. Spectral norm as in Miyato 2018."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        layers: list[nn.Module] = []
-        channels = (1, WIDTH, 2 * WIDTH, 4 * WIDTH)
-        for inside, outside in zip(channels[:-1], channels[1:], strict=True):
-            layers += [spectral_norm(nn.Conv2d(inside, outside, 4, stride=2, padding=1)), nn.LeakyReLU(0.2)]
-        return nn.Sequential(*layers, spectral_norm(nn.Conv2d(channels[-1], 1, 3, padding=1)))
+    layers: list[nn.Module] = []
+    channels = (1, WIDTH, 2 * WIDTH, 4 * WIDTH)
+    for inside, outside in zip(channels[:-1], channels[1:], strict=True):
+        layers += [spectral_norm(nn.Conv2d(inside, outside, 4, stride=2, padding=1)), nn.LeakyReLU(0.2)]
+    return nn.Sequential(*layers, spectral_norm(nn.Conv2d(channels[-1], 1, 3, padding=1)))
 
 
 def discriminator_loss(critic: nn.Module, real: torch.Tensor, generated: torch.Tensor) -> torch.Tensor:

@@ -35,6 +35,20 @@ def settled(p: Sample, choice: dict) -> Sample:
     return params.parse(p.model_dump() | choice, "sample", Sample, "what stage `sweep` chose")
 
 
+def guidance(texts: Sequence[str], wanted: float) -> float:
+    """`wanted`, or 1 (off) where every prompt is empty: the predictions with and without prompt are then the same.
+
+    Guidance draws u + wanted (c - u), of the predictions c with the prompt and u with an empty one: Ho 2022, arXiv
+    2207.12598, eq. 6 with w + 1 = wanted.
+    """
+    return wanted if any(texts) else 1.0
+
+
+def evaluations(texts: Sequence[str], p: Sample) -> int:
+    """How often the UNet is asked for one image."""
+    return p.steps * (2 if guidance(texts, p.guidance_scale) > 1 else 1)
+
+
 def set_steps(scheduler, steps: int) -> None:
     """`scheduler.set_timesteps`, where they are as many as asked for and none lies before the first.
 
@@ -53,7 +67,7 @@ def set_steps(scheduler, steps: int) -> None:
 
 def in_batches(
     draw: Callable[[list[torch.Generator]], torch.Tensor], seeds: Sequence[int], batch_size: int, device: torch.device,
-    precision: Precision,
+    precision: Precision, progress: Callable = lambda batches, total: batches,
 ) -> np.ndarray:  # fmt: skip
     """uint8 (N, S, S): the images that `draw` makes with a generator for each seed, (B, 1, S, S) in [-1, 1].
 
@@ -72,7 +86,7 @@ def in_batches(
             raise UserError("the model draws values that are not finite; train it again with a lower learning rate")
         return to_uint8((images / 2 + 0.5).numpy())
 
-    return np.concatenate(distributed.spread(one, range(0, len(seeds), batch_size)))
+    return np.concatenate(distributed.spread(one, range(0, len(seeds), batch_size), progress))
 
 
 def noise(generators: list[torch.Generator], size: int) -> torch.Tensor:
