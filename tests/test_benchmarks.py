@@ -72,6 +72,7 @@ def test_sampling(small, tiny_model):
     found = result("sampling")
     rates = [found[side]["images_per_second"] for side in ("ours", "original")]
     assert found["ratio"] == pytest.approx(rates[0] / rates[1]) and found["original"]["extrapolated"]
+    assert found["ratio"] == pytest.approx(np.prod(list(found["parts"].values())))
 
 
 def test_finetuning(small, tiny_model):

@@ -184,7 +184,7 @@ def test_metrics_are_what_their_names_say(evaluated):
 
 def test_a_model_without_autoencoder_or_before_has_no_such_numbers(workspace):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "synthmri.generators.dcgan", SimpleNamespace())
+        patch.setitem(sys.modules, "synthmri.generators.dcgan", SimpleNamespace(DCGAN=SimpleNamespace()))
         assert _evaluate("dcgan", before="samples") == 0
     tree = json.loads((workspace / "metrics/m.json").read_text())
     assert not [name for name in tree if name.startswith("recon") or "before" in name or "reduction" in name]
