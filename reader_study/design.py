@@ -41,9 +41,11 @@ class Study(Section):
     readers: int = Field(ge=1, le=100)
     cases: int = Field(ge=4, le=1000)
     repeats: float = Field(ge=0, le=0.25)
-    block_cases: int = Field(ge=1, le=100)
-    case_sd: float = Field(gt=0, le=4)
-    reader_sd: float = Field(gt=0, le=4)
+
+
+BLOCK_CASES = 5  # images of each source in a block of the order; 1 would tell readers that one of six is real
+# Assumed for the power estimate, in points of the scale: how images of one source spread, and readers about one image.
+CASE_SD, READER_SD = 0.6, 0.8
 
 
 @dataclass(frozen=True)
@@ -139,8 +141,8 @@ def order(items: list[Item], p: Study, reader: int, secret: int) -> list[tuple[i
         by_source.setdefault(item.source, []).append(i)
     columns = [rng.permutation(rows) for rows in by_source.values()]
     shown: list[int] = []
-    for start in range(0, p.cases, p.block_cases):
-        block = np.concatenate([column[start : start + p.block_cases] for column in columns])
+    for start in range(0, p.cases, BLOCK_CASES):
+        block = np.concatenate([column[start : start + BLOCK_CASES] for column in columns])
         shown += [int(i) for i in rng.permutation(block)]
     early = set(shown[: len(shown) // 2])
     repeated = []
@@ -164,13 +166,13 @@ def detectable_difference(p: Study, models: int, *, power: float = 0.8, alpha: f
 
     By the t test's power for paired differences over cases, with Holm's strictest level alpha / models and the
     Wilcoxon test's efficiency 3 / pi for normal differences. A difference of a case has the variance of two images
-    (case_sd, taken as unrelated although matched) and of two ratings averaged over readers (reader_sd): both are
+    (CASE_SD, taken as unrelated although matched) and of two ratings averaged over readers (READER_SD): both are
     assumptions until there are ratings. None where even unanimous cases give no p value that small.
     """
     from statsmodels.stats.power import TTestPower
 
     if 2.0 ** (1 - p.cases) > alpha / models:
         return None
-    spread = math.sqrt(2 * p.case_sd**2 + 2 * p.reader_sd**2 / p.readers)
+    spread = math.sqrt(2 * CASE_SD**2 + 2 * READER_SD**2 / p.readers)
     solve = TTestPower().solve_power
     return float(solve(nobs=p.cases * 3 / math.pi, alpha=alpha / models, power=power)) * spread

@@ -32,8 +32,9 @@ class Readers(Section):
 
     min_readers: int = Field(ge=1, le=1000)
     min_cases: int = Field(ge=1, le=10_000)
-    bootstrap_rounds: int = Field(ge=100, le=1_000_000)
-    seed: int = Field(ge=0)
+
+
+ROUNDS = 4000  # draws of readers and cases that an interval comes from
 
 
 # Files ---------------------------------------------------------------------------------------------------------------
@@ -91,7 +92,7 @@ def merge(frames: list[pd.DataFrame]) -> pd.DataFrame:
 # Statistics ----------------------------------------------------------------------------------------------------------
 
 
-def interval(scores: np.ndarray, *, rounds: int, seed: int) -> tuple[float, float, float, float]:
+def interval(scores: np.ndarray, *, rounds: int = ROUNDS, seed: int = 0) -> tuple[float, float, float, float]:
     """Mean, its 95 % interval and its standard error, by drawing readers and cases anew together.
 
     Both are samples of a larger population, so both are resampled (the two-way pigeonhole bootstrap, Owen 2007,
@@ -228,7 +229,7 @@ def summary(frame: pd.DataFrame, models: list[str], p: Readers) -> dict[str, dic
     def group(source: str) -> dict[str, float]:
         realism = scores(source, frame["realism"])
         rated = ~np.isnan(realism)
-        mean, low, high, error = interval(realism, rounds=p.bootstrap_rounds, seed=p.seed)
+        mean, low, high, error = interval(realism)
         counts = {"readers": float(rated.any(axis=1).sum()), "cases": float(rated.any(axis=0).sum())}
         few = counts["readers"] < p.min_readers or counts["cases"] < p.min_cases
         return {
@@ -252,7 +253,7 @@ def summary(frame: pd.DataFrame, models: list[str], p: Readers) -> dict[str, dic
         for name, result in of_models.items():
             gap = scores(name, frame["realism"]) - scores(REAL, frame["realism"])
             if not np.isnan(gap).all():
-                mean, low, high, _ = interval(gap, rounds=p.bootstrap_rounds, seed=p.seed)
+                mean, low, high, _ = interval(gap)
                 result |= {"above_real": mean, "above_real_low": low, "above_real_high": high}
                 result["above_real_p"] = paired_p(scores(name, frame["realism"]), scores(REAL, frame["realism"]))
             result |= against_chance(scores(REAL, called_real), scores(name, called_real)) or {}

@@ -59,7 +59,7 @@ def create(
     else:
         print(
             f"power: {p.readers} readers find a mean difference from real of {found:.2f} points in 4 of 5 studies, if "
-            f"images spread by {p.case_sd:g} and ratings of one image by {p.reader_sd:g} (assumed: section `study`)"
+            f"images spread by {design.CASE_SD:g} and ratings of one image by {design.READER_SD:g} (assumed)"
         )
 
 

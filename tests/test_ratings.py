@@ -28,7 +28,7 @@ KRIPPENDORFF = np.array(
         [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, NAN],
     ]
 )
-P = ratings.Readers(min_readers=3, min_cases=10, bootstrap_rounds=500, seed=0)
+P = ratings.Readers(min_readers=3, min_cases=10)
 
 
 def test_icc_of_shrout_and_fleiss():

@@ -31,7 +31,7 @@ from synthmri.errors import UserError
 from synthmri.reporting import comparison
 
 ROOT = Path(__file__).parent.parent
-P = design.Study(seed=3, readers=3, cases=8, repeats=0.1, block_cases=4, case_sd=0.6, reader_sd=0.8)
+P = design.Study(seed=3, readers=3, cases=8, repeats=0.1)
 ANSWER = {"realism": 4, "verdict": "real", "plausibility": 5, "seconds": 3.2, "tags": ["blur"], "comment": "fine"}
 
 
@@ -112,8 +112,8 @@ def test_order_is_balanced_in_blocks_and_differs_between_readers():
     for order in orders:
         shown = [i for i, again in order if not again]
         assert sorted(shown) == list(range(len(items)))
-        for start in (0, 24):
-            assert set(Counter(items[i].source for i in shown[start : start + 24]).values()) == {4}
+        for block, cases in ((shown[:30], 5), (shown[30:], 3)):  # eight cases, five to a block
+            assert set(Counter(items[i].source for i in block).values()) == {cases}
 
 
 def test_repeats_are_of_every_source_and_far_from_the_first_time():
@@ -133,7 +133,9 @@ def test_power_is_what_simulated_studies_have():
     gap = design.detectable_difference(p, models=5)
     rng = np.random.default_rng(0)
     shape = (1000, p.readers, p.cases)
-    real, fake = (rng.normal(0, p.case_sd, (1000, 1, p.cases)) + rng.normal(0, p.reader_sd, shape) for _ in range(2))
+    real, fake = (
+        rng.normal(0, design.CASE_SD, (1000, 1, p.cases)) + rng.normal(0, design.READER_SD, shape) for _ in range(2)
+    )
     found = stats.wilcoxon((fake - real - gap).mean(axis=1), axis=1).pvalue < 0.05 / 5
     assert 0.75 < found.mean() < 0.86
     assert gap > design.detectable_difference(p.model_copy(update={"cases": 80}), models=5)

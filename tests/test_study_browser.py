@@ -18,7 +18,7 @@ CHROMIUM = os.environ.get("CHROMIUM") or next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
 )
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium here: `apt-get install chromium`, or set CHROMIUM")
-SMALL = P.model_copy(update={"cases": 4, "block_cases": 2, "readers": 4})  # 3 sources, 12 images, 15 with repeats
+SMALL = P.model_copy(update={"cases": 4, "readers": 4})  # 3 sources, 12 images, 15 with repeats
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
 
