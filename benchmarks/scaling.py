@@ -140,7 +140,7 @@ def preprocess(n: int, folder: Path, device: str, base: np.ndarray) -> dict[str,
 def features(n: int, folder: Path, device: str, base: np.ndarray) -> dict[str, float]:
     parameters(folder, device, threads=1)
     imagesets(folder, {"slices": n}, base)
-    return child(["stages.features", "--images", "slices", "--out", "features"], folder)
+    return child(["stages.features", "--images", "slices", "--extractors", "extractors", "--out", "features"], folder)
 
 
 def evaluate(n: int, folder: Path, device: str, base: np.ndarray) -> dict[str, float]:

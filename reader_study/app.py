@@ -1,8 +1,8 @@
-"""The web page of a reader study. Every route but the two static files needs a reader's token.
+"""The web page of a reader study. Every route but the start page and the static files needs a reader's token.
 
 Safe by construction: images come from a dictionary of the packet's names and never from a path; the key is not here to
-be served; a post needs the page's own origin; a Host that is not expected is refused (DNS rebinding); the page may load
-nothing from elsewhere and run no inline script.
+be served; a post needs the page's own origin, and nothing of it is read before its token and its length are known; a
+Host that is not expected is refused (DNS rebinding); the page may load nothing from elsewhere and run no inline script.
 """
 
 from pathlib import Path
@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+from starlette.concurrency import run_in_threadpool
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from reader_study import design
@@ -72,11 +73,8 @@ def create(packet: Packet, store: Store, hosts: list[str]) -> FastAPI:
 
     known = {"questions": design.QUESTIONS, "tags": design.TAGS, "simulated": packet.simulated}
 
-    def reader(token: str) -> dict:
-        found = store.reader(token)
-        if found is None:
-            raise HTTPException(404, "this link is not known; ask for yours")
-        return found
+    def reader(request: Request) -> dict:
+        return request.state.reader  # of the token in the path: `guard`
 
     def signed_in(who: Annotated[dict, Depends(reader)]) -> dict:
         if who["pseudonym"] is None:
@@ -171,6 +169,11 @@ def create(packet: Packet, store: Store, hosts: list[str]) -> FastAPI:
     @app.middleware("http")
     async def guard(request: Request, call_next):
         refused = _refusal(request) if request.method == "POST" else None
+        # Here and not in `reader`, before which the framework has read the body of a post.
+        if not refused and request.scope["path"].startswith("/r/"):
+            token = request.scope["path"].split("/")[2]
+            request.state.reader = await run_in_threadpool(store.reader, token)
+            refused = None if request.state.reader else (404, "this link is not known; ask for yours")
         response = JSONResponse({"detail": refused[1]}, refused[0]) if refused else await call_next(request)
         response.headers.update(HEADERS)
         return response
@@ -187,6 +190,6 @@ def _refusal(request: Request) -> tuple[int, str] | None:
     if request.headers.get("content-type", "").split(";")[0] != "application/json":
         return 415, "posts are application/json"
     length = request.headers.get("content-length", "")
-    if not length.isdigit():
+    if "transfer-encoding" in request.headers or not length.isdigit():  # chunks count, whatever length is told besides
         return 411, "posts say their length"
     return (413, f"posts have at most {MAX_BODY} bytes") if int(length) > MAX_BODY else None

@@ -53,6 +53,7 @@ def write(
          for n, i, a in zip(names, items, images, strict=True)],
         columns=KEY_COLUMNS,
     ).sort_values("image")  # fmt: skip
+    key.touch(mode=0o600)  # the end of blinding for whoever reads it
     table.to_csv(key, index=False, lineterminator="\n")
     (folder / "images").mkdir(parents=True)
     for name, image in sorted(zip(names, images, strict=True), key=lambda pair: pair[0]):  # the dates tell nothing

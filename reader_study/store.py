@@ -48,6 +48,7 @@ class Store:
 
     def __init__(self, path: Path, packet: str, readers: int):
         self.path = path
+        path.touch(mode=0o600)  # before SQLite makes it for all to read; its log takes the mode of the database
         with self._transaction() as db:
             for statement in SCHEMA.split(";\n"):
                 db.execute(statement)
@@ -59,32 +60,39 @@ class Store:
                 db.execute("INSERT OR IGNORE INTO reader (slot, token, id) VALUES (?, ?, ?)", values)
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """A connection of its own, committed at the end, rolled back on an error."""
+    def _connection(self) -> Iterator[sqlite3.Connection]:
         db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
         try:
             db.row_factory = sqlite3.Row
+            yield db
+        finally:
+            db.close()  # without a COMMIT before it, this rolls back
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """A connection of its own that writes, committed at the end, rolled back on an error."""
+        with self._connection() as db:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA foreign_keys = ON")
             db.execute("BEGIN IMMEDIATE")
             yield db
             db.execute("COMMIT")
-        finally:
-            db.close()  # without a COMMIT before it, this rolls back
+
+    def _rows(self, query: str, *values) -> list[dict]:
+        """What one SELECT gives. It takes no lock: whoever writes meanwhile does not wait for it, nor it for them."""
+        with self._connection() as db:
+            return [dict(row) for row in db.execute(query, values)]
 
     def readers(self) -> list[dict]:
         """slot, token, id, pseudonym (None before signing in) and number of ratings of each reader."""
         query = """SELECT reader.*, COUNT(rating.position) AS done FROM reader
                    LEFT JOIN rating ON rating.slot = reader.slot AND NOT withdrawn GROUP BY reader.slot"""
-        with self._transaction() as db:
-            return [dict(row) for row in db.execute(query)]
+        return self._rows(query)
 
     def reader(self, token: str) -> dict | None:
         """The reader of a link, or None."""
-        with self._transaction() as db:
-            row = db.execute("SELECT * FROM reader WHERE token = ?", (token,)).fetchone()
-        return dict(row) if row else None
+        return next(iter(self._rows("SELECT * FROM reader WHERE token = ?", token)), None)
 
     def sign_in(self, slot: int, pseudonym: str) -> None:
         """Give a reader a pseudonym, once. Raises Taken where it is another's, or the reader has one."""
@@ -138,5 +146,4 @@ class Store:
         """Standing ratings with the reader's id and pseudonym, of one reader or of all, in their order."""
         query = """SELECT rating.*, reader.id, reader.pseudonym FROM rating JOIN reader USING (slot)
                    WHERE NOT withdrawn AND (? IS NULL OR slot = ?) ORDER BY slot, position"""
-        with self._transaction() as db:
-            return [dict(row) for row in db.execute(query, (slot, slot))]
+        return self._rows(query, slot, slot)

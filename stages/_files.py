@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -144,13 +145,24 @@ def secret(file: Path) -> str:
     """The random secret in a file, made where there is none. Raises UserError for one that is too short."""
     if not file.exists():
         with replacing(file) as part:
+            part.touch(mode=0o600)
             part.write_text(secrets.token_hex(32) + "\n", encoding="utf-8")
+    warn_if_open(file)
     found = file.read_text(encoding="utf-8").strip()
     if len(found) < LEAST_SECRET:
         raise UserError(
             f"{file} holds {len(found)} characters, at least {LEAST_SECRET} are a secret; remove it for a new one"
         )
     return found
+
+
+def warn_if_open(file: Path) -> None:
+    """Say on standard error where others on this machine can read a file that is for its owner alone (mode 600).
+
+    Those made here are; one of an earlier version, or copied by other means, may not be.
+    """
+    if stat.S_IMODE(file.stat().st_mode) & 0o077:
+        print(f"warning: others on this machine can read {file}; close it with `chmod 600 {file}`", file=sys.stderr)
 
 
 def read_json(path: Path) -> dict:
@@ -179,6 +191,16 @@ def read_features(folder: Path, count: int | None) -> dict:
     if "alexnet" not in found:
         raise UserError(f"{folder} holds no features; run `dvc repro`")
     return found
+
+
+def watched(file: str, folder: Path, param: str) -> str:
+    """`file`, which a parameter names, where it lies in a folder that DVC watches: raises UserError elsewhere.
+
+    A parameter is its name alone: put in its place, another file would redo nothing.
+    """
+    if not Path(os.path.abspath(file)).is_relative_to(os.path.abspath(folder)):
+        raise UserError(f"{param} = {file} lies outside of {folder}, where DVC sees a file change; put it there")
+    return file
 
 
 def save_array(path: Path, array) -> None:

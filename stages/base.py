@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 from stages import _cli, _files
@@ -11,12 +12,14 @@ from synthmri.generators import latent_diffusion
 
 
 def main(out: Annotated[Path, typer.Option(help="folder of the pipeline")]):
-    """Copy finetune.base_model, checked and in half precision."""
+    """Copy finetune.base_model, checked; in half precision where no weight changes by that, else in float32."""
     _cli.start()
     p = params.read(_cli.PARAMS, "finetune", latent_diffusion.Finetune)
     pipe = latent_diffusion.load(p.base_model, revision=p.base_revision)
+    weights = [weight for part in (pipe.unet, pipe.vae) for weight in part.state_dict().values()]
+    half = all(torch.equal(weight.half().to(weight.dtype), weight) for weight in weights)  # as its files were
     with _files.replacing(out) as folder:
-        _files.save_pipeline(pipe, folder, half=True)
+        _files.save_pipeline(pipe, folder, half=half)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Features of an ImageSet by every extractor: `python -m stages.features --images data/slices/train --out FOLDER`."""
+"""Features of an ImageSet by every extractor: `python -m stages.features --help`."""
 
 import os
 from functools import partial
@@ -17,25 +17,30 @@ PIECE = 2048  # images, about: what a worker does at a time
 
 def main(
     images: Annotated[Path, typer.Option(help="ImageSet to read")],
+    extractors: Annotated[Path, typer.Option(help="folder that evaluate.inception_weights lies in; DVC watches it")],
     out: Annotated[Path, typer.Option(help="folder to write: alexnet.npy, effnet.npy, ... of float32 (N, D)")],
 ) -> None:
     """AlexNet and EfficientNet-Lite0 always, Inception where evaluate.inception_weights names its weights."""
     runtime = _cli.start()
     evaluate = params.read(_cli.PARAMS, "evaluate", scorecard.Evaluate)
     count = len(imageset.read(images))
-    extractors = ["alexnet", "effnet"] + (["inception"] if evaluate.inception_weights else [])
+    names = ["alexnet", "effnet"]
+    if evaluate.inception_weights not in ("", "download"):  # what is downloaded is of one hash
+        _files.watched(evaluate.inception_weights, extractors, "evaluate.inception_weights")
+    if evaluate.inception_weights:
+        names.append("inception")
     # Whole batches of every extractor (EfficientNet takes at most 16), so that the pieces do not show in the bytes.
     size = 16 * evaluate.batch_size * max(1, PIECE // (16 * evaluate.batch_size))
     starts = range(0, count, size)
     piece = partial(_piece, images=images.absolute(), size=size, runtime=runtime, evaluate=evaluate)
     threads = runtime.threads if runtime.device == "cpu" else os.cpu_count()  # a GPU is one process's
     done = _workers.ordered(
-        piece, [(name, start) for name in extractors for start in starts], *_workers.shared(threads),
+        piece, [(name, start) for name in names for start in starts], *_workers.shared(threads),
         name=lambda task: f"images from {task[1]} on of {images}, by {task[0]}",
     )  # fmt: skip
     with _files.replacing(out) as folder:
         folder.mkdir()
-        for name in _cli.progress(extractors, f"extractors over {images.name}"):
+        for name in _cli.progress(names, f"extractors over {images.name}"):
             first = next(done)
             with imageset.growing(folder / f"{name}.npy", first.shape[1:], np.float32) as append:
                 append(first)

@@ -1,5 +1,6 @@
 """Judge each model by its scores: who may be champion of the registry, who leads, and why the others may not."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +16,7 @@ from synthmri.reporting import comparison
 def main(
     scores: Annotated[Path, typer.Option(help="folder of <model>.json and privacy.json")],
     verdicts: Annotated[
-        Path, typer.Option(help="JSON to write: 1 or 0 for each rule, and the rank of those that pass")
+        Path, typer.Option(help="JSON to write: 1 or 0 for each rule, what is unknown, and the rank of those that pass")
     ],
     reasons: Annotated[Path, typer.Option(help="Markdown to write: the same in words")],
 ) -> None:
@@ -31,16 +32,25 @@ def main(
     tree = {}
     lines = ["| model | validation KID | gate | rank | why |", "|---|---|---|---|---|"]
     for name, title in comparison.MODELS.items():
-        failed = gate.judge(found[name], p)
-        tree[name] = {"passed": name in ranked, "rules": {rule: not why for rule, why in failed.items()}}
-        words = [why for why in failed.values() if why]
+        states = gate.states(found[name], p)
+        tree[name] = {
+            "passed": name in ranked,
+            "rules": {rule: state == "holds" for rule, state in states.items() if state != "unknown"},
+        }
+        if unknown := {rule: True for rule, state in states.items() if state == "unknown"}:
+            tree[name]["unknown"] = unknown
+        words = [why for why in gate.judge(found[name], p).values() if why]
         if gate.CHAMPION in found[name]:
             tree[name][gate.CHAMPION] = found[name][gate.CHAMPION]
         if name in ranked:
             tree[name]["rank"] = ranked.index(name) + 1
-        if name == p.override.model:
+        if gate.overridden(name, found[name], p):
             tree[name]["override"] = True
-            words.append(f"made champion by a person: {p.override.reason}")
+            words.append(f"a person's word for it: {p.override.reason}")
+        elif name == p.override.model:
+            lapsed = "a person's word for it was for other scores, and has lapsed"
+            words.append(lapsed)
+            print(f"{name}: {lapsed}; look again, then `synthmri registry --override {name}`", file=sys.stderr)
         lines.append(
             f"| {title} | {found[name].get(gate.CHAMPION, '')} | {'passed' if name in ranked else 'refused'} | "
             f"{tree[name].get('rank', '')} | {'; '.join(words)} |"

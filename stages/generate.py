@@ -19,6 +19,7 @@ from synthmri.generators import latent_diffusion
 from synthmri.training import sampling
 
 MODEL, CHOSEN = Path("models/latent_diffusion"), Path("models/sampling.json")  # of `dvc repro`
+TRAINED_ON = Path("data/slices/train/meta.json")
 SYNTHETIC = "SYNTHETIC IMAGE, NOT A PATIENT, NOT FOR CLINICAL USE"
 
 
@@ -35,12 +36,20 @@ def main(
         Path | None,
         typer.Option(help="JSON of guidance, steps and scheduler; for the model of `dvc repro`, what `sweep` chose"),
     ] = None,
+    pixel_mm: Annotated[
+        float | None,
+        typer.Option(min=0.01, max=100, help="mm of a pixel's edge; for the model of `dvc repro`, its training's"),
+    ] = None,
 ):
     """Draw N images by section `sample`."""
     runtime = _cli.start()
     p = params.read(_cli.PARAMS, "sample", sampling.Sample)
     if settings is None and model == MODEL and CHOSEN.is_file():
         settings = CHOSEN
+    if pixel_mm is None and model == MODEL and TRAINED_ON.is_file():
+        pixel_mm = _files.read_json(TRAINED_ON).get("pixel_mm")
+    if pixel_mm is None and format in ("nifti", "dicom"):
+        print("nobody knows how large a pixel is, so the files do not say; tell it with --pixel-mm", file=sys.stderr)
     if settings is not None:
         p = sampling.settled(p, _files.read_json(settings))
     if p.guidance_scale > sampling.guidance([prompt], p.guidance_scale):
@@ -63,20 +72,24 @@ def main(
     )
     with _files.replacing(out) as folder:
         folder.mkdir()
-        write(folder, images, seeds, prompt, format)
+        write(folder, images, seeds, prompt, format, pixel_mm)
     print(f"{n} images in {out}")
 
 
-def write(folder: Path, images: np.ndarray, seeds: list[int], prompt: str, format: str) -> None:
-    """Write uint8 (N, H, W) as one .npy, one NIfTI stack, or a PNG or DICOM file an image named by its seed."""
+def write(folder: Path, images: np.ndarray, seeds: list[int], prompt: str, format: str, pixel_mm: float | None) -> None:
+    """Write uint8 (N, H, W) as one .npy, one NIfTI stack, or a PNG or DICOM file an image named by its seed.
+
+    pixel_mm: edge of a pixel, None where it is not known; NIfTI then has 1 of no unit, DICOM nothing.
+    """
     if format == "npy":
         np.save(folder / "images.npy", images)
     elif format == "nifti":
         import nibabel
 
-        # Independent slices, not a volume: (X, Y, N) in RAS+, from the radiological picture; unit spacing.
+        # Independent slices, not a volume: (X, Y, N) in RAS+, from the radiological picture; 1 from slice to slice.
         stack = np.ascontiguousarray(images.transpose(2, 1, 0)[::-1, ::-1])
-        image = nibabel.Nifti1Image(stack, np.eye(4))
+        image = nibabel.Nifti1Image(stack, np.diag([pixel_mm or 1, pixel_mm or 1, 1, 1]))
+        image.header.set_xyzt_units("mm" if pixel_mm else "unknown")
         image.header["descrip"] = b"synthetic slices, not for clinical use"
         nibabel.save(image, folder / "images.nii.gz")
     elif format == "png":
@@ -87,15 +100,19 @@ def write(folder: Path, images: np.ndarray, seeds: list[int], prompt: str, forma
 
         study, series = pydicom.uid.generate_uid(), pydicom.uid.generate_uid()
         for i, (seed, image) in enumerate(zip(seeds, images, strict=True)):
-            dicom(image, i + 1, f"{prompt} (seed {seed})", study, series).save_as(
+            dicom(image, i + 1, f"{prompt} (seed {seed})", study, series, pixel_mm).save_as(
                 folder / f"{seed:06d}.dcm", enforce_file_format=True
             )
 
 
-def dicom(image: np.ndarray, number: int, comment: str, study: str, series: str):
-    """A Secondary Capture dataset of uint8 (H, W), marked as derived and synthetic, with UIDs of its own."""
+def dicom(image: np.ndarray, number: int, comment: str, study: str, series: str, pixel_mm: float | None):
+    """A Secondary Capture dataset of uint8 (H, W), marked as derived and synthetic, with UIDs of its own.
+
+    pixel_mm: edge of a pixel, for PixelSpacing, which is left out where it is not known (None).
+    """
     from pydicom.dataset import FileDataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+    from pydicom.valuerep import DSfloat
 
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -116,6 +133,8 @@ def dicom(image: np.ndarray, number: int, comment: str, study: str, series: str)
     ds.ImageComments = comment[:10240]
     ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
     ds.Rows, ds.Columns = image.shape
+    if pixel_mm:
+        ds.PixelSpacing = [DSfloat(pixel_mm, auto_format=True)] * 2
     ds.BitsAllocated = ds.BitsStored = 8
     ds.HighBit, ds.PixelRepresentation = 7, 0
     ds.PixelData = image.tobytes() + b"\0" * (image.size % 2)

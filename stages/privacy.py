@@ -19,7 +19,7 @@ CAVEATS = """\
 {pairs} training slices against as many of held-out people, alike in contrast, label and level; 0.5 is chance;
 intervals are 95 %, over {people}. By distance: to the nearest of the synthetic slices (AlexNet features). By loss:
 {loss_pairs} of each, the denoising error of the diffusion models, whose weights this attacker has; of latent diffusion
-relative to the error of the base, which saw none of them. Fewer than {least} people on a side know nothing: 0 to 1.
+relative to the error of the base, which saw none of them. Of fewer than {least} people on a side no interval is known.
 Stronger attacks exist.
 """
 

@@ -1,11 +1,13 @@
 """Bring what the pipeline made into MLflow: `synthmri registry --help`.
 
-The registry is made from files alone (dvc.lock, params.yaml, metrics, models), so it may be deleted and made again, and
-DVC may restore what it likes from its cache. In `dvc repro` this is the last stage. It has no output: nothing that
-MLflow says about a run is the same twice, and a stage without one is never taken for done because a cache knows it.
+The registry is made from files alone (dvc.lock, metrics, models), so it may be deleted and made again, and DVC may
+restore what it likes from its cache. What a model was made with is what dvc.lock says, not what params.yaml has come to
+say since. In `dvc repro` this is the last stage. It has no output: nothing that MLflow says about a run is the same
+twice, and a stage without one is never taken for done because a cache knows it.
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import importlib.metadata
 import json
@@ -21,7 +23,6 @@ from typing import Annotated
 import numpy as np
 import pandas as pd
 import typer
-import yaml
 from ruamel.yaml import YAML
 
 import synthmri
@@ -35,8 +36,6 @@ from synthmri.scans import prompts
 METRICS, MODELS, SLICES, SAMPLES = Path("metrics"), Path("models"), Path("data/slices"), Path("data/samples")
 PRIVACY = METRICS / "privacy.json"
 OF_SCORES = ("privacy", "gate", "comparison")  # files of all models that stand beside a model's own scores
-# Sections of params.yaml that a model of either kind comes from, besides its own.
-OF_ALL, OF_LDM = ("runtime", "data", "cohort", "sample", "evaluate"), ("prompt", "adapt", "encode", "finetune")
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -50,7 +49,8 @@ def main(
     ] = None,
     commit: Annotated[str | None, typer.Option(metavar="REV", help="the versions that a git commit made")] = None,
     override: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="make it champion, whatever the gate says; '' takes that back")
+        str | None,
+        typer.Option(metavar="MODEL", help="vouch for it as it is now: champion, may leave; '' takes that back"),
     ] = None,
     reason: Annotated[str, typer.Option(help="why, for --override")] = "",
     ui: Annotated[bool, typer.Option("--ui", help="browse it: MLflow's own pages, on this machine alone")] = False,
@@ -78,38 +78,48 @@ def export(
     model: Annotated[str, typer.Option(help="vae, dcgan, ddpm, unet_gan or latent_diffusion")],
     out: Annotated[Path, typer.Option(help="folder to make; it must not exist yet")],
 ) -> None:
-    """Write a model of this workspace with its card and dataset sheet: a folder to push to the hub as it is."""
+    """Write a model of this workspace with its card and dataset sheet: a folder to push to the hub as it is.
+
+    Of people's scans, only a model that passes the gate, or that a person has given their word for (--override).
+    """
     _known(model)
     if out.exists():
         raise UserError(f"{out} exists already; name another folder with --out, or remove it")
-    lineage.check(_lock_file(), _results(model))
+    p = params.read(_cli.PARAMS, "registry", gate.Registry)
+    with lineage.opened(Path()) as repo:
+        lineage.check(repo, _results(model))
+        tree = _tree(repo, model)
+    if held := _held_back(model, p, tree):
+        raise UserError(f"{held}; it is not exported")
     with _files.replacing(out) as folder:
         shutil.copytree(MODELS / model, folder)
-        tree = _tree()
-        _write_cards(folder, model, params.read(_cli.PARAMS, "registry", gate.Registry), tree, _prompts())
+        _write_cards(folder, model, p, tree, _prompts(tree))
         shutil.copyfile(METRICS / "samples" / f"{model}.png", folder / "samples.png")
     print(f"{out} holds {comparison.MODELS[model]}; for the hub: `hf upload NAME/{model.replace('_', '-')} {out}`")
 
 
 def _sync() -> None:
     """Register the five models of the workspace, tell the commits of all versions, judge them, and set the aliases."""
-    from synthmri.training import sampling
-
     p = params.read(_cli.PARAMS, "registry", gate.Registry)
-    runtime = params.read(_cli.PARAMS, "runtime", params.Runtime)
-    tree = _tree()
-    drawing = params.parse(tree["sample"], "sample", sampling.Sample)
-    lock_file = _lock_file()
-    locked = lineage.outputs(lock_file)
-    with _lock(), tempfile.TemporaryDirectory() as scratch:
+    with _lock(), tempfile.TemporaryDirectory() as scratch, lineage.opened(Path()) as repo:
+        locked = lineage.outputs(repo)
         client, experiment = _connect(p)
-        here, texts = {}, []
+        stores = (_uri(p), client.get_experiment(experiment).artifact_location)
+        elsewhere = not all(mlflow_store.local(address, _root()) for address in stores)
+        here = {}
         for name in comparison.MODELS:
-            entry = _entry(name, p, runtime, drawing, tree, locked, Path(scratch))
+            tree = _tree(repo, name)
+            entry = _entry(name, p, tree, _made_with(repo, name, tree), locked, Path(scratch), elsewhere=elsewhere)
             there = mlflow_store.find(client, entry.name, entry.identity)
+            if elsewhere and (held := _held_back(name, p, tree)):
+                if there is None:
+                    print(f"{held}; it does not go to {mlflow_store.shown(_uri(p))}", file=sys.stderr)
+                    continue
+                print(f"{held}; but version {there.version} of it is there: delete it there", file=sys.stderr)
+                entry = dataclasses.replace(entry, files=[])  # the new scores go, for the verdict to be seen
             if there is None or there.tags.get("scored_as") != entry.tags["scored_as"]:
-                lineage.check(lock_file, _results(name))
-                texts = texts or _prompts()
+                lineage.check(repo, _results(name))
+                texts = _prompts(tree)
                 (Path(scratch) / name / "cards").mkdir(parents=True)
                 _write_cards(Path(scratch) / name / "cards", name, p, tree, texts)
                 Path(entry.artifacts["prompts"]).write_text(json.dumps(texts), encoding="utf-8")
@@ -136,18 +146,19 @@ def _aliases(client, p: gate.Registry, there: list, names: list[str], here: dict
     alike = {k: scores[k] for k, version in enumerate(there) if version.tags.get("dvc_val") == validation}
     best = [there[k] for k in gate.ranking(alike, p)]
     champion = best[0] if best else None
-    if p.override.model:
-        _known(p.override.model)
-        same = here[p.override.model]
-        champion = next(v for v in there if (v.name, v.version) == (same.name, same.version))
+    chosen = p.override.model
+    if chosen:
+        _known(chosen)
+        chosen = chosen if gate.overridden(chosen, _scores(chosen), p) else ""
+    if chosen:
+        champion = next(v for v in there if (v.name, v.version) == (here[chosen].name, here[chosen].version))
     challenger = next((version for version in best if version is not champion), None)
     for version, values in zip(there, scores, strict=True):
         failed = [why for why in gate.judge(values, p).values() if why]
-        chosen = version is champion and p.override.model
         tags = {
             "gate": "refused" if failed else "passed",
             "gate_reasons": "; ".join(failed) or "every rule holds",
-            "override": p.override.reason if chosen else None,
+            "override": p.override.reason if chosen and version is champion else None,
         }
         mlflow_store.tag(client, version, tags)
     mlflow_store.point(client, names, "champion", champion)
@@ -157,36 +168,39 @@ def _aliases(client, p: gate.Registry, there: list, names: list[str], here: dict
         if version is None:
             print(f"{alias}: none; {'one model alone' if best else 'no model'} passes the gate, see metrics/gate.md")
         else:
-            why = f" (chosen by a person: {p.override.reason})" if alias == "champion" and p.override.model else ""
+            why = f" (chosen by a person: {p.override.reason})" if alias == "champion" and chosen else ""
             print(f"{alias}: models:/{version.name}@{alias}, version {version.version}{why}")
 
 
 def _entry(
-    name: str, p: gate.Registry, runtime: params.Runtime, drawing, tree: dict, locked: dict[str, str], scratch: Path
-) -> mlflow_store.Entry:
-    """What is to stand in the registry about a model. Files below `scratch` are written if it is new: `_sync`."""
+    name: str, p: gate.Registry, tree: dict, made_with: dict[str, str], locked: dict[str, str], scratch: Path, *,
+    elsewhere: bool,
+) -> mlflow_store.Entry:  # fmt: skip
+    """What is to stand in the registry about a model. Files below `scratch` are written if it is new: `_sync`.
+
+    elsewhere: whether the registry may be on another machine.
+    """
+    from synthmri.training import sampling
+
+    runtime = params.parse(tree["runtime"], "runtime", params.Runtime, "dvc.lock")
+    drawing = params.parse(tree["sample"], "sample", sampling.Sample, "dvc.lock")
     scores = _scores(name)
     effort = _files.read_json(METRICS / f"training/{name}.json")
     failed = [why for why in gate.judge(scores, p).values() if why]
-    sections = {section: tree[section] for section in OF_ALL + (OF_LDM if name == "latent_diffusion" else ())}
-    if name != "latent_diffusion":
-        sections[f"baselines.{name}"] = tree["baselines"][name]
     adapters = MODELS / name / "lora"  # of finetune.method: lora
     kinds = ["samples", "progression"]
-    private = tree["data"]["source"] != "simulated"
-    if private and not _local(_uri(p)):
-        print(f"{name}: pictures of people's slices stay here, they do not go to {_uri(p)}", file=sys.stderr)
+    private = not _simulated(tree)
+    if private and elsewhere:
+        print(
+            f"{name}: pictures of people's slices stay here, they do not go to {mlflow_store.shown(_uri(p))}",
+            file=sys.stderr,
+        )
     else:
         kinds += ["held_out", "closest"]
     results = [METRICS / file for file in ("comparison.md", "comparison.png", "gate.json", "gate.md")]
     files = [(METRICS / kind / f"{name}.png", f"pictures/{kind}") for kind in kinds]
     files += [(file, "results") for file in results]
-    files += [
-        (_cli.PARAMS, "lineage"),
-        (_cli.COHORT, "lineage"),
-        (Path("dvc.lock"), "lineage"),
-        (scratch / name / "cards", "cards"),
-    ]
+    files += [(Path("dvc.lock"), "lineage"), (scratch / name / "cards", "cards")]
     tags = {
         "model": name,
         "gate": "refused" if failed else "passed",
@@ -208,7 +222,7 @@ def _entry(
             "dvc_model": lineage.hash_of(locked, MODELS / name), "dvc_samples": lineage.hash_of(locked, SAMPLES / name),
         },
         tags=tags,
-        params=_flat(sections),
+        params=made_with,
         scores=scores | {key: effort[key] for key in ("parameters", "images_seen", "teraflop")},
         curves=_curves(name),
         datasets=[
@@ -235,6 +249,8 @@ def _write_cards(folder: Path, name: str, p: gate.Registry, tree: dict, texts: l
 
     scores, data = _scores(name), _files.read_json(METRICS / "data.json")
     failed = [why for why in gate.judge(scores, p).values() if why]
+    if gate.overridden(name, scores, p):
+        failed.append(f"a person has given their word for it: {p.override.reason}")
     text = card.model_card(
         comparison.MODELS[name], name, scores,
         _files.read_json(METRICS / "references.json")["held_out"], _files.read_json(METRICS / f"training/{name}.json"),
@@ -244,27 +260,69 @@ def _write_cards(folder: Path, name: str, p: gate.Registry, tree: dict, texts: l
     (folder / "DATASET.md").write_text(card.dataset_sheet(data, tree), encoding="utf-8")
 
 
-def _tree() -> dict:
-    """params.yaml, with the settings of the sampler that stage `sweep` chose: what the samples were drawn with."""
-    tree = yaml.safe_load(_cli.PARAMS.read_text(encoding="utf-8"))
-    tree |= yaml.safe_load(_cli.COHORT.read_text(encoding="utf-8"))
+def _held_back(name: str, p: gate.Registry, tree: dict) -> str:
+    """Why a model stays on this machine, "" where it need not, and what a person can do about it."""
+    scores = _scores(name)
+    if gate.may_leave(name, scores, p, simulated=_simulated(tree)):
+        return ""
+    why = "; ".join(why for why in gate.judge(scores, p).values() if why)
+    return (
+        f"{name} was made from people's scans and the gate refuses it: {why}\n  who has looked at "
+        f'metrics/closest/{name}.png may say otherwise: `synthmri registry --override {name} --reason "..."`'
+    )
+
+
+def _simulated(tree: dict) -> bool:
+    return tree["data"]["source"] == "simulated"
+
+
+def _tree(repo, name: str) -> dict:
+    """The parameters as in params.yaml, with the values that the stages behind a model ran with, and the settings of
+    the sampler that stage `sweep` chose; what these stages do not know, from the other stages.
+    """
+    tree: dict = {}
+    lineage.hash_of(lineage.outputs(repo), MODELS / name)
+    for known in (lineage.params(repo), lineage.params(repo, _own(name))):
+        for key, values in known.items():
+            *outer, last = key.split(".")
+            section = tree
+            for part in outer:
+                section = section.setdefault(part, {})
+            section[last] = next(iter(values.values()))
     tree["sample"] |= _files.read_json(MODELS / "sampling.json")
     made_of = _files.read_json(SLICES / "train/meta.json").get("data", {}).get("source")
     if made_of != tree["data"]["source"]:
         raise UserError(
-            f"params.yaml says data.source = {tree['data']['source']}, but data/slices was made with {made_of}: the "
-            "cards would call the data what they are not; restore params.yaml, or run `dvc repro`"
+            f"dvc.lock says data.source = {tree['data']['source']}, but data/slices was made with {made_of}: the cards "
+            "would call the data what they are not; run `dvc checkout` to restore data/slices, or `dvc repro`"
         )
     return tree
+
+
+def _made_with(repo, name: str, tree: dict) -> dict[str, str]:
+    """Parameter -> its value for the stages that a model, its samples and its scores come from, as text.
+
+    Where they differ, as after a `dvc repro` of some stages alone, each with its stages. Of what `sweep` chose, that.
+    """
+    known = lineage.params(repo, _own(name))
+    out = {}
+    for key, values in known.items():
+        stages: dict[str, list[str]] = {}
+        for stage, value in values.items():
+            stages.setdefault(str(value), []).append(stage)
+        several = "; ".join(f"{value} ({', '.join(where)})" for value, where in stages.items())
+        out[key] = several if len(stages) > 1 else next(iter(stages))
+    chosen = {f"sample.{key}": str(value) for key, value in _files.read_json(MODELS / "sampling.json").items()}
+    return out | {key: value for key, value in chosen.items() if key in out}
 
 
 def _scores(name: str) -> dict[str, float]:
     return _files.read_json(METRICS / f"{name}.json") | _files.read_json(PRIVACY)[name]
 
 
-def _prompts() -> list[str]:
+def _prompts(tree: dict) -> list[str]:
     """Those of the training slices: the sampled prompts are drawn from them."""
-    words = params.read(_cli.PARAMS, "prompt", prompts.Prompt)
+    words = params.parse(tree["prompt"], "prompt", prompts.Prompt, "dvc.lock")
     return prompts.prompts(imageset.read(SLICES / "train").manifest, words)
 
 
@@ -285,13 +343,6 @@ def _pairs(table: pd.DataFrame, x: str, y: str) -> list[tuple[int, float]]:
     return [(int(a), float(b)) for a, b in zip(table[x], table[y], strict=True) if np.isfinite(b)]
 
 
-def _flat(tree: dict, head: str = "") -> dict[str, str]:
-    out = {}
-    for key, value in tree.items():
-        out |= _flat(value, f"{head}{key}.") if isinstance(value, dict) else {f"{head}{key}": str(value)}
-    return out
-
-
 def _requirements() -> list[str]:
     from synthmri.registry import serving
 
@@ -310,13 +361,14 @@ def _known(name: str) -> None:
 # What DVC and git know
 
 
-def _lock_file() -> str:
-    return Path("dvc.lock").read_text(encoding="utf-8") if Path("dvc.lock").exists() else ""
+def _own(name: str) -> list[Path]:
+    """What is of one model alone."""
+    return [MODELS / name, SAMPLES / name, METRICS / f"{name}.json"]
 
 
 def _results(name: str) -> list[Path]:
     """What goes into the registry or to the hub under the name of a model."""
-    return [MODELS / name, SAMPLES / name, *(METRICS / f"{file}.json" for file in (name, *OF_SCORES))]
+    return [*_own(name), *(METRICS / f"{file}.json" for file in OF_SCORES)]
 
 
 # The store
@@ -331,11 +383,6 @@ def _uri(p: gate.Registry) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or p.tracking_uri or f"sqlite:///{_root() / 'mlflow.db'}"
 
 
-def _local(uri: str) -> bool:
-    """Whether what is registered stays on this machine's disks: a data base of any kind keeps its files in mlruns."""
-    return not uri.startswith(("http", "databricks"))
-
-
 def _connect(p: gate.Registry):
     return mlflow_store.connect(_uri(p), p.prefix, _root() / "mlruns")
 
@@ -344,7 +391,7 @@ def _ui(port: int) -> None:
     """MLflow's server, in place of this process; its own default refuses foreign hosts and posts from other pages."""
     p = params.read(_cli.PARAMS, "registry", gate.Registry)
     if _uri(p).startswith("http"):
-        print(f"the registry is on a server, which has the pages: open {_uri(p)}")
+        print(f"the registry is on a server, which has the pages: open {mlflow_store.shown(_uri(p))}")
         return
     _connect(p)
     print(f"open http://127.0.0.1:{port}, end with Ctrl-C", flush=True)
@@ -388,10 +435,10 @@ def _show(model: str, which: str) -> None:
 
 
 def _commit(revision: str) -> None:
-    text = lineage.git(_root(), "show", f"{revision}:dvc.lock")
-    if not text:
+    if not lineage.git(_root(), "show", f"{revision}:dvc.lock"):
         raise UserError(f"git knows no dvc.lock at {revision!r}; name a commit, branch or tag of this repository")
-    locked = lineage.outputs(text)
+    with lineage.opened(_root(), revision) as repo:
+        locked = lineage.outputs(repo)
     p = params.read(_cli.PARAMS, "registry", gate.Registry)
     client, _ = _connect(p)
     for model in comparison.MODELS:
@@ -410,10 +457,15 @@ def _override(model: str, reason: str) -> None:
     round_trip = YAML()
     round_trip.width, round_trip.preserve_quotes = 200, True
     tree = round_trip.load(_cli.PARAMS)
-    tree["registry"]["override"]["model"], tree["registry"]["override"]["reason"] = model, reason.strip()
+    tree["registry"]["override"] |= {
+        "model": model, "reason": reason.strip(), "scores": gate.fingerprint(_scores(model)) if model else "",
+    }  # fmt: skip
     with _files.replacing(_cli.PARAMS) as part:
         round_trip.dump(tree, part)
-    print("params.yaml holds it (section registry.override); `dvc repro` applies it, and a commit records who it was")
+    print(
+        "params.yaml holds it (section registry.override), for the scores that the model has now; `dvc repro` applies "
+        "it, and a commit records who it was"
+    )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from jinja2 import Environment
 from markdown_it import MarkdownIt
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from stages import _cli, _files
 from synthmri.reporting import comparison
@@ -23,7 +23,7 @@ def main(
     metrics: Annotated[Path, typer.Option(help="folder of all results")],
     params: Annotated[Path, typer.Option(help="the parameters they were made with")],
     out: Annotated[Path, typer.Option(help="HTML to write")],
-    picture: Annotated[Path, typer.Option(help="PNG to write, small: held-out (if simulated) beside synthetic")],
+    picture: Annotated[Path, typer.Option(help="PNG to write, small, for git: what others may see")],
 ) -> None:
     """Everything is in the file: it opens offline. Of own data it shows slices of people."""
     data = _files.read_json(metrics / "data.json")
@@ -51,11 +51,23 @@ def main(
         simulated=simulated,
         versions=[(name, importlib.metadata.version(name)) for name in VERSIONS],
     )
-    # Git keeps the small picture, so of people's scans it holds synthetic slices alone.
-    beside = Image.open(metrics / ("held_out" if simulated else "samples") / "latent_diffusion.png").convert("L")
+    verdict = _files.read_json(metrics / "gate.json")["latent_diffusion"]
     with _files.replacing(out) as part, _files.replacing(picture) as small:
         part.write_text(page, encoding="utf-8")
-        beside.resize((1200, round(beside.height * 1200 / beside.width)), Image.Resampling.LANCZOS).save(small, "PNG")
+        _for_git(metrics, simulated, bool(verdict["passed"] or verdict.get("override"))).save(small, "PNG")
+
+
+def _for_git(metrics: Path, simulated: bool, admitted: bool) -> Image.Image:
+    """What git may hold: of simulated people held-out slices beside synthetic ones; of people's scans synthetic ones
+    alone, and of a model that the gate refuses (it may have copied them) nothing but that.
+    """
+    if simulated or admitted:
+        shown = Image.open(metrics / ("held_out" if simulated else "samples") / "latent_diffusion.png").convert("L")
+        return shown.resize((1200, round(shown.height * 1200 / shown.width)), Image.Resampling.LANCZOS)
+    page = Image.new("L", (1200, 160))
+    lines = "no picture: the gate refuses the model, and what it drew stays on its machine\n(metrics/gate.md says why)"
+    ImageDraw.Draw(page).text((24, 48), lines, fill=255, font=ImageFont.load_default(26))
+    return page
 
 
 def _inline(path: Path) -> str:

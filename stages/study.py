@@ -151,7 +151,11 @@ def merge(
 
 def _open(home: Path, name: str) -> tuple[packet.Packet, store.Store]:
     opened = packet.read(packet.find(home, name))
-    return opened, store.Store(home / f"ratings-{opened.hash}.db", opened.hash, len(opened.orders))
+    database = store.Store(home / f"ratings-{opened.hash}.db", opened.hash, len(opened.orders))
+    for file in (database.path, home / f"key-{opened.hash}.csv"):
+        if file.exists():  # the key may be elsewhere, away from the readers
+            _files.warn_if_open(file)
+    return opened, database
 
 
 def _write(out: Path, frames: list[pd.DataFrame]) -> None:

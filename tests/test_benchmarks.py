@@ -19,6 +19,7 @@ from benchmarks import (
     finetuning,
     layouts,
     measure,
+    membership,
     pays,
     preprocessing,
     real,
@@ -324,3 +325,12 @@ def test_a_stage_that_fails_ends_the_measurement_with_its_words(tmp_path):
 def test_a_clone_is_not_put_over_something(tmp_path):
     with pytest.raises(UserError, match="exists already"):
         repro.main(keep=tmp_path)
+
+
+def test_bounds_on_membership_pass_harmless_models_and_refuse_leaking_ones(small, monkeypatch):
+    shutil.copy(ROOT / "params.yaml", "params.yaml")  # the bounds of the default; smoke has none
+    monkeypatch.setattr(membership, "PEOPLE", (5, 32))
+    membership.main(models=20)
+    found = result("membership")["people_a_side"]["several"]["32"]
+    assert found["0.5"]["passes"] > 0.9 and found["0.8"]["passes"] == 0
+    assert found["0.5"]["mean_auroc_high"] < found["0.7"]["mean_auroc_high"] < found["0.8"]["mean_auroc_high"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import layouts, repro
+from benchmarks import layouts, membership, repro
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -42,13 +42,17 @@ def test_links_lead_to_files_that_are_there(page):
     assert [to for to in targets if not (page.parent / to).exists() and to not in kept_by_dvc] == []
 
 
-def block(name: str) -> str:
-    text = (ROOT / "docs/measurements.md").read_text(encoding="utf-8")
+def block(name: str, page: str) -> str:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     return text.split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0].strip()
 
 
-@pytest.mark.parametrize("module", [repro, layouts], ids=["repro", "layouts"])
-def test_tables_of_measurements_are_those_of_the_result_files(module):
+@pytest.mark.parametrize(
+    ("module", "page"),
+    [(repro, "measurements.md"), (layouts, "measurements.md"), (membership, "utility_privacy.md")],
+    ids=["repro", "layouts", "membership"],
+)
+def test_tables_of_measurements_are_those_of_the_result_files(module, page):
     name = module.__name__.rsplit(".", 1)[1]
     result = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text(encoding="utf-8"))
-    assert block(name) == module.table(result)
+    assert block(name, page) == module.table(result)

@@ -1,13 +1,18 @@
 import hashlib
 import pickle
 from datetime import date
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import test_pipeline as pipeline
 import torch
 from skimage import data
 from skimage.transform import resize
 
+from stages import features as stage
+from synthmri import imageset
 from synthmri.errors import UserError
 from synthmri.evaluation import features
 
@@ -222,6 +227,28 @@ def test_inception_takes_a_users_file(images, inception_file):
     found = features.extract("inception", images[:3], weights=str(inception_file), batch=2)
     assert found.shape == (3, 2048) and np.isfinite(found).all()
     np.testing.assert_allclose(features.inception(images[2:3], str(inception_file)), found[2:], atol=1e-4)
+
+
+def test_weights_lie_where_dvc_sees_another_file_in_their_place(inception_file, tmp_path, monkeypatch):
+    """Whoever opens the file depends on its folder, and a file of another folder is refused before anything runs."""
+    declared = pipeline.stages()
+    opening = {
+        name for name in declared if "inception_weights" in Path(pipeline.modules(declared[name])[0]).read_text()
+    }
+    assert {name.partition("@")[0] for name in opening} == {"features", "references"}
+    assert all("models/extractors" in declared[name]["deps"] for name in opening)
+
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(
+        text.replace('inception_weights: "" ', f"inception_weights: {inception_file} ")
+    )
+    monkeypatch.chdir(tmp_path)
+    imageset.write(Path("set"), imageset.ImageSet(np.zeros((1, 64, 64), np.uint8), pd.DataFrame({"seed": ["0"]})))
+    with pytest.raises(UserError, match=r"weights.pth lies outside of models/extractors, where DVC sees a file change"):
+        stage.main(Path("set"), Path("models/extractors"), Path("out"))
+    monkeypatch.setattr(stage, "_piece", lambda task, **_: np.zeros((1, 3), np.float32))
+    stage.main(Path("set"), inception_file.parent, Path("out"))
+    assert sorted(file.name for file in Path("out").iterdir()) == ["alexnet.npy", "effnet.npy", "inception.npy"]
 
 
 def test_inception_weights_that_cannot_be_used_are_told(images, tmp_path):

@@ -55,12 +55,12 @@ STAGES = {
         ["data/samples", "metrics/x.png"],
     ),
     "extract": (
-        "stages.features --images data/samples --out data/features/latent_diffusion",
+        "stages.features --images data/samples --extractors models/extractors --out data/features/latent_diffusion",
         ["data/features/latent_diffusion"],
     ),
     **{
         f"extract {split}": (
-            f"stages.features --images data/slices/{split} --out data/features/{split}",
+            f"stages.features --images data/slices/{split} --extractors models/extractors --out data/features/{split}",
             [f"data/features/{split}"],
         )
         for split in ("train", "val", "test")

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -27,6 +28,7 @@ from stages import gate as gate_stage
 from stages import register, sample
 from synthmri import generators, imageset, params
 from synthmri.errors import UserError
+from synthmri.generators.latent_diffusion import Finetune
 from synthmri.registry import gate, lineage, mlflow_store, serving
 from synthmri.reporting import comparison
 
@@ -91,10 +93,12 @@ def template(tiny_model, tmp_path_factory):
                 baseline(name, seed=0)
             draw(name)
             score(name, val_kid_alexnet=KIDS[name])
-        attacks = {name: {"mia_auroc": 0.55, "mia_auroc_low": 0.45} for name in comparison.MODELS}
+        attacks = {name: {"mia_auroc": 0.55, "mia_auroc_high": 0.65} for name in comparison.MODELS}
         Path("metrics/privacy.json").write_text(json.dumps(attacks))
+        Path("dvc.yaml").write_text(yaml.safe_dump(pipeline()), encoding="utf-8")
+        shutil.copytree(ROOT / ".dvc", ".dvc", ignore=shutil.ignore_patterns("tmp", "cache"))
+        git(folder, "init", "-q")
         lock()
-    git(folder, "init", "-q")
     git(folder, "add", "-A")
     git(folder, "commit", "-qm", "first")
     mlflow_store._make_sqlite(folder / "mlflow.db", folder / "mlruns")
@@ -124,15 +128,43 @@ def score(name, **change):
     Path("metrics", f"{name}.json").write_text(json.dumps(SCORES | change))
 
 
-def lock():
-    """The verdicts, and a dvc.lock of one stage; that the hashes are DVC's, a slow test of the pipeline shows."""
-    gate_stage.main(scores=Path("metrics"), verdicts=Path("metrics/gate.json"), reasons=Path("metrics/gate.md"))
-    paths = [Path("data/slices") / split for split in ("train", "val", "test")]
-    paths += [Path("metrics") / f"{name}.json" for name in register.OF_SCORES]
+def pipeline() -> dict:
+    """Stages of the kind of dvc.yaml's, whose commands nobody runs."""
+    splits = [f"data/slices/{split}" for split in ("train", "val", "test")]
+    stages = {"preprocess": (["runtime", "data", {"data/cohort.yaml": ["cohort"]}], [], splits)}
     for name in comparison.MODELS:
-        paths += [Path("models") / name, Path("data/samples") / name, Path("metrics") / f"{name}.json"]
-    outs = [{"path": str(path), "md5": lineage.dvc_hash(path)} for path in paths]
-    Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": {"all": {"outs": outs}}}))
+        ldm = name == "latent_diffusion"
+        own, words = (["finetune", "prompt"], ["prompt"]) if ldm else ([f"baselines.{name}"], [])
+        reads = [splits[0], f"models/{name}", *(["models/sampling.json"] if ldm else [])]
+        stages[f"train_{name}"] = (["runtime", *own], splits[:1], [f"models/{name}"])
+        drawn = ["runtime", "sample.n", "sample.seed", "sample.batch_size", *words]
+        stages[f"sample_{name}"] = (drawn, reads, [f"data/samples/{name}"])
+        stages[f"evaluate_{name}"] = (["evaluate"], [f"data/samples/{name}"], [f"metrics/{name}.json"])
+    settings = ["sample.guidance_scale", "sample.steps", "sample.scheduler"]
+    stages["sweep"] = (settings, ["models/latent_diffusion"], ["models/sampling.json"])
+    scores = [f"metrics/{name}.json" for name in comparison.MODELS]
+    stages["scores"] = ([], scores, [f"metrics/{name}.json" for name in register.OF_SCORES])
+    tree = {
+        name: {"cmd": "false", "params": asked, "deps": deps, "outs": [{path: {"cache": False}} for path in outs]}
+        for name, (asked, deps, outs) in stages.items()
+    }
+    return {"stages": tree}
+
+
+def lock():
+    """The verdicts, and a dvc.lock by DVC of what lies here, as if its stages had just made it."""
+    from dvc.repo import Repo
+
+    gate_stage.main(scores=Path("metrics"), verdicts=Path("metrics/gate.json"), reasons=Path("metrics/gate.md"))
+    with Repo(".") as repo:
+        for stage in repo.index.stages:
+            stage.save()
+            stage.dump(update_pipeline=False)
+
+
+def locked() -> dict[str, str]:
+    with lineage.opened(Path()) as repo:
+        return lineage.outputs(repo)
 
 
 def git(folder, *command):
@@ -197,7 +229,7 @@ def test_a_sync_registers_every_model_with_all_that_is_known_of_it(project):
     assert seen["runs"] == sorted((title, "FINISHED") for title in comparison.MODELS.values()) and seen["logged"] == 5
     for name in comparison.MODELS:
         tags, parameters, metrics, files, curve, data = seen[f"synthmri-{name}"][0][1]
-        assert tags["dvc_model"] == lineage.dvc_hash(Path("models") / name)
+        assert tags["dvc_model"] == locked()[f"models/{name}"]
         assert tags["git_commit"] == git(project, "rev-parse", "HEAD") and tags["gate"] == "passed"
         assert metrics["val_kid_alexnet"] == KIDS[name] and "progression/fd_alexnet" in metrics
         own = "finetune.epochs" if name == "latent_diffusion" else f"baselines.{name}.steps"
@@ -206,7 +238,7 @@ def test_a_sync_registers_every_model_with_all_that_is_known_of_it(project):
         assert others == (set() if name == "latent_diffusion" else {name})
         table = pd.read_csv(f"metrics/training/{name}.csv")
         assert curve == [(step, pytest.approx(loss)) for step, loss in zip(table["step"], table["loss"], strict=True)]
-        assert data["data/slices/train"] == lineage.dvc_hash(Path("data/slices/train"))
+        assert data["data/slices/train"] == locked()["data/slices/train"]
         pictures = {f"pictures/{kind}/{name}.png" for kind in ("samples", "held_out", "closest", "progression")}
         assert pictures | {"cards/README.md", "lineage/dvc.lock", "results/gate.json"} <= set(files)
     assert where("champion") == ("synthmri-latent_diffusion", "1") and where("challenger") == ("synthmri-vae", "1")
@@ -389,22 +421,16 @@ def test_nothing_is_registered_under_the_hash_of_another(project):
 
 def test_a_new_model_does_not_go_out_with_the_scores_of_the_one_before(project):
     """`dvc repro` was stopped between the two: each file is what dvc.lock says, and they do not match."""
-    tree = yaml.safe_load(Path("dvc.lock").read_text())
-    outs = {out["path"]: out for out in tree["stages"]["all"]["outs"]}
-    scored, drawn = outs.pop("metrics/vae.json"), outs.pop("data/samples/vae")
-    old = {"path": "models/vae", "md5": "of the model before"}
-    tree["stages"] = {
-        "all": {"outs": list(outs.values())},
-        "sample@vae": {"deps": [old], "outs": [drawn]},
-        "evaluate@vae": {"deps": [drawn], "outs": [scored]},
-    }
+    text = Path("dvc.lock").read_text()
+    tree = yaml.safe_load(text)
+    read = next(dep for dep in tree["stages"]["sample_vae"]["deps"] if dep["path"] == "models/vae")
+    read["md5"] = "0" * 32 + ".dir"  # of the model before
     Path("dvc.lock").write_text(yaml.safe_dump(tree))
     for act in (register._sync, lambda: register.export(model="vae", out=Path("out"))):
         with pytest.raises(UserError, match="data/samples/vae was made from another models/vae than the one of now"):
             act()
     assert "synthmri-vae" not in state() and not Path("out").exists()
-    old["md5"] = outs["models/vae"]["md5"]
-    Path("dvc.lock").write_text(yaml.safe_dump(tree))
+    Path("dvc.lock").write_text(text)
     register.export(model="vae", out=Path("out"))
 
 
@@ -505,6 +531,26 @@ def test_bounds_over_requests_and_requests_that_a_model_cannot_follow(served, mo
     answer = app.post("/invocations", json={"inputs": [{"seed": 1000}]})
     picture = base64.b64decode(answer.json()["predictions"][0]["png"])
     assert picture == (served / "data/samples/vae/png/001000.png").read_bytes()
+
+
+def test_a_refused_request_changes_no_later_picture(served, monkeypatch):
+    """The scheduler of the sampler is lent to the pipeline for a drawing; its own comes back whatever happens."""
+    from mlflow.exceptions import MlflowException
+
+    model = load(served, monkeypatch, "latent_diffusion")
+    inner = model.unwrap_python_model()
+    pipe = getattr(inner.trained, "pipe", inner.trained)
+    own, ask = pipe.scheduler, {"seed": 1000, "format": "array"}
+    before = model.predict([ask])[0]["array"]
+    uneven = next(n for n in range(2, 1000) if len(np.arange(1000, 0, -1000 / n)) != n)
+    with pytest.raises(MlflowException, match="do not space evenly"):
+        model.predict([ask | {"steps": uneven}])
+    assert pipe.scheduler is own
+    with monkeypatch.context() as patch, pytest.raises(MlflowException, match="not finite"):
+        patch.setattr(pipe.vae, "decode", lambda z, **_: (torch.full((len(z), 3, 64, 64), torch.nan),))
+        model.predict([ask])
+    assert pipe.scheduler is own
+    assert np.array_equal(model.predict([ask])[0]["array"], before)
 
 
 def test_a_prompt_changes_the_picture(served, monkeypatch):
@@ -721,37 +767,147 @@ def private():
     """The project as it is after a run on own scans."""
     Path("params.yaml").write_text(Path("params.yaml").read_text().replace("source: simulated ", "source: raw "))
     Path("data/slices/train/meta.json").write_text(json.dumps({"data": {"source": "raw"}}))
+    lock()
 
 
-def test_cards_do_not_follow_parameters_that_the_slices_were_not_made_with(project):
-    private()
+def test_a_version_has_the_parameters_that_it_was_made_with(project):
+    """params.yaml is edited after the training, and nothing is run: neither version, card nor server may follow it."""
+    register._sync()
+    before = state()
+    was = dict(before["synthmri-latent_diffusion"][0][1][1])
+    assert was["finetune.epochs"] == str(params.read("params.yaml", "finetune", Finetune).epochs)
+    assert (was["sample.steps"], was["sample.guidance_scale"]) == ("3", "1.0")  # of models/sampling.json
+    text = Path("params.yaml").read_text()
+    text = re.sub(r"  epochs: \d+ ", "  epochs: 999 ", text).replace("  n: 6", "  n: 7")
+    text = text.replace("precision: fp32", "precision: bf16").replace("source: simulated ", "source: raw ")
+    Path("params.yaml").write_text(text)
+    register._sync()
+    assert state() == before
+    again = project.parent / "again"
+    shutil.copytree(project, again, ignore=shutil.ignore_patterns("mlflow.db", "mlruns"))
+    os.chdir(again)
+    register._sync()
+    made = state()["synthmri-latent_diffusion"][0][1]
+    assert made[1] == was and made[0]["data"] == "simulated, not patients"
+    assert (
+        client()[0].get_run(mlflow_store.versions(client()[0], "synthmri-vae")[0].run_id).data.params["sample.n"] == "6"
+    )
     register.export(model="vae", out=Path("out"))
-    git(project, "checkout", "params.yaml")  # the default's, as after a look at another profile
+    assert "**simulated** cohort" in Path("out/README.md").read_text()
+
+
+def test_stages_that_ran_with_different_parameters_are_told_apart(project):
+    """After `dvc repro --single-item`, say: one value for both would be wrong for one of them."""
+    tree = yaml.safe_load(Path("dvc.lock").read_text())
+    tree["stages"]["train_vae"]["params"]["params.yaml"]["runtime"]["threads"] = 9
+    Path("dvc.lock").write_text(yaml.safe_dump(tree))
+    register._sync()
+    found = state()["synthmri-vae"][0][1][1]["runtime.threads"]
+    assert found == "9 (train_vae); 2 (sample_vae, preprocess)"
+    assert state()["synthmri-dcgan"][0][1][1]["runtime.threads"] == "2"
+
+
+def test_cards_do_not_follow_slices_that_the_model_was_not_made_from(project):
+    private()
+    git(project, "checkout", "params.yaml")  # the default's, as after a look at another profile: no matter
+    register.export(model="vae", out=Path("out"))
+    assert "private" in Path("out/README.md").read_text()
+    Path("data/slices/train/meta.json").write_text(json.dumps(SIMULATED))
     for act in (register._sync, lambda: register.export(model="vae", out=Path("other"))):
-        with pytest.raises(UserError, match="data.source = simulated, but data/slices was made with raw"):
+        with pytest.raises(UserError, match="data.source = raw, but data/slices was made with simulated"):
             act()
     assert not Path("other").exists()
 
 
-@pytest.mark.parametrize("uri, stay", [("https://mlflow.example.org", True), ("postgresql+psycopg2://x/y", False)])
-def test_pictures_of_people_do_not_go_to_another_machine(project, tmp_path, monkeypatch, capsys, uri, stay):
+@pytest.fixture
+def elsewhere(project, monkeypatch):
+    """A store that cannot be proven to be here: a database outside of the repository, as on a mounted share."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project.parent}/share.db")
+    return project
+
+
+def sent(monkeypatch) -> dict:
+    """What lies in the store elsewhere: registered model -> its files."""
+    import mlflow
+
+    api = mlflow.MlflowClient()
+    return {
+        model.name: [path for v in mlflow_store.versions(api, model.name) for path in below(api, v.run_id, None)]
+        for model in api.search_registered_models()
+    }
+
+
+def test_what_the_gate_refuses_of_people_does_not_go_to_another_machine(elsewhere, monkeypatch, capsys):
+    score("dcgan", val_kid_alexnet=0.01, memorised=0.9)
     private()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    p, runtime = (params.read("params.yaml", *of) for of in (("registry", gate.Registry), ("runtime", params.Runtime)))
-    drawing = params.read("params.yaml", "sample", sample.sampling.Sample)
-    locked = lineage.outputs(Path("dvc.lock").read_text())
-    entry = register._entry("vae", p, runtime, drawing, register._tree(), locked, tmp_path)
-    sent = {place for _, place in entry.files if place.startswith("pictures/")}
-    harmless = {"pictures/samples", "pictures/progression"}
-    assert sent == (harmless if stay else harmless | {"pictures/held_out", "pictures/closest"})
-    assert ("do not go to https://mlflow.example.org" in capsys.readouterr().err) == stay
+    register._sync()
+    there, said = sent(monkeypatch), capsys.readouterr()
+    assert set(there) == {f"synthmri-{name}" for name in comparison.MODELS if name != "dcgan"}
+    assert "dcgan was made from people's scans and the gate refuses it: memorised = 0.9" in said.err
+    assert "synthmri registry --override dcgan --reason" in said.err and "it does not go to sqlite" in said.err
+    # Of those that pass, pictures of people's slices stay here all the same.
+    for files in there.values():
+        kinds = {path.split("/")[1] for path in files if path.startswith("pictures/")}
+        assert kinds == {"samples", "progression"}
+    with pytest.raises(UserError, match="the gate refuses it: memorised = 0.9(.|\n)*it is not exported"):
+        register.export(model="dcgan", out=Path("out"))
+    assert not Path("out").exists()
+
+    register._override("dcgan", "all ten closest pairs looked at: none is a copy")
+    lock()
+    register._sync()
+    assert "synthmri-dcgan" in sent(monkeypatch)
+    tags = mlflow_store.versions(mlflow_client(), "synthmri-dcgan")[0].tags
+    assert tags["override"] == "all ten closest pairs looked at: none is a copy" and tags["gate"] == "refused"
+    register.export(model="dcgan", out=Path("out"))
+    text = Path("out/README.md").read_text()
+    assert "refused it: memorised = 0.9" in text and "their word for it: all ten closest pairs" in text
+
+    score("dcgan", val_kid_alexnet=0.01, memorised=0.95)  # scored anew: nobody has looked at that
+    lock()
+    with pytest.raises(UserError, match="memorised = 0.95(.|\n)*it is not exported"):
+        register.export(model="dcgan", out=Path("other"))
+    before = sent(monkeypatch)["synthmri-dcgan"]
+    register._sync()
+    said = capsys.readouterr()
+    assert "version 1 of it is there: delete it there" in said.err and sent(monkeypatch)["synthmri-dcgan"] == before
+    tags = mlflow_store.versions(mlflow_client(), "synthmri-dcgan")[0].tags
+    assert "memorised = 0.95" in tags["gate_reasons"] and "override" not in tags
+    assert mlflow_client().get_registered_model("synthmri-latent_diffusion").aliases["champion"] == 1
+
+
+def mlflow_client():
+    import mlflow
+
+    return mlflow.MlflowClient()
+
+
+def test_simulated_people_need_no_guard(elsewhere, monkeypatch):
+    score("dcgan", memorised=0.9)
+    lock()
+    register._sync()
+    assert set(sent(monkeypatch)) == {f"synthmri-{name}" for name in comparison.MODELS}
+    register.export(model="dcgan", out=Path("out"))
+    assert "refused it: " in Path("out/README.md").read_text()
+
+
+def test_a_store_here_that_puts_its_files_elsewhere_is_not_here(project, capsys):
+    import mlflow
+
+    api, _ = client()
+    mlflow.set_tracking_uri(f"sqlite:///{project}/mlflow.db")
+    p = params.read("params.yaml", "registry", gate.Registry)
+    found = api.get_experiment_by_name(p.prefix)
+    api.rename_experiment(found.experiment_id, "another")
+    api.create_experiment(p.prefix, artifact_location=(project.parent / "share").as_uri())
+    score("dcgan", memorised=0.9)
+    private()
+    register._sync()
+    assert "synthmri-dcgan" not in state() and "it does not go to" in capsys.readouterr().err
 
 
 def test_a_card_about_private_data_says_so(project):
     private()
-    score("vae", memorised=0.9)
-    lock()
     register.export(model="vae", out=Path("out"))
     text = Path("out/README.md").read_text()
     assert "license: other" in text and "simulated" not in text and "private" in text
-    assert "refused it: " in text and "memorised = 0.9" in text

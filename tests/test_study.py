@@ -6,6 +6,9 @@ import json
 import os
 import re
 import signal
+import socket
+import sqlite3
+import stat
 import subprocess
 import sys
 import threading
@@ -14,6 +17,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +29,7 @@ from starlette.testclient import TestClient
 
 from reader_study import app, design, packet, ratings
 from reader_study.store import Store
+from stages import _files
 from stages import study as commands
 from synthmri import imageset
 from synthmri.errors import UserError
@@ -383,6 +388,32 @@ def test_long_and_endless_posts_are_refused(served):
     assert client.post(link + "sign-in", content=b"{", headers=send).status_code == 422
 
 
+def raw_post(address: str, path: str, *lines: str, body: bytes = b"") -> bytes:
+    """The first bytes of the answer to a post that is written by hand, to a real server."""
+    host, port = re.match(r"http://([^:]+):(\d+)", address).groups()
+    head = [f"POST {path} HTTP/1.1", f"Host: {host}:{port}", f"Origin: http://{host}:{port}"]
+    head += ["Content-Type: application/json", *lines]
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall("\r\n".join([*head, "", ""]).encode() + body)
+        return connection.recv(12)
+
+
+def test_the_server_reads_no_more_than_it_admits_and_nothing_of_strangers(tmp_path):
+    write_packet(tmp_path)
+    process, links = start(tmp_path)
+    path = re.sub(r"http://[^/]+", "", links[0]) + "sign-in"
+    try:
+        # Chunks go before a length (RFC 9112, 6.3), so a bound on the length alone would bound nothing.
+        both = ("Content-Length: 20", "Transfer-Encoding: chunked")
+        endless = b"4e20\r\n" + b" " * 20_000 + b"\r\n0\r\n\r\n"
+        assert raw_post(links[0], path, *both, body=endless) == b"HTTP/1.1 411"
+        # Of a body that is announced and does not come, nothing is waited for where the token is not known.
+        assert raw_post(links[0], f"/r/{'x' * 22}/sign-in", "Content-Length: 20") == b"HTTP/1.1 404"
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
 def test_every_reply_forbids_what_it_should(served):
     client, link, *_ = served
     for path in (link, "/", "/static/page.js", link + "state", "/nothing"):
@@ -402,6 +433,42 @@ def test_comments_are_shown_escaped(served):
     text = client.get(link + "ratings").text
     assert "<script>alert" not in text and "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert "\x00" not in text and "\u202e" not in text
+
+
+def test_reading_waits_for_no_writer(served):
+    """Another writes for long: links, states and what was rated are shown meanwhile."""
+    client, link, opened, db = served
+    client.post(link + "sign-in", json={"pseudonym": "Anna"})
+    client.post(link + "ratings", json=answer(opened, 0))
+    with closing(sqlite3.connect(db.path, isolation_level=None)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        began = time.monotonic()
+        assert client.get(link + "state").json()["done"] == 1
+        assert [row["done"] for row in db.readers()] == [1, 0, 0] and len(db.ratings()) == 1
+        assert time.monotonic() - began < 10  # a lock would be waited for 30 s, and not be had
+
+
+def test_what_is_for_its_owner_is_made_so_and_older_files_are_warned_of(tmp_path, capsys):
+    before = os.umask(0o022)
+    try:
+        home = tmp_path / "home"
+        folder = write_packet(home, secret=_files.secret(tmp_path / "home-secret"))
+        opened, db = commands._open(home, "")
+        with closing(sqlite3.connect(db.path)) as reading:  # an open one keeps the log from being put away
+            reading.execute("SELECT * FROM reader").fetchone()
+            db.sign_in(0, "Anna")
+            kept = [tmp_path / "home-secret", home / f"key-{opened.hash}.csv", db.path]
+            files = [*kept, *home.glob("ratings-*.db-*")]
+            assert len(files) == 5 and {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+        assert capsys.readouterr().err == ""
+        for file in kept:
+            file.chmod(0o644)
+        commands._open(home, folder.name)
+        _files.secret(tmp_path / "home-secret")
+        said = capsys.readouterr().err
+        assert all(f"others on this machine can read {file}; close it with `chmod 600" in said for file in kept)
+    finally:
+        os.umask(before)
 
 
 def test_a_database_belongs_to_one_packet(tmp_path):

@@ -83,10 +83,10 @@ def test_features_are_the_same_bytes_anywhere(tmp_path, monkeypatch, cluster):
         Path("params.yaml").write_text(yaml.safe_dump(tree))
         monkeypatch.setenv("SYNTHMRI_WORKERS", str(count))
         monkeypatch.setenv("SYNTHMRI_CLUSTER", address)
-        features.main(Path("set"), Path(name))
+        features.main(Path("set"), Path("extractors"), Path(name))
     assert contents("one") == contents("two") == contents("cluster")
     monkeypatch.setattr(features, "PIECE", 4096)  # all at once
-    features.main(Path("set"), Path("whole"))
+    features.main(Path("set"), Path("extractors"), Path("whole"))
     assert contents("whole") == contents("one")
 
 

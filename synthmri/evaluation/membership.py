@@ -14,7 +14,7 @@ from synthmri.evaluation import auroc
 from synthmri.params import Section
 
 FALSE_POSITIVES = 0.01
-LEAST_PEOPLE = 5  # on each side; a bootstrap of fewer would be sure of what it cannot know
+LEAST_PEOPLE = 5  # on each side, for an interval; a bootstrap of fewer would be sure of what it cannot know
 
 
 class Privacy(Section):
@@ -64,9 +64,10 @@ def attack(
 ) -> dict[str, float]:
     """How well scores (N,) and (M,) tell members from others, with whole numbers that say whose slice each is.
 
-    `auroc`: 0.5 is chance; `_low`, `_high`: 95 % bootstrap interval over people, of each side by itself; 0 and 1
-    where a side has fewer than LEAST_PEOPLE.
+    `auroc`: 0.5 is chance; `_low`, `_high`: 95 % bootstrap interval over people, of each side by itself; not known, and
+    so left out, where a side has fewer than LEAST_PEOPLE.
     `tpr_at_1pct_fpr`: share of members found by the bound that takes at most 1 % of the others for members.
+    `people`: how many the smaller side has.
     """
     scores = np.concatenate([members, others])
     positive = np.arange(len(scores)) < len(members)
@@ -75,27 +76,31 @@ def attack(
     who = np.concatenate([ours, ours.max() + 1 + theirs])
     sides = (np.arange(who.max() + 1) > ours.max()).astype(int)
     wins, pairs = auroc.tables(scores, positive, who, len(sides))
-    weights = auroc.resampled(sides, p.rounds, np.random.default_rng(p.seed))
-    few = np.bincount(sides).min() < LEAST_PEOPLE
-    low, high = (0.0, 1.0) if few else auroc.interval(auroc.area(wins, pairs, weights))
     bound = np.sort(others)[::-1][int(FALSE_POSITIVES * len(others))]
-    return {
+    result = {
         "auroc": float(auroc.area(wins, pairs, np.ones((1, len(sides))))[0]),
-        "auroc_low": low,
-        "auroc_high": high,
         "tpr_at_1pct_fpr": float((members > bound).mean()),
+        "people": float(np.bincount(sides).min()),
     }
+    if result["people"] < LEAST_PEOPLE:
+        return result
+    weights = auroc.resampled(sides, p.rounds, np.random.default_rng(p.seed))
+    low, high = auroc.interval(auroc.area(wins, pairs, weights))
+    return result | {"auroc_low": low, "auroc_high": high}
 
 
 def worst(attacks: dict[str, dict[str, float]]) -> dict[str, float]:
-    """A model's attacks as mia_<attack>_<number>, and the largest of their areas and of the lower ends of these.
+    """A model's attacks as mia_<attack>_<number>, the largest of their areas and of the upper ends of these, and the
+    least of their people.
 
-    The latter, `mia_auroc_low`, is left out where no interval is known: 0 would pass for a proof.
+    `mia_auroc_high` is left out where it is not known of each of them: the other attack may be the one that succeeds.
     """
-    result = {"mia_auroc": max(found["auroc"] for found in attacks.values())}
-    lows = [found["auroc_low"] for found in attacks.values() if (found["auroc_low"], found["auroc_high"]) != (0.0, 1.0)]
-    if lows:
-        result["mia_auroc_low"] = max(lows)
+    result = {
+        "mia_auroc": max(found["auroc"] for found in attacks.values()),
+        "mia_people": min(found["people"] for found in attacks.values()),
+    }
+    if all("auroc_high" in found for found in attacks.values()):
+        result["mia_auroc_high"] = max(found["auroc_high"] for found in attacks.values())
     for name, found in attacks.items():
         result |= {f"mia_{name}_{key}": value for key, value in found.items()}
     return result
@@ -109,14 +114,15 @@ def markdown(result: dict[str, dict[str, float]], titles: dict[str, str]) -> str
         cells = [titles[model]]
         for name in ("distance", "loss"):
             if f"mia_{name}_auroc" in scores:
-                auc, low, high = (scores[f"mia_{name}_auroc{end}"] for end in ("", "_low", "_high"))
-                cells += [f"{auc:.3f} ({low:.3f} to {high:.3f})", f"{scores[f'mia_{name}_tpr_at_1pct_fpr']:.3f}"]
+                area, low, high = (scores.get(f"mia_{name}_auroc{end}") for end in ("", "_low", "_high"))
+                interval = "interval not known" if high is None else f"{low:.3f} to {high:.3f}"
+                cells += [f"{area:.3f} ({interval})", f"{scores[f'mia_{name}_tpr_at_1pct_fpr']:.3f}"]
             else:
                 cells += ["", ""]
         lines.append("| " + " | ".join(cells) + " |")
-    told = [titles[model] for model, scores in result.items() if scores.get("mia_auroc_low", 0.0) > 0.5]
-    ends = {(scores["mia_distance_auroc_low"], scores["mia_distance_auroc_high"]) for scores in result.values()}
-    if ends == {(0.0, 1.0)}:
+    lows = {model: [v for k, v in scores.items() if k.endswith("_auroc_low")] for model, scores in result.items()}
+    told = [titles[model] for model, ends in lows.items() if max(ends, default=0.0) > 0.5]
+    if not any(lows.values()):
         verdict = f"Nothing can be said: one side has fewer than {LEAST_PEOPLE} people."
     elif told:
         verdict = f"An attack tells training slices from other people's better than chance for: {', '.join(told)}."

@@ -384,8 +384,8 @@ def sample(
     the company in its batch changes an image; several processes draw the same batches, each some of them. Guidance
     above 1 asks the UNet twice, in one batch of double size, unless it changes nothing (see `sampling.guidance`).
     """
-    own, pipe.scheduler = pipe.scheduler, new_scheduler(pipe, p.scheduler)
-    sampling.set_steps(pipe.scheduler, p.steps)
+    scheduler = new_scheduler(pipe, p.scheduler)
+    sampling.set_steps(scheduler, p.steps)
     pipe.unet.to(memory_format=torch.channels_last)
     device = pipe.unet.device
 
@@ -405,9 +405,11 @@ def sample(
             raise UserError("the model draws values that are not finite; train it again with a lower learning rate")
         return to_uint8(decoded.float().mean(dim=1).cpu().numpy())[: len(seeds) - start]
 
-    batches = distributed.spread(one, range(0, len(seeds), p.batch_size), progress)
-    pipe.scheduler = own
-    return np.concatenate(batches)
+    own, pipe.scheduler = pipe.scheduler, scheduler
+    try:
+        return np.concatenate(distributed.spread(one, range(0, len(seeds), p.batch_size), progress))
+    finally:  # also where the images are not finite, or the one who asked has gone: a server draws again
+        pipe.scheduler = own
 
 
 @torch.no_grad()

@@ -1,24 +1,34 @@
-"""Where a model comes from: what DVC's lock file says of it, whether that still holds, and which commit made it."""
+"""Where a model comes from: what DVC's lock file says of it, whether that still holds, and which commit made it.
 
-import hashlib
-import json
+The lock file is read by DVC itself. DVC is imported when it is used: that takes a second.
+"""
+
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-
-import yaml
+from typing import Any
 
 from synthmri.errors import UserError
 
 
-def outputs(text: str) -> dict[str, str]:
-    """Path -> hash of all outputs in the text of a dvc.lock."""
-    return {out["path"]: out["md5"] for stage in stages(text) for out in stage.get("outs", [])}
+@contextmanager
+def opened(root: Path, revision: str | None = None) -> Iterator[Any]:
+    """DVC's `Repo` of the folder `root`, or of a git revision of it. Raises UserError where DVC cannot read it."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(root), rev=revision) as repo:
+            list(repo.index.stages)
+            yield repo
+    except DvcException as error:
+        raise UserError(f"DVC cannot read dvc.yaml and dvc.lock ({error}); `dvc status` tells more") from None
 
 
-def stages(text: str) -> list[dict]:
-    """All stages in the text of a dvc.lock."""
-    tree = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
-    return list(tree.get("stages", {}).values())
+def outputs(repo) -> dict[str, str]:
+    """Path -> hash of all outputs that the lock file of DVC's `repo` knows."""
+    return {path: out.hash_info.value for path, out in _outs(repo).items() if out.hash_info}
 
 
 def hash_of(locked: dict[str, str], path: Path) -> str:
@@ -28,37 +38,62 @@ def hash_of(locked: dict[str, str], path: Path) -> str:
     return locked[str(path)]
 
 
-def check(text: str, paths: list[Path]) -> None:
-    """Raise UserError unless these are what the text of dvc.lock says, and made from what it says of the rest.
+def check(repo, paths: list[Path]) -> None:
+    """Raise UserError unless these are what dvc.lock says, and made from what it says of the rest.
 
     So nothing is registered under another's hash, and no model with the scores of the one before it, as where `dvc
     repro` was stopped between the two.
     """
-    locked = outputs(text)
+    outs, locked = _outs(repo), outputs(repo)
     for path in paths:
-        if not path.exists() or dvc_hash(path) != hash_of(locked, path):
+        hash_of(locked, path)
+        if not outs[str(path)].exists or outs[str(path)].changed_checksum():
             raise UserError(f"{path} is not what dvc.lock says; run `dvc checkout` to restore it, or `dvc repro`")
-    makers = {out["path"]: stage for stage in stages(text) for out in stage.get("outs", [])}
-    todo, seen = [str(path) for path in paths], set()
+    for stage in _makers(repo, paths):
+        for dep in stage.deps:
+            if dep.hash_info.value != locked.get(dep.def_path, dep.hash_info.value):
+                made = stage.outs[0].def_path
+                raise UserError(f"{made} was made from another {dep.def_path} than the one of now; run `dvc repro`")
+
+
+def params(repo, paths: list[Path] | None = None) -> dict[str, dict[str, Any]]:
+    """Parameter (`outer.inner`) -> stage -> the value that it ran with, of all stages that these paths come from.
+
+    The stages nearest to the paths come first. Without paths, of all stages.
+    """
+    from dvc.dependency.param import ParamsDependency
+
+    found: dict[str, dict[str, Any]] = {}
+    for stage in repo.index.stages if paths is None else _makers(repo, paths):
+        for dep in stage.deps:
+            if isinstance(dep, ParamsDependency):
+                for name, value in flat(dep.hash_info.value or {}).items():
+                    found.setdefault(name, {})[stage.addressing] = value
+    return found
+
+
+def flat(tree: dict, head: str = "") -> dict[str, Any]:
+    """A tree of maps as one map, its keys joined by dots."""
+    out = {}
+    for key, value in tree.items():
+        out |= flat(value, f"{head}{key}.") if isinstance(value, dict) else {f"{head}{key}": value}
+    return out
+
+
+def _outs(repo) -> dict:
+    return {out.def_path: out for stage in repo.index.stages for out in stage.outs}
+
+
+def _makers(repo, paths: list[Path]) -> list:
+    """The stages that made these paths, those that made what these were made from, and so on, each once."""
+    maker = {out.def_path: stage for stage in repo.index.stages for out in stage.outs}
+    todo, found = [str(path) for path in paths], {}
     while todo:
-        path = todo.pop()
-        if path in seen or path not in makers:
-            continue
-        seen.add(path)
-        for dep in makers[path].get("deps", []):
-            if dep["md5"] != locked.get(dep["path"], dep["md5"]):
-                raise UserError(f"{path} was made from another {dep['path']} than the one of now; run `dvc repro`")
-            todo.append(dep["path"])
-
-
-def dvc_hash(path: Path) -> str:
-    """The hash that DVC gives a file or a folder."""
-    if path.is_file():
-        with open(path, "rb") as stream:
-            return hashlib.file_digest(stream, "md5").hexdigest()
-    inside = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
-    listed = [{"md5": dvc_hash(path / name), "relpath": name} for name in inside]
-    return hashlib.md5(json.dumps(listed, sort_keys=True).encode()).hexdigest() + ".dir"
+        stage = maker.get(todo.pop(0))
+        if stage is not None and stage.addressing not in found:
+            found[stage.addressing] = stage
+            todo += [dep.def_path for dep in stage.deps]
+    return list(found.values())
 
 
 def git(root: Path, *command: str) -> str:

@@ -5,12 +5,14 @@ MLflow is imported when it is used: that takes seconds.
 
 import logging
 import os
+import re
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import unquote, urlsplit
 
 from synthmri.errors import UserError
 
@@ -19,6 +21,7 @@ os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # a server that is not there is told at once
 
 BATCH = 1000  # metrics that a server takes in one call
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,30 @@ def connect(uri: str, experiment: str, artifacts: Path):
         return client, found.experiment_id
 
 
+def local(address: str, root: Path) -> bool:
+    """Whether what goes to the address of a store, or of its files, is known to stay on this machine.
+
+    SQLite and files below `root`, and servers on loopback (where these put it is their owner's matter). Whatever else
+    there is, a disk elsewhere or a data base by its name too, may be another machine's.
+    """
+    url = urlsplit(address)
+    if url.scheme in ("http", "https"):
+        return url.hostname in LOOPBACK
+    if url.scheme == "mlflow-artifacts":  # by the server that has told it
+        return url.hostname in (None, *LOOPBACK)
+    if url.scheme == "sqlite" and not url.netloc and url.path.startswith("/") and not url.query:
+        return Path(url.path[1:]).resolve().is_relative_to(root.resolve())
+    plain = url.scheme == "" and address.startswith(("/", "."))  # "databricks" is no folder
+    if (plain or url.scheme == "file") and url.hostname in (None, "localhost"):
+        return Path(unquote(url.path)).resolve().is_relative_to(root.resolve())
+    return False
+
+
+def shown(uri: str) -> str:
+    """An address without the password that may be in it."""
+    return re.sub(r"//[^/@]*@", "//", uri)
+
+
 @contextmanager
 def _told(uri: str):
     import sqlalchemy.exc
@@ -89,7 +116,7 @@ def _told(uri: str):
     except (MlflowException, sqlalchemy.exc.SQLAlchemyError, ImportError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"the MLflow store {uri} cannot be used: {reason}\n  remedies: start its server, correct "
+            f"the MLflow store {shown(uri)} cannot be used: {reason}\n  remedies: start its server, correct "
             "registry.tracking_uri or MLFLOW_TRACKING_URI, or leave both empty for mlflow.db; a damaged mlflow.db may "
             "be deleted, the next sync makes it anew"
         ) from None

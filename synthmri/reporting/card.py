@@ -13,7 +13,7 @@ NAMED = {
     "precision": "precision", "recall": "recall", "density": "density", "coverage": "coverage",
     "memorised": "share of images that look memorised (0.05 is what honest data gives)",
     "mia_auroc": "best attack on membership, AUROC (0.5 is chance)",
-    "mia_auroc_low": "largest lower 95 % bound of the attacks",
+    "mia_auroc_high": "largest upper 95 % bound of the attacks",
     "largest_correlation": "largest correlation of pixels with a training slice",
 }  # fmt: skip
 CLINICAL = (
