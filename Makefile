@@ -4,9 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PORT ?= 5000
 
-.PHONY: help install repro quick ui study test lint
+.PHONY: help install repro check quick ui study test lint
 help:
 	@echo "make repro   set up .venv, run the whole pipeline, show a summary"
+	@echo "make check   whose your scans in data/raw are, and what they show, before a run"
 	@echo "make quick   a first look in minutes: all of it small, in a clone of its own (.quick)"
 	@echo "make ui      browse models and runs in MLflow on http://127.0.0.1:5000"
 	@echo "make test    set up .venv, run the tests"
@@ -28,10 +29,15 @@ $(VENV)/.installed: pyproject.toml constraints.txt synthmri/torchvision_cpu.py
 	  echo 'import zz_torchvision_cpu' > "$$site/zz_torchvision_cpu.pth"
 	@touch $@
 
+# Own scans in doubt, and what DVC would stop or wait at, are said before it starts.
 repro: install
+	@$(BIN)/python -m stages.check --if-used
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/dvc repro
 	@$(BIN)/python -m stages.register --sync
 	@$(BIN)/python -m stages.summary
+
+check: install
+	@$(BIN)/python -m stages.check
 
 # In a clone of its own: params.yaml and the results here stay as they are.
 quick: install

@@ -143,12 +143,19 @@ def _not_finite(tree: dict, where: str = "") -> list[str]:
 
 def secret(file: Path) -> str:
     """The random secret in a file, made where there is none. Raises UserError for one that is too short."""
-    if not file.exists():
+    if not os.path.lexists(file):
         with replacing(file) as part:
             part.touch(mode=0o600)
             part.write_text(secrets.token_hex(32) + "\n", encoding="utf-8")
+    try:
+        found = file.read_text(encoding="utf-8-sig").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = "is a folder" if file.is_dir() else f"cannot be read as text in UTF-8 ({error})"
+        raise UserError(
+            f"{file} {why}; put back the file that was there, or remove it for a new secret, with which people get "
+            "other pseudonyms"
+        ) from None
     warn_if_open(file)
-    found = file.read_text(encoding="utf-8").strip()
     if len(found) < LEAST_SECRET:
         raise UserError(
             f"{file} holds {len(found)} characters, at least {LEAST_SECRET} are a secret; remove it for a new one"

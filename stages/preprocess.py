@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from rich.progress import Progress
 from stages import _cli, _files, _workers
 from synthmri import imageset, params
 from synthmri.errors import UserError
-from synthmri.scans import identity, read, scan, slicing, splits
+from synthmri.scans import identity, inventory, likeness, read, scan, slicing, splits, wording
 
 COLUMNS = ["subject", "source", "contrast", "plane", "label", "slice_mm", "depth_mm", "split"]
 ORIENTATION = {
@@ -39,10 +40,19 @@ def main(
     _cli.start()
     data = params.read(_cli.PARAMS, "data", slicing.Data)
     console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
-    found, skipped = read.find(raw, data.classes)
+    held = inventory.take(raw, data)
+    found, skipped = held.sources, held.bad
+    for line in wording.skipped(skipped):
+        console.print(line)
+    if classes := wording.classes(found, data.classes):
+        console.print(classes)
+    if reasons := inventory.unsettled(held, data):
+        raise UserError(
+            "\n  ".join(["whose the scans are, or what they show, is in doubt", *reasons])
+            + f"\nrun `synthmri check`, look through {raw / inventory.TABLE}, and mend it; or, if it is right, set "
+            "data.subjects to confirmed in params.yaml"
+        )
     salt = _salt(raw, data)
-    for error in skipped:
-        console.print(f"skipped {error}")
     sources = _wanted(found, skipped, raw, data)
     tried = len(sources) + _failures(skipped)
 
@@ -52,8 +62,8 @@ def main(
         _files.replacing(sheet) as sheet_part,
     ):
         out_part.mkdir()
-        pixels = out_part / "all.raw"  # grows scan by scan, so that memory holds one at a time
-        rows, dropped = _slice(_results(sources, data), sources, skipped, data, pixels, console, salt)
+        pixels, drawn = out_part / "all.raw", out_part / "masks.raw"  # grow scan by scan: memory holds one at a time
+        rows, dropped = _slice(_results(sources, data), sources, skipped, data, (pixels, drawn), console, salt)
         if _failures(skipped) > data.max_bad_fraction * tried:
             raise UserError(
                 f"{_failures(skipped)} of {tried} scans cannot be used, more than data.max_bad_fraction = "
@@ -64,8 +74,13 @@ def main(
                 f"no slice is left of {tried} scans (left out: {dict(dropped)}); widen data.depth_mm = "
                 f"{list(data.depth_mm)} or lower data.min_head_fraction = {data.min_head_fraction:g}"
             )
-        images = np.memmap(pixels, np.uint8, "r", shape=(len(rows), data.image_size, data.image_size))
+        shape = (len(rows), data.image_size, data.image_size)
+        images = np.memmap(pixels, np.uint8, "r", shape=shape)
+        masks = np.memmap(drawn, np.uint8, "r", shape=shape) if drawn.exists() else None
         side = _split(rows, data)
+        if data.source == "raw":
+            for line in _alike(images, rows):
+                console.print(f"warning: {line}")
         copies = splits.duplicates(images, side, data.duplicate_correlation, scratch=out_part)
         dropped["border_gap"] = int((side == "").sum())
         dropped["duplicate_exact"] = int((copies == "exact").sum())
@@ -77,19 +92,25 @@ def main(
             if not len(chosen):
                 raise UserError(
                     f"no image is left for {name} (left out: {dict(dropped)}); add scans, widen data.depth_mm = "
-                    f"{list(data.depth_mm)} (volumes), name the folders of pictures by person (sub-01, ...), or, "
-                    f"where nobody knows whose they are, lower data.border_gap = {data.border_gap}"
+                    f"{list(data.depth_mm)} (volumes), say whose each scan is in {inventory.TABLE} (`synthmri check`), "
+                    f"or, where nobody knows, lower data.border_gap = {data.border_gap}"
                 )
             manifest = rows.iloc[chosen][COLUMNS].reset_index(drop=True)
-            part = (piece for _, piece in imageset.pieces(images, imageset.PIECE, chosen))
-            imageset.write_pieces(out_part / name, part, images.shape[1:], manifest, _meta(rows, data))
-        del images
+            part, of_part = (
+                None if array is None else (piece for _, piece in imageset.pieces(array, imageset.PIECE, chosen))
+                for array in (images, masks)
+            )
+            imageset.write_pieces(out_part / name, part, shape[1:], manifest, _meta(rows, data), of_part)
+        del images, masks
         pixels.unlink()
+        drawn.unlink(missing_ok=True)
 
         sets = {name: imageset.read(out_part / name) for name in splits.SPLITS}
         counts = {name: _count(part.manifest) for name, part in sets.items()}
         counts["files"] = {"found": len(found), "asked_for": len(sources), "used": rows["source"].nunique()}
-        counts["files_skipped"] = Counter(error.category for error in skipped)
+        left_out = [error for error in skipped if isinstance(error, scan.LeftOut)]
+        counts["files_left_out"] = Counter(error.category for error in left_out)
+        counts["files_skipped"] = Counter(error.category for error in skipped if not isinstance(error, scan.LeftOut))
         counts["slices_dropped"] = dropped
         counts["simulated"] = int(data.source == "simulated")
         metrics_part.write_text(json.dumps(counts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
@@ -117,6 +138,17 @@ def _warnings(images: dict[str, int], least: int, data: slicing.Data) -> Iterato
         )
 
 
+def _alike(images: np.ndarray, rows: pd.DataFrame) -> Iterator[str]:
+    """Who may be one person under two names: for the screen alone."""
+    known = rows[rows["person"] != ""]
+    for contrast, part in known.groupby("contrast"):
+        for one, other, value in likeness.alike(images, part.index.to_numpy(), list(part["person"])):
+            yield (
+                f"{one} and {other} look alike ({contrast or 'unknown contrast'}, {value:.2f}); if they are one "
+                f"person, give both the same subject in {inventory.TABLE}"
+            )
+
+
 def _salt(raw: Path, data: slicing.Data) -> str:
     """What pseudonyms are hashed with: a random secret that stays among the scans. Simulated people have no secrets."""
     if data.source == "simulated":
@@ -125,8 +157,8 @@ def _salt(raw: Path, data: slicing.Data) -> str:
 
 
 def _failures(skipped: list[scan.BadFile]) -> int:
-    """How many should have been scans; a file of another format is no failure."""
-    return sum(error.category != "format" for error in skipped)
+    """How many should have been scans; a file of another format, or one that is no scan, is no failure."""
+    return sum(error.category != "format" and not isinstance(error, scan.LeftOut) for error in skipped)
 
 
 def _wanted(found: list, skipped: list, raw: Path, data: slicing.Data) -> list[scan.Source]:
@@ -145,22 +177,34 @@ def _wanted(found: list, skipped: list, raw: Path, data: slicing.Data) -> list[s
 
 def _slice(
     results: Iterator[slicing.Slices | scan.BadFile], sources: list[scan.Source], skipped: list, data: slicing.Data,
-    pixels: Path, console: Console, salt: str,
+    files: tuple[Path, Path], console: Console, salt: str,
 ) -> tuple[pd.DataFrame, Counter]:  # fmt: skip
-    """Write the slices of all sources to the file `pixels` (uint8) -> a row for each slice, and what was dropped.
+    """Write the slices of all sources to the first file (uint8), the masks of their lesions to the second, where any
+    scan has one -> a row for each slice, and what was dropped.
 
     `skipped` grows by the sources that cannot be used. The columns person and block are for splitting alone.
     """
-    rows, depths, dropped = [], [], Counter()
-    with pixels.open("wb") as file, Progress(console=console) as progress:
+    rows, depths, labels, dropped, bad = [], [], [], Counter(), []
+    masked = any(source.mask for source in sources)
+    if data.label_from == "mask" and not masked:
+        raise UserError(
+            "data.label_from = mask, but no mask belongs to a scan; name masks as their scans, as in x_mask.png beside "
+            "x.png or masks/1.png beside images/1.png, or set it to names"
+        )
+    with (
+        files[0].open("wb") as file,
+        files[1].open("wb") if masked else nullcontext() as drawn,
+        Progress(console=console) as progress,
+    ):
         results = progress.track(results, total=len(sources), description="slices")
         for number, (source, result) in enumerate(zip(sources, results, strict=True), start=1):
             if isinstance(result, scan.BadFile):
-                skipped.append(result)
-                console.print(f"skipped {result}")
+                bad.append(result)
                 continue
             dropped.update(result.dropped)
             file.write(result.images.tobytes())
+            if masked:
+                drawn.write((np.zeros_like(result.images) if result.masks is None else result.masks).tobytes())
             volume = result.depth_mm is not None
             row = {
                 "person": source.subject or "",
@@ -168,39 +212,69 @@ def _slice(
                 "subject": identity.pseudonym(source.subject, salt) if source.subject else "",
                 "source": f"{source.kind}-{number:04d}",
                 "contrast": source.contrast,
-                "plane": data.plane if volume else "",
-                "label": source.label,
+                "plane": data.plane if volume else source.plane,
                 "slice_mm": f"{result.slice_mm:.3f}" if volume else "",
                 "count": len(result.images),
             }
             rows.append(row)
+            labels += _labels(source, result, data)
             depths += [f"{depth:.2f}" for depth in result.depth_mm] if volume else [""] * len(result.images)
-    labels = sorted({row["label"] for row in rows if row["count"]} - {""})
-    if labels:
-        console.print(f"labels, which the outputs show: {', '.join(labels)}")
+    skipped += bad
+    for line in wording.skipped(bad):
+        console.print(line)
+    left = {row["person"] for row in rows if row["count"]}
+    lost = sorted({source.subject for source in sources if source.subject} - left)
+    if lost:
+        console.print(f"warning: nothing is left of {len(lost)} people ({wording.some(lost)})")
+    if shown := sorted(set(labels) - {""}):
+        console.print(f"labels, which the outputs show: {', '.join(shown)}")
     if not depths:
         return pd.DataFrame(), dropped
     of_sources = pd.DataFrame(rows)
     of_slices = of_sources.loc[of_sources.index.repeat(of_sources["count"])].drop(columns="count")
-    return of_slices.reset_index(drop=True).assign(depth_mm=depths), dropped
+    return of_slices.reset_index(drop=True).assign(depth_mm=depths, label=labels), dropped
+
+
+def _labels(source: scan.Source, result: slicing.Slices, data: slicing.Data) -> list[str]:
+    """One a slice: that of its source, or what its mask says."""
+    if data.label_from == "names" or result.masks is None:
+        return [source.label if data.label_from == "names" else ""] * len(result.images)
+    return ["lesion" if mask.any() else "none" for mask in result.masks]
 
 
 def _results(sources: list[scan.Source], data: slicing.Data) -> Iterator[slicing.Slices | scan.BadFile]:
     """The result of each source, in order, whatever the number of workers."""
     # Workers of a cluster may run in another folder.
-    sources = [replace(source, paths=tuple(path.absolute() for path in source.paths)) for source in sources]
+    sources = [
+        replace(
+            source,
+            paths=tuple(path.absolute() for path in source.paths),
+            mask=source.mask and source.mask.absolute(),
+        )
+        for source in sources
+    ]
     one = partial(_one, data=data)
     return _workers.ordered(one, sources, *_workers.shared(threads=1), name=lambda source: source.name)
 
 
 def _one(source: scan.Source, data: slicing.Data) -> slicing.Slices | scan.BadFile:
     try:
-        volume = read.read(source)
-        if volume.spacing_mm is None:
-            return slicing.from_pictures(volume.data, data)
-        return slicing.from_volume(volume.data, volume.spacing_mm, data)
+        volume = read.read(source, data.channel)
     except scan.BadFile as error:
         return error
+    mask = None
+    if source.mask:
+        try:
+            mask = read.read_mask(source, volume)
+        except scan.BadFile as error:
+            if data.label_from == "mask":
+                return error
+    try:
+        if volume.spacing_mm is None:
+            return slicing.from_pictures(volume.data, data, mask)
+        return slicing.from_volume(volume.data, volume.spacing_mm, data, mask)
+    except scan.BadFile as error:
+        return type(error)(error.category, f"{source.name}: {error}")
     except UserError as error:
         return scan.BadFile("values", f"{source.name}: {error}")
 
@@ -219,7 +293,7 @@ def _split(rows: pd.DataFrame, data: slicing.Data) -> np.ndarray:
 
 def _meta(rows: pd.DataFrame, data: slicing.Data) -> dict:
     """The parameters that shape the bytes, the pixel spacing and the orientation (null: pictures do not tell)."""
-    volumes = bool((rows["plane"] != "").all())
+    volumes = bool((rows["slice_mm"] != "").all())
     return {
         "data": data.model_dump(mode="json"),
         "pixel_mm": data.field_of_view_mm / data.image_size if volumes else None,

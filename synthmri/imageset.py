@@ -1,12 +1,13 @@
 """ImageSet: the one data contract between stages, the same for real and generated slices.
 
-A folder of three files:
+A folder of three files, or four:
 
 - `images.npy`    uint8, N x H x W, opened memory-mapped; 0 = black, 255 = white.
 - `manifest.csv`  N rows; row i describes image i. Real slices: subject, source, contrast, plane, label, slice_mm,
                   depth_mm, split. Generated slices: model, seed, prompt, label (the prompt's). Empty
                   cells mean "not known".
 - `meta.json`     what made the set: parameters, pixel spacing in mm, orientation.
+- `masks.npy`     where masks of lesions are known: as images.npy, 255 in a lesion.
 """
 
 import json
@@ -24,11 +25,13 @@ from synthmri.errors import UserError
 
 @dataclass(frozen=True)
 class ImageSet:
-    """images: uint8 (N, H, W); manifest: DataFrame of N rows, all text; meta: JSON-able dict."""
+    """images: uint8 (N, H, W); manifest: DataFrame of N rows, all text; meta: JSON-able dict; masks: as images, 255 in
+    a lesion, or None."""
 
     images: np.ndarray
     manifest: pd.DataFrame
     meta: dict = field(default_factory=dict)
+    masks: np.ndarray | None = None
 
     def __post_init__(self):
         if self.images.dtype != np.uint8 or self.images.ndim != 3:
@@ -39,37 +42,49 @@ class ImageSet:
             raise UserError(
                 f"{len(self.images)} images but {len(self.manifest)} rows in the manifest; write both again"
             )
+        if self.masks is not None and (self.masks.dtype != np.uint8 or self.masks.shape != self.images.shape):
+            raise UserError(
+                f"masks are uint8 as the images, {self.images.shape}; these are {self.masks.dtype} {self.masks.shape}"
+            )
 
     def __len__(self) -> int:
         return len(self.images)
 
     def take(self, rows) -> "ImageSet":
         """The images and rows of the given indices, in that order."""
-        return ImageSet(np.asarray(self.images[rows]), self.manifest.iloc[rows].reset_index(drop=True), self.meta)
+        masks = None if self.masks is None else np.asarray(self.masks[rows])
+        manifest = self.manifest.iloc[rows].reset_index(drop=True)
+        return ImageSet(np.asarray(self.images[rows]), manifest, self.meta, masks)
 
 
 PIECE = 256  # images at a time: 16 MiB at 256 x 256
 
 
 def write(folder: Path, imageset: ImageSet) -> None:
-    """Write the three files into `folder` (made if absent). The same set gives the same bytes."""
+    """Write the files into `folder` (made if absent). The same set gives the same bytes."""
     images = (piece for _, piece in pieces(imageset.images, PIECE))
-    write_pieces(folder, images, imageset.images.shape[1:], imageset.manifest, imageset.meta)
+    masks = None if imageset.masks is None else (piece for _, piece in pieces(imageset.masks, PIECE))
+    write_pieces(folder, images, imageset.images.shape[1:], imageset.manifest, imageset.meta, masks)
 
 
 def write_pieces(
-    folder: Path, images: Iterable[np.ndarray], shape: tuple[int, int], manifest: pd.DataFrame, meta: dict
-) -> None:
+    folder: Path, images: Iterable[np.ndarray], shape: tuple[int, int], manifest: pd.DataFrame, meta: dict,
+    masks: Iterable[np.ndarray] | None = None,
+) -> None:  # fmt: skip
     """The same of images that come piece by piece, uint8 (., H, W), of which one piece is in memory at a time.
 
     shape: (H, W). Raises UserError where the images are of another type or number than the rows of the manifest.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with growing(folder / "images.npy", shape, np.uint8) as append:
-        count = sum(append(piece) for piece in images)
-    if count != len(manifest):
-        raise UserError(f"{count} images but {len(manifest)} rows in the manifest; write both again")
+    for name, part in (("images", images), ("masks", masks)):
+        if part is None:
+            (folder / f"{name}.npy").unlink(missing_ok=True)
+            continue
+        with growing(folder / f"{name}.npy", shape, np.uint8) as append:
+            count = sum(append(piece) for piece in part)
+        if count != len(manifest):
+            raise UserError(f"{count} {name} but {len(manifest)} rows in the manifest; write both again")
     manifest.to_csv(folder / "manifest.csv", index=False, lineterminator="\n")
     text = json.dumps(meta, indent=1, sort_keys=True, allow_nan=False)
     (folder / "meta.json").write_text(text + "\n", encoding="utf-8")
@@ -141,6 +156,8 @@ def read(folder: Path) -> ImageSet:
     folder = Path(folder)
     try:
         images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
+        drawn = (folder / "masks.npy").is_file()
+        masks = np.load(folder / "masks.npy", mmap_mode="r", allow_pickle=False) if drawn else None
         manifest = pd.read_csv(folder / "manifest.csv", dtype=str, keep_default_na=False)
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         json.dumps(meta, allow_nan=False)  # JSON has no NaN, but Python's reader takes it
@@ -150,6 +167,7 @@ def read(folder: Path) -> ImageSet:
         raise UserError(f"{folder} is a damaged ImageSet ({error}); remove it and run `dvc repro`") from None
     # pandas takes a row that is too long for one with an index, and fills up one that is too short.
     ragged = not isinstance(manifest.index, pd.RangeIndex) or manifest.isna().any(axis=None)
+    ragged |= not isinstance(masks, np.ndarray | None)
     if ragged or not isinstance(images, np.ndarray) or not isinstance(meta, dict) or not images.size:
         raise UserError(f"{folder} is a damaged ImageSet; remove it and run `dvc repro`")
     depths = pd.to_numeric(manifest.get("depth_mm", pd.Series(dtype=str)).replace("", "0"), errors="coerce")
@@ -158,7 +176,7 @@ def read(folder: Path) -> ImageSet:
             f"{folder}/manifest.csv: depth_mm of row {int(np.argmin(np.isfinite(depths)))} is no number; remove the "
             "folder and run `dvc repro`"
         )
-    return ImageSet(images, manifest, meta)
+    return ImageSet(images, manifest, meta, masks)
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:

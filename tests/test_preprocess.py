@@ -145,7 +145,7 @@ def test_pictures_are_split_in_blocks_of_each_folder(here):
     for n in range(30):
         picture(f"glioma/{n + 1}.png", n)
         picture(f"pituitary/{n + 901}.png", 100 + n)
-    parameters(border_gap=2, classes=["glioma", "pituitary"])
+    parameters(subjects="confirmed", border_gap=2, classes=["glioma", "pituitary"])
     sets, metrics = run()
     for label in ("glioma", "pituitary"):
         # The running number is that of the natural order over all, so of the file number in a folder.
@@ -169,6 +169,7 @@ def test_pictures_are_split_in_blocks_of_each_folder(here):
 
 def test_tensor_is_split_in_blocks(here):
     np.save("raw/a.npy", np.stack([head(n)[12] for n in range(30)]))
+    parameters(subjects="confirmed")
     sets, _ = run()
     assert [len(part) for part in sets.values()] == [12, 4, 4]
 
@@ -176,10 +177,10 @@ def test_tensor_is_split_in_blocks(here):
 def test_bytes_do_not_depend_on_workers_or_time(here):
     cohort(4)
     Path("raw/broken.nii").write_bytes(b"x" * 400)
-    parameters(max_bad_fraction=0.5)
+    parameters(subjects="confirmed", max_bad_fraction=0.5)
     run("one")
     run("again")
-    parameters(max_bad_fraction=0.5, workers=2)
+    parameters(subjects="confirmed", max_bad_fraction=0.5, workers=2)
     run("two")
     assert contents("one") == contents("again") == contents("two")
 
@@ -203,7 +204,7 @@ def test_nothing_of_a_person_gets_out(here, capfd):
         nifti(f"{secret}{n}_FLAIR.nii.gz", 50 + n)
     picture(f"{secret.upper()}/{secret}.png", 3)
     Path(f"raw/{secret}.nii").write_bytes(b"x" * 400)
-    parameters(max_bad_fraction=0.5)
+    parameters(subjects="confirmed", max_bad_fraction=0.5)
     run()
     for name, content in contents("out").items():
         for word in (secret, secret.upper(), secret.lower(), "2019", "broken"):
@@ -223,7 +224,7 @@ def test_what_will_stop_a_later_stage_is_said_at_once(here, capfd):
     assert "data.image_size = 88: the baselines take 64" in said
     parameters(image_size=64)
     preprocess.main(Path("raw"), *out, least=1)
-    assert "warning" not in capfd.readouterr().err
+    assert "min_images" not in capfd.readouterr().err
 
 
 def test_a_volume_of_one_bright_voxel_gives_no_slice_and_stops_nothing(here):
@@ -246,6 +247,7 @@ def test_bad_files_are_counted_up_to_a_bound(here):
     cohort(5)
     Path("raw/broken.nii").write_bytes(b"x" * 400)
     Path("raw/sheet.xlsx").write_bytes(b"x" * 400)
+    parameters(subjects="confirmed")
     _, metrics = run()  # 1 of 11, and a file that is no scan at all
     assert metrics["files_skipped"] == {"format": 1, "unreadable": 1}
     Path("raw/broken2.nii").write_bytes(b"x" * 400)
@@ -259,6 +261,7 @@ def test_duplicates_across_the_split(here):
     for n in range(40):
         picture(f"{n}.png", n)
     picture("38.png", 0)  # in test, the same as one in train
+    parameters(subjects="confirmed")
     sets, metrics = run()
     assert metrics["slices_dropped"]["duplicate_exact"] == 1
     assert [len(part) for part in sets.values()] == [18, 6, 5]
@@ -267,6 +270,7 @@ def test_duplicates_across_the_split(here):
 def test_one_patient_under_two_names_is_a_leak(here):
     for name in ("anna", "berta", "carla"):
         nifti(f"{name}.nii.gz", 1)
+    parameters(subjects="confirmed")
     with pytest.raises(UserError, match="the split leaks: .* two names"):
         run()
 
@@ -296,6 +300,7 @@ def test_nothing_left(here):
 def test_all_splits_get_images(here):
     for n in range(8):
         picture(f"{n}.png", n)
+    parameters(subjects="confirmed")
     with pytest.raises(UserError, match="no image is left for val .*data.border_gap = 5"):
         run()
 
@@ -349,7 +354,7 @@ def test_real_pictures(here):
         folder.mkdir(parents=True)
         for path in sorted(Path(REAL, "t1ce-tumor", label).iterdir())[:40]:
             (folder / path.name).write_bytes(path.read_bytes())
-    parameters(contrasts=["T1ce"], image_size=256, classes=["glioma", "meningioma", "pituitary"])
+    parameters(subjects="confirmed", contrasts=["T1ce"], image_size=256, classes=["glioma", "meningioma", "pituitary"])
     sets, metrics = run()
     assert metrics["train"]["label"] == {"glioma": 18, "meningioma": 18, "pituitary": 18}
     assert metrics["test"]["label"] == {"glioma": 6, "meningioma": 6, "pituitary": 6}

@@ -5,10 +5,12 @@ import pytest
 
 from synthmri import params
 from synthmri.errors import UserError
-from synthmri.scans import identity, slicing, splits
+from synthmri.scans import slicing, splits
 
 DATA = {
     "source": "raw",
+    "subjects": "check",
+    "assume": {"contrast": "", "plane": ""},
     "contrasts": [],
     "plane": "axial",
     "depth_mm": [0, 400],
@@ -231,11 +233,6 @@ def test_a_leaking_split_is_refused():
     images[5:] = images[:3]
     with pytest.raises(UserError, match="leaks: 3 of 3"):
         splits.duplicates(images, np.array(["train"] * 4 + ["val"] + ["test"] * 3), 0.99)
-
-
-def test_pseudonym_is_known_sha256():
-    # printf id-1 | openssl dgst -sha256 -hmac salt
-    assert identity.pseudonym("id-1", "salt") == "sub-508d175abdf3983b"
 
 
 # Parameters -----------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ MAX_VOXELS = 2**28  # 1 GiB as float32: far above any head scan, far below what 
 MIN_SLICES = 3  # fewer is a localizer, not a scan
 MIN_SIDE = 16  # pixels of a picture
 SPACING_MM = (0.05, 20.0)  # beyond this the header means another unit, or nothing
+SCOUT = (9, 8.0)  # at most so many slices, at least so many mm apart, plan a scan and are none
 
 
 class BadFile(UserError):
@@ -26,6 +27,15 @@ class BadFile(UserError):
     def __str__(self) -> str:
         return self.args[1]
 
+    @property
+    def name(self) -> str:
+        """The file at fault, as its message begins."""
+        return self.args[1].partition(": ")[0]
+
+
+class LeftOut(BadFile):
+    """What is whole but no anatomical scan, and so no failure. `category` is the reason, in the words of `kind`."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -33,6 +43,8 @@ class Source:
 
     paths: one file, or the files of a DICOM series. subject: None where nothing tells whose it is.
     contrast: T1w, T1ce, T2w, FLAIR, PD or "". label: class, or "". name: path under the root, for messages.
+    plane: of pictures, where a person said it. mask: of its lesions, or None. doubts: what of all this is a guess, in
+    whole sentences.
     """
 
     paths: tuple[Path, ...]
@@ -41,6 +53,9 @@ class Source:
     contrast: str
     label: str
     name: str
+    plane: str = ""
+    mask: Path | None = None
+    doubts: tuple[str, ...] = ()
 
     @property
     def block(self) -> str:
@@ -70,11 +85,11 @@ def check_numbers(dtype: np.dtype) -> None:
 
 
 def finite(data: np.ndarray) -> np.ndarray:
-    """NaN and infinity become 0. Refuses what is then the same everywhere."""
+    """NaN and infinity become background: 0, or the least value below. Refuses what is then the same everywhere."""
     good = np.isfinite(data)
     if not good.any():
         raise BadFile("values", "holds no finite value; export it again")
-    data = data if good.all() else np.where(good, data, np.float32(0))
+    data = data if good.all() else np.where(good, data, min(data[good].min(), np.float32(0)))
     if data.min() == data.max():
         raise BadFile("values", f"is {data.flat[0]:g} everywhere; export it again or remove it")
     return data
@@ -83,9 +98,12 @@ def finite(data: np.ndarray) -> np.ndarray:
 def oriented(data: np.ndarray, affine: np.ndarray) -> Scan:
     """float32 (I, J, K) and its affine to RAS mm (4, 4) -> the same voxels, the axes nearest to R, A, S."""
     if min(data.shape) < MIN_SLICES:
-        raise BadFile("slices", f"is {data.shape} voxels, at least {MIN_SLICES} each way are needed; a localizer?")
+        raise LeftOut("scout", f"is {data.shape} voxels, at least {MIN_SLICES} each way are needed; a localizer?")
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     lo, hi = SPACING_MM
+    slices, gap = data.shape[spacing.argmax()], spacing.max()
+    if slices <= SCOUT[0] and SCOUT[1] <= gap <= 200:
+        raise LeftOut("scout", f"is {slices} slices {gap:.3g} mm apart; a localizer?")
     if not np.isfinite(affine).all() or not ((spacing >= lo) & (spacing <= hi)).all():
         raise BadFile("geometry", f"has voxels of {spacing.tolist()} mm; {lo} to {hi} mm are read; mend its header")
     if abs(np.linalg.det(affine[:3, :3] / spacing)) < 0.1:
