@@ -19,7 +19,8 @@ from synthmri import imageset, params
 from synthmri.evaluation import distances, features
 from synthmri.generators import autoencoder, latent_diffusion
 from synthmri.reporting import plots
-from synthmri.simulation import heads, pretraining
+from synthmri.simulation import pretraining
+from synthmri.simulation.atlas import load_atlas
 from synthmri.training import sampling
 
 SEED = 900_000  # of the heads; training draws from the seeds pretrain.seed + 0 to 3
@@ -27,7 +28,7 @@ SEED = 900_000  # of the heads; training draws from the seeds pretrain.seed + 0 
 
 def simulated_slices(run: pretraining.Pretrain, n: int, seed: int) -> tuple[np.ndarray, list[str]]:
     """uint8 (n, H, W) of the distribution that the UNet learns, and the prompts that say what each is."""
-    atlas, images, prompts = heads.load_atlas(), [], []
+    atlas, images, prompts = load_atlas(), [], []
     whole = run.unet.model_copy(update={"cond_drop_prob": 0.0})
     for step in range(-(-n // whole.batch_size)):
         generator = torch.Generator().manual_seed(seed + step)

@@ -5,11 +5,13 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 
 from stages import _cli, _files, _workers
 from synthmri import params
-from synthmri.simulation import cohort, heads
+from synthmri.simulation import cohort
+from synthmri.simulation.atlas import load_atlas
 
 DESCRIPTION = {
     "Name": "Simulated brain MRI. Every subject is imaginary: deformed ICBM152 anatomy and signal equations",
@@ -37,20 +39,27 @@ def main(out: Annotated[Path, typer.Option(help="folder of the BIDS tree")]):
 
 
 def _one(i: int, p: cohort.Cohort, folder: Path) -> tuple[str, ...]:
-    """Write the volumes of subject i; returns its row of participants.tsv."""
-    import nibabel
+    """Write the volumes of subject i and the mask of its lesions; returns its row of participants.tsv."""
     import torch
 
     torch.set_num_threads(1)  # so that the bytes are the same, however many processes there are
-    subject = cohort.simulate_one(heads.load_atlas(), p, i)
-    place = folder / subject.name / "anat"
-    place.mkdir(parents=True, exist_ok=True)  # of a worker that was killed
-    for contrast, volume in subject.volumes.items():
-        image = nibabel.Nifti1Image(volume, subject.affine)
-        image.header.set_xyzt_units("mm")
-        nibabel.save(image, place / f"{subject.name}_{contrast}.nii.gz")
+    subject = cohort.simulate_one(load_atlas(), p, i)
+    scans = {f"{subject.name}_{contrast}": volume for contrast, volume in subject.volumes.items()}
+    _write(folder / subject.name / "anat", scans, subject.affine)
+    masks = folder / "derivatives" / "lesions" / subject.name / "anat"
+    _write(masks, {f"{subject.name}_label-lesion_mask": subject.lesions}, subject.affine)
     label = "lesions" if subject.lesion_ml > 0 else "none"
     return subject.name, str(subject.age_like), f"{subject.lesion_ml:.2f}", label
+
+
+def _write(folder: Path, volumes: dict[str, np.ndarray], affine: np.ndarray) -> None:
+    import nibabel
+
+    folder.mkdir(parents=True, exist_ok=True)  # of a worker that was killed
+    for name, volume in volumes.items():
+        image = nibabel.Nifti1Image(volume, affine)
+        image.header.set_xyzt_units("mm")
+        nibabel.save(image, folder / f"{name}.nii.gz")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from benchmarks import (
     effort,
     evaluation,
     finetuning,
+    heads,
     layouts,
     measure,
     membership,
@@ -105,6 +106,35 @@ def test_heads_are_those_of_the_training_and_each_is_another():
     images, prompts = base.simulated_slices(run, 20, 5)
     assert images.shape == (20, 64, 64) and images.dtype == np.uint8 and all(prompts)
     assert len({image.tobytes() for image in images}) == 20 and len(base.simulated_slices(run, 3, 5)[1]) == 3
+
+
+def test_simulated_heads_are_judged_against_real_slices(small, monkeypatch):
+    """Textures stand for slices: some like the "real" ones, which cannot be told apart from them, and some not."""
+    texture = evaluation.textures(80, seed=0)[:, :64, :64]
+    like, unlike = texture[40:], 255 - texture[40:] // 2
+    monkeypatch.setattr(heads, "load_atlas", lambda: None)
+    monkeypatch.setattr(heads, "milliseconds", lambda atlas, p, n: 40.0 / (p.levels * p.views))
+    monkeypatch.setattr(heads, "real_slices", lambda root, name, n, data: (texture[:40], np.arange(40) // 4))
+    monkeypatch.setattr(heads, "simulated_slices", lambda atlas, p, name, n, depth: (like, np.arange(40) // 4))
+    prompts = [f"{contrast} axial brain MRI" for contrast in ("T1w", "T2w", "FLAIR")]
+    monkeypatch.setattr(
+        heads, "older_slices", lambda commit, n, folder: (np.repeat(unlike, 3, 0), prompts * len(unlike), 60.0)
+    )
+    monkeypatch.delenv("REAL_MRI", raising=False)
+    with pytest.raises(UserError, match="REAL_MRI is None; name the folder of real slices, which holds lgg-flair"):
+        heads.main()
+    for folder, *_ in heads.SETS.values():
+        Path(folder).mkdir(exist_ok=True)
+    monkeypatch.setenv("REAL_MRI", ".")
+    heads.main(before="abc1234", n=40, sheets=small / "sheets")
+    found = result("heads")
+    for name in heads.SETS:
+        then, now = found["before"][name], found["now"][name]
+        assert then["fd_alexnet"] > 3 * now["fd_alexnet"] and then["fd_effnet"] > 1.5 * now["fd_effnet"]
+        assert then["accuracy_effnet"] > 0.8 and 0.2 < now["accuracy_effnet"] < 0.8 and now["n"] == 40
+    assert found["milliseconds_a_slice"]["before"] == 60.0
+    assert len(list((small / "sheets").iterdir())) == len(heads.SETS)
+    assert heads.table().count("\n") == 1 + len(heads.SETS) and str(then["fd_effnet"]) in heads.table()
 
 
 def test_the_linear_code_is_the_best_of_its_size_and_the_whole_of_all_numbers():

@@ -1,5 +1,7 @@
 """Pretraining at its smallest: it runs, resumes to the same weights, and writes what plain diffusers opens."""
 
+import re
+
 import pytest
 import torch
 from conftest import copy_parameters
@@ -150,10 +152,29 @@ def test_tokenizer_is_clips_and_knows_the_words(tmp_path):
 
 
 def test_prompts_name_what_was_drawn(run):
-    from synthmri.simulation import heads
+    from synthmri.simulation.atlas import load_atlas
 
-    p = run.unet.model_copy(update=dict(batch_size=200, cond_drop_prob=0.2))
-    images, prompts = pretraining.unet_images(heads.load_atlas(), p, 16, streams.generator(0))
-    assert images.shape == (200, 16, 16) and images.min() >= 0 and images.max() <= 1
-    assert 20 < prompts.count("") < 60
-    assert all(t == "" or t.startswith(("T1w axial", "T2w axial", "FLAIR axial")) for t in prompts)
+    p = run.unet.model_copy(update=dict(batch_size=120, cond_drop_prob=0.2))
+    images, prompts = pretraining.unet_images(load_atlas(), p, 16, streams.generator(0))
+    assert images.shape == (120, 16, 16) and images.min() >= 0 and images.max() <= 1
+    assert 10 < prompts.count("") < 40
+    named = re.compile(
+        r"(T1w|T2w|FLAIR|T1ce|PD) (axial|coronal|sagittal) brain MRI(, level \d+)?"
+        r"(, (none|lesions|tumour|glioma|meningioma|pituitary))?"
+    )
+    full = [text for text in prompts if text]
+    assert all(named.fullmatch(text) for text in full)
+    levels, labels = (sum(found in text for text in full) for found in ("level", "I, l"))
+    assert 0.65 < levels / len(full) < 0.93 and labels
+    assert {text.split()[1] for text in full} == {"axial", "coronal", "sagittal"}
+
+
+def test_template_of_the_base_is_that_of_the_pipeline_and_its_words_are_known(run):
+    from synthmri.scans.prompts import Prompt
+    from synthmri.simulation import lesions, slices
+
+    assert run.unet.template == params.read("params.yaml", "prompt", Prompt).template
+    tokenizer = pretraining.new_tokenizer()
+    words = {*slices.PLANES, *slices.VISIBLE_MM2, "FLAIR", "PD", "none"}
+    words |= {lesions.WORDS.get(kind, kind) for kind in lesions.KINDS}
+    assert all(len(tokenizer.tokenize(word)) == 1 for word in words)

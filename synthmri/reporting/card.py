@@ -148,7 +148,7 @@ def dataset_sheet(data: dict, tree: dict) -> str:
     skipped = ", ".join(f"{reason} {count}" for reason, count in data["files_skipped"].items()) or "none"
     made = (
         f"{SIMULATED[0].upper()}{SIMULATED[1:]}: {tree['cohort']['subjects']} imaginary people, seed "
-        f"{tree['cohort']['seed']}. All share one folding pattern of the cortex and have no vessels."
+        f"{tree['cohort']['seed']}. All are one average brain, folded and deformed anew, in a drawn head."
         if simulated
         else "Slices of private scans. They are not part of this; subjects were told apart by salted hashes."
     )

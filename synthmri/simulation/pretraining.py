@@ -10,33 +10,32 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from synthmri.errors import UserError
 from synthmri.generators import autoencoder, autoencoder_training, latent_diffusion
 from synthmri.params import Section
-from synthmri.simulation import heads
+from synthmri.scans import prompts
+from synthmri.simulation import atlas as maps
+from synthmri.simulation import slices
 from synthmri.training import denoising_loss, distributed, loop, streams
 from synthmri.training.precision import Precision, autocast
 
-CONTRASTS = ("T1w", "T2w", "FLAIR")
 _WORDS = (
-    "axial coronal sagittal brain mri of a an the with without and level t1w t2w flair t1ce pd healthy normal lesion "
-    "lesions tumour tumor meningioma glioma pituitary slice simulated patient male female young old"
+    "axial coronal sagittal brain mri of a an the with without and level t1w t2w flair t1ce pd healthy normal none "
+    "lesion lesions tumour tumor meningioma glioma pituitary slice simulated patient male female young old"
 )
 
 
 class Autoencoder(Section):
     """Section `pretrain.autoencoder`."""
 
-    anatomy: heads.Anatomy
-    scanner: heads.Scanner
+    slices: slices.Slices
     width: int = Field(ge=8, le=256)
     blocks: int = Field(ge=1, le=8)
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     crop_px: int = Field(ge=64, le=512, multiple_of=8)
-    pixel_mm: heads.Range
     learning_rate: float = Field(gt=0, le=0.1)
     perceptual_weight: float = Field(ge=0)
     adversarial_weight: float = Field(ge=0)
@@ -47,14 +46,12 @@ class Autoencoder(Section):
 class Denoiser(Section):
     """Section `pretrain.unet`."""
 
-    anatomy: heads.Anatomy
-    scanner: heads.Scanner
+    slices: slices.Slices
+    template: str
     channels: tuple[int, ...] = Field(min_length=2, max_length=4)
     layers_per_block: int = Field(ge=1, le=4)
     text_width: int = Field(ge=16, multiple_of=16)
     text_layers: int = Field(ge=1, le=12)
-    depth_mm: heads.Range
-    field_of_view_mm: float = Field(ge=120, le=400)
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     reuse: int = Field(ge=1, le=16)
@@ -62,6 +59,12 @@ class Denoiser(Section):
     snr_gamma: float = Field(ge=0)
     ema_decay: float = Field(ge=0, lt=1)
     cond_drop_prob: float = Field(ge=0, lt=1)
+
+    @field_validator("template")
+    @classmethod
+    def _fields(cls, value: str) -> str:
+        prompts.check_template(value)
+        return value
 
 
 class Pretrain(Section):
@@ -96,25 +99,15 @@ def new_autoencoder(p: Autoencoder):
 def autoencoder_images(atlas, p: Autoencoder, generator: torch.Generator) -> torch.Tensor:
     """A batch of crops (B, crop, crop) in [0, 1] from the widest randomisation."""
     n = p.batch_size
-    contrasts = [CONTRASTS[i] for i in torch.randint(len(CONTRASTS), (n,), generator=generator)]
-    planes = [
-        ("axial", "coronal", "sagittal")[min(i, 2)] for i in (torch.rand(n, generator=generator) * 4 - 1).clamp(0).int()
-    ]
-    images, _ = heads.random_slices(
-        atlas, p.anatomy, p.scanner, contrasts, planes,
-        depth_mm=(5.0, 150.0), pixel_mm=p.pixel_mm, size=p.crop_px, spread_mm=55.0, generator=generator,
-    )  # fmt: skip
+    images = slices.draw(atlas, p.slices, n, p.crop_px, generator).images
     # What simulated heads lack and real ones have, fine detail and any contrast curve: a random grain and gamma.
     small = torch.randn(n, 1, p.crop_px // 2, p.crop_px // 2, generator=generator)
     fine = torch.randn(n, 1, p.crop_px, p.crop_px, generator=generator)
     grain = F.interpolate(small, size=images.shape[1:], mode="bilinear")[:, 0] + fine[:, 0] * 0.5
     amount = 0.06 * torch.rand(n, 1, 1, generator=generator) ** 2
     gamma = torch.exp(0.5 * torch.randn(n, 1, 1, generator=generator))
-    flip = torch.rand(n, generator=generator) < 0.5
     images = images * (1 + amount.to(images) * grain.to(images))
-    images = images.clamp(0, 1) ** gamma.to(images)
-    images[flip.to(images.device)] = images[flip.to(images.device)].flip(2)
-    return images
+    return images.clamp(0, 1) ** gamma.to(images)
 
 
 def fit_autoencoder(
@@ -136,7 +129,7 @@ def fit_autoencoder(
     """
     with streams.weights(run.seed, "pretrain", "autoencoder"):
         model = (start or new_autoencoder(p)).to(device)
-    atlas = heads.load_atlas().to(device)
+    atlas = maps.load_atlas().to(device)
     autoencoder_training.train(
         model, part, lambda generator: rgb(autoencoder_images(atlas, p, generator)), p, perceptual,
         seed=run.seed, precision=precision, checkpoint=checkpoint, section="pretrain.autoencoder",
@@ -213,32 +206,23 @@ def new_pipeline(run: Pretrain, vae, tokenizer):
 
 
 def unet_images(atlas, p: Denoiser, size: int, generator: torch.Generator) -> tuple[torch.Tensor, list[str]]:
-    """A batch of canonical axial slices (B, size, size) in [0, 1], and the prompt that names each."""
-    contrasts = [CONTRASTS[i] for i in torch.randint(len(CONTRASTS), (p.batch_size,), generator=generator)]
-    pixel_mm = p.field_of_view_mm / size
-    images, depth = heads.random_slices(
-        atlas, p.anatomy, p.scanner, contrasts, ["axial"] * p.batch_size,
-        depth_mm=p.depth_mm, pixel_mm=(pixel_mm, pixel_mm), size=size, spread_mm=0.0, generator=generator,
-    )  # fmt: skip
-    flip = torch.rand(p.batch_size, generator=generator) < 0.5
-    images[flip.to(images.device)] = images[flip.to(images.device)].flip(2)
-    kind = torch.rand(p.batch_size, generator=generator)
-    prompts = []
-    for contrast, mm, k in zip(contrasts, depth.tolist(), kind.tolist(), strict=True):
-        if k < p.cond_drop_prob:
-            prompts.append("")
-        elif k < 2 * p.cond_drop_prob:
-            prompts.append(f"{contrast} axial brain MRI")
-        else:
-            prompts.append(f"{contrast} axial brain MRI, level {round(mm / 10)}")
-    return images, prompts
+    """A batch of slices (B, size, size) in [0, 1] in a canonical pose, and the prompt that names each.
+
+    Of the prompts, a share of p.cond_drop_prob is empty; of the level and of the label, as many are left out.
+    """
+    batch = slices.draw(atlas, p.slices, p.batch_size, size, generator)
+    dropped = torch.rand(3, p.batch_size, generator=generator) < p.cond_drop_prob
+    table = batch.table.assign(label=batch.table["label"].mask(dropped[0].numpy(), ""))
+    table["depth_mm"] = table["depth_mm"].astype(object).mask(dropped[1].numpy(), "")
+    words = prompts.prompts(table, prompts.Prompt(template=p.template, token=""))
+    return batch.images, ["" if empty else text for empty, text in zip(dropped[2].tolist(), words, strict=True)]
 
 
 @torch.no_grad()
 def standardise(vae, run: Pretrain) -> None:
     """Set the autoencoder's scaling factor so that its latents of canonical slices have unit variance overall."""
     device = next(vae.parameters()).device
-    atlas = heads.load_atlas().to(device)
+    atlas = maps.load_atlas().to(device)
     batches = [
         unet_images(atlas, run.unet, run.image_size, streams.generator(run.seed, "standardise", i))[0] for i in range(4)
     ]
@@ -277,7 +261,7 @@ def fit_unet(
         for shadow, saved in zip(ema.shadow_params, state["ema"], strict=True):
             shadow.copy_(saved)
         ema.optimization_step = first = state["step"]
-    atlas = heads.load_atlas().to(device)
+    atlas = maps.load_atlas().to(device)
 
     @distributed.ahead
     def batches(i: int) -> tuple[torch.Tensor, torch.Tensor]:
