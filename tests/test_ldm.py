@@ -12,11 +12,11 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from synthmri import params
+from synthmri import params, streams
 from synthmri.errors import UserError
 from synthmri.generators import latent_diffusion
 from synthmri.scans import prompts
-from synthmri.training import denoising_loss, sampling, streams
+from synthmri.training import denoising_loss, sampling
 
 
 def section(name, cls, **change):

@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from synthmri.training import patch_discriminator, streams
+from synthmri import streams
+from synthmri.training import patch_discriminator
 
 
 def test_hinge_losses_of_known_scores():

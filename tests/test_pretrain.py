@@ -7,10 +7,9 @@ import torch
 from conftest import copy_parameters
 
 from stages import _cli, _files
-from synthmri import params
+from synthmri import params, streams
 from synthmri.errors import UserError
 from synthmri.simulation import pretraining
-from synthmri.training import streams
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,13 @@ import yaml
 from sklearn.metrics import roc_auc_score
 
 from stages import privacy as stage
-from synthmri import imageset, params
+from synthmri import imageset, params, streams
 from synthmri.errors import UserError
 from synthmri.evaluation import copies, membership
 from synthmri.generators import autoencoder, ddpm, latent_diffusion
 from synthmri.registry import gate
 from synthmri.reporting import comparison
-from synthmri.training import denoising_loss, streams
+from synthmri.training import denoising_loss
 
 P = membership.Privacy(loss_pairs=8, timesteps=(50, 100, 200, 400), batch_size=8, rounds=300, seed=0)
 TINY = ddpm.Params(

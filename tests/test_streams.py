@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from synthmri.training import streams
+from synthmri import streams
 
 
 def first(*purpose) -> int:

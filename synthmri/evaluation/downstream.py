@@ -15,9 +15,10 @@ from pydantic import Field, field_validator
 from scipy.stats import rankdata
 from torch import nn
 
+from synthmri import streams
 from synthmri.evaluation import auroc
 from synthmri.params import Section
-from synthmri.training import loop, streams
+from synthmri.training import loop
 
 # Arm -> title, whether it has real slices, synthetic ones, and classical augmentation.
 ARMS = {

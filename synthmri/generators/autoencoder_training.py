@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 
+from synthmri import streams
 from synthmri.errors import UserError
 from synthmri.generators import autoencoder
 from synthmri.params import Section
-from synthmri.training import distributed, loop, patch_discriminator, streams
+from synthmri.training import distributed, loop, patch_discriminator
 from synthmri.training.precision import Precision, autocast
 
 

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from synthmri import streams
 from synthmri.errors import UserError
 from synthmri.generators.base import Generator
 from synthmri.params import Section
-from synthmri.training import loop, sampling, streams
+from synthmri.training import loop, sampling
 from synthmri.training.precision import Precision
 
 Draw = Callable[[torch.Generator], torch.Tensor]  # -> float32 (B, 1, S, S) in [-1, 1]: this process's share of a batch

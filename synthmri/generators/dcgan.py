@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
+from synthmri import streams
 from synthmri.generators.baseline import Baseline
 from synthmri.params import Section
-from synthmri.training import adversarial, distributed, loop, sampling, streams
+from synthmri.training import adversarial, distributed, loop, sampling
 
 
 class Params(Section):

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from synthmri import streams
 from synthmri.errors import UserError
 from synthmri.generators import autoencoder
 from synthmri.generators.base import Generator
 from synthmri.imageset import to_uint8
 from synthmri.params import Section
-from synthmri.training import denoising_loss, distributed, loop, sampling, streams
+from synthmri.training import denoising_loss, distributed, loop, sampling
 from synthmri.training.precision import Precision, autocast
 
 

@@ -11,9 +11,10 @@ from pydantic import Field
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from synthmri import streams
 from synthmri.generators.baseline import Baseline
 from synthmri.params import Section
-from synthmri.training import adversarial, distributed, loop, sampling, streams
+from synthmri.training import adversarial, distributed, loop, sampling
 
 
 class Params(Section):

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from synthmri import streams
 from synthmri.params import Section
 from synthmri.simulation import atlas as maps
 from synthmri.simulation import heads, lesions, scanner, slices
@@ -44,7 +45,7 @@ UNITS = 400.0  # signal of white matter in the written volumes
 
 def simulate_one(atlas: maps.Atlas, p: Cohort, i: int) -> Subject:
     """Subject i: one head, seen once in every contrast of p.scanner.sequences; it depends on (p.seed, i) alone."""
-    generator = torch.Generator().manual_seed(p.seed * 1_000_003 + i)
+    generator = streams.generator(p.seed, "subject", i)
     head = heads.draw(atlas, p.anatomy, generator)
     contrasts = list(p.scanner.sequences)
     scans = scanner.draw_scans(p.scanner, contrasts, generator)

@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, field_validator
 
+from synthmri import streams
 from synthmri.errors import UserError
 from synthmri.generators import autoencoder, autoencoder_training, latent_diffusion
 from synthmri.params import Section
 from synthmri.scans import prompts
 from synthmri.simulation import atlas as maps
 from synthmri.simulation import slices
-from synthmri.training import denoising_loss, distributed, loop, streams
+from synthmri.training import denoising_loss, distributed, loop
 from synthmri.training.precision import Precision, autocast
 
 _WORDS = (

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from synthmri import streams
 from synthmri.errors import UserError
-from synthmri.training import distributed, streams
+from synthmri.training import distributed
 
 
 def loss(

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from synthmri import streams
 from synthmri.errors import UserError
-from synthmri.training import distributed, streams
+from synthmri.training import distributed
 
 
 def warm_cosine(step: int, steps: int, warmup: int) -> float:
