@@ -73,7 +73,7 @@ def main(
     ratio = rows["samples"]["fd_alexnet"] / rows["other heads"]["fd_alexnet"]
     measure.write("base", {"n": n, "steps": p.steps, "scheduler": p.scheduler, **rows, "ratio": round(ratio, 2)})
     if sheet:
-        plots.save(plots.held_out_against_synthetic(first, drawn, title="simulated heads, never trained on"), sheet)
+        plots.save(plots.real_against_synthetic(first, drawn, title="simulated heads, never trained on"), sheet)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Scoring N images against held-out slices: this project's scores against torchmetrics with the same extractor.
+"""Scoring N images against real ones: this project's scores against torchmetrics with the same extractor.
 
 python -m benchmarks.evaluation
 

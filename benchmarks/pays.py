@@ -71,7 +71,7 @@ def main(
 
 
 def both(train: imageset.ImageSet, test: imageset.ImageSet, folder: Path, steps: int, precision: str) -> dict:
-    """FD and KID to the held-out slices after training, from the base and from random weights of its UNet."""
+    """FD and KID to the test slices after training, from the base and from random weights of its UNet."""
     rows = imageset.evenly(len(train), MOST_TRAIN)
     images, manifest = np.array(train.images[rows]), train.manifest.iloc[rows]
     texts = prompts.prompts(manifest, params.read(_cli.PARAMS, "prompt", prompts.Prompt))
@@ -80,7 +80,7 @@ def both(train: imageset.ImageSet, test: imageset.ImageSet, folder: Path, steps:
     how = params.read(_cli.PARAMS, "adapt", autoencoder_training.Adapt)
     drawing = params.read(_cli.PARAMS, "sample", sampling.Sample)
     n = min(drawing.n, len(train), len(test))
-    held_out = features.alexnet(np.array(test.images), batch=16)
+    reference = features.alexnet(np.array(test.images), batch=16)
 
     vae = autoencoder.load(Path(p.base_model) / "vae")
     autoencoder_training.adapt(
@@ -96,15 +96,15 @@ def both(train: imageset.ImageSet, test: imageset.ImageSet, folder: Path, steps:
     views = [autoencoder.encode(vae, view, batch_size=16, precision=precision) for view in (images, images[:, :, ::-1])]
     mean, std = (np.stack([view[part] for view in views], axis=1) for part in (0, 1))
 
-    def against_held_out(pipe) -> dict[str, float]:
+    def against_test(pipe) -> dict[str, float]:
         seeds = list(range(drawing.seed, drawing.seed + n))
         made = latent_diffusion.sample(
             pipe, prompts.drawn(texts, seeds), seeds, drawing, size=images.shape[1], precision=precision
         )
         values = features.alexnet(made, batch=16)
         return {
-            "fd_alexnet": distances.frechet_distance(values, held_out),
-            "kid_alexnet": distances.kernel_distance(values, held_out),
+            "fd_alexnet": distances.frechet_distance(values, reference),
+            "kid_alexnet": distances.kernel_distance(values, reference),
         }
 
     outcome = {}
@@ -117,15 +117,15 @@ def both(train: imageset.ImageSet, test: imageset.ImageSet, folder: Path, steps:
         latent_diffusion.finetune(
             pipe, mean, std, texts, p, seed=seed, checkpoint=folder / f"{start}.pt", precision=precision
         )
-        outcome[start] = against_held_out(pipe)
+        outcome[start] = against_test(pipe)
     real = features.alexnet(images[np.random.default_rng(0).choice(len(images), min(n, len(images)), replace=False)])
     return {
         "ratio": outcome["scratch"]["fd_alexnet"] / outcome["base"]["fd_alexnet"],
         "from_base": outcome["base"],
         "from_scratch": outcome["scratch"],
-        "floor_fd_alexnet": distances.frechet_distance(real, held_out),
+        "floor_fd_alexnet": distances.frechet_distance(real, reference),
         "train_slices": len(images),
-        "held_out_slices": len(test),
+        "test_slices": len(test),
         "n": n,
         "epochs": p.epochs,
         "steps": p.epochs * -(-len(texts) // p.batch_size),

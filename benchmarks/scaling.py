@@ -6,7 +6,7 @@ python -m benchmarks.scaling --table                                           #
 
 Each step runs as the pipeline runs it, on input that is made for it alone: smooth random textures in an ellipse, 20
 slices a person, as NIfTI for preprocessing. Preprocessing and features take one worker a core, of one thread. The
-features that are evaluated are random numbers, which take as long; the model has drawn as many images as are held out.
+features that are evaluated are random numbers, which take as long; the model has drawn as many images as `test` has.
 Fine-tuning encodes the slices and trains one epoch. 100,000 slices take about 20 GB of disk below --scratch.
 """
 
@@ -125,9 +125,9 @@ def parameters(folder: Path, device: str, threads: int | None = None) -> None:
 
 
 def splits(n: int) -> dict[str, int]:
-    """Of so many slices nobody holds out a quarter: one in twenty, but a person at least."""
-    held_out = max(SLICES_A_PERSON, n // 20)
-    return {"train": n - 2 * held_out, "val": held_out, "test": held_out}
+    """Of so many slices nobody tests on a quarter: one in twenty, but a person at least."""
+    test = max(SLICES_A_PERSON, n // 20)
+    return {"train": n - 2 * test, "val": test, "test": test}
 
 
 def preprocess(n: int, folder: Path, device: str, base: np.ndarray) -> dict[str, float]:
@@ -152,8 +152,7 @@ def evaluate(n: int, folder: Path, device: str, base: np.ndarray) -> dict[str, f
     for option, name in (("train", "train"), ("validation", "val"), ("test", "test"), ("samples", "samples")):
         numbers(folder / f"features/{name}", counts[name])
         arguments += [f"--{option}", name, f"--{option}-features", f"features/{name}"]
-    arguments += ["--before-features", "features/samples"]
-    arguments += ["--metrics", "m.json", "--picture", "held_out.png", "--closest", "closest.png"]
+    arguments += ["--metrics", "m.json", "--rounds", "m.csv", "--picture", "real.png", "--closest", "closest.png"]
     return child(arguments, folder)
 
 

@@ -27,7 +27,7 @@ from synthmri.training import sampling
 def main(
     model: Annotated[Path, typer.Option(help="fine-tuned pipeline")] = Path("models/latent_diffusion"),
     train: Annotated[Path, typer.Option(help="ImageSet whose prompts are drawn from")] = Path("data/slices/train"),
-    test: Annotated[Path, typer.Option(help="ImageSet to compare with: held-out slices")] = Path("data/slices/test"),
+    test: Annotated[Path, typer.Option(help="ImageSet to compare with: test slices")] = Path("data/slices/test"),
     profile: Annotated[Path, typer.Option(help="the original recipe")] = Path("profiles/seed.yaml"),
     n: Annotated[int, typer.Option(min=8, help="images of each; best a multiple of both batches, or below both")] = 50,
 ):
@@ -45,8 +45,8 @@ def main(
             overlay["runtime"]["precision"],
         ),
     }
-    known, held_out = imageset.read(train), imageset.read(test).images
-    reference = features.alexnet(held_out, device=runtime.device)
+    known, real = imageset.read(train), imageset.read(test).images
+    reference = features.alexnet(real, device=runtime.device)
     pipe = latent_diffusion.load(model, device=runtime.device)
     seeds = list(range(tuned.seed, tuned.seed + n))
 
@@ -61,7 +61,7 @@ def main(
         texts = prompts.drawn(prompts.prompts(known.manifest, template), seeds)
         start = time.perf_counter()
         drawn = latent_diffusion.sample(
-            pipe, texts, seeds, p, size=held_out.shape[1], precision=precision, progress=_progress
+            pipe, texts, seeds, p, size=real.shape[1], precision=precision, progress=_progress
         )
         seconds = time.perf_counter() - start
         rows[name] = {
@@ -73,7 +73,7 @@ def main(
         print(name, rows[name], flush=True)
     some = np.sort(np.random.default_rng(0).choice(len(known), n, replace=False))
     result = {
-        "n": n, "held_out": len(held_out), "threads": torch.get_num_threads(), "device": runtime.device,
+        "n": n, "test": len(real), "threads": torch.get_num_threads(), "device": runtime.device,
         **rows, "real_other_people": against_test(known.images[some]),
         "ratio": round(rows["tuned"]["images_per_second"] / rows["original"]["images_per_second"], 1),
     }  # fmt: skip

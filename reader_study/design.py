@@ -1,6 +1,6 @@
 """A blinded reader study: which images, matched how, shown to whom in which order, and what it can show.
 
-A case is one held-out slice and one image of each model of the same contrast and about the same level. Every reader
+A case is one test slice and one image of each model of the same contrast and about the same level. Every reader
 sees every image once, in an order of their own, and some a second time.
 """
 
@@ -64,37 +64,37 @@ def sha256(image: np.ndarray) -> str:
     return hashlib.sha256(f"{image.shape}".encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
 
 
-def choose(held_out: ImageSet, models: dict[str, ImageSet], p: Study) -> list[Item]:
-    """`p.cases` matched cases: held-out slices of as many people as there are, and their partners from each model.
+def choose(test: ImageSet, models: dict[str, ImageSet], p: Study) -> list[Item]:
+    """`p.cases` matched cases: test slices of as many people as there are, and their partners from each model.
 
-    Nothing says which level a model drew, so the contrast and level of a synthetic image are those of the held-out
+    Nothing says which level a model drew, so the contrast and level of a synthetic image are those of the test
     slice that it correlates with most, at 32 x 32 pixels: one rule for all models. Partners are then assigned without
     replacement so that the levels differ least in total.
     Raises UserError for sets that are too small or of unequal size of image.
     """
-    for name, found in {"held-out slices": held_out, **models}.items():
+    for name, found in {"test slices": test, **models}.items():
         if len(found) < p.cases:
             raise UserError(
                 f"{name}: {len(found)} images for study.cases = {p.cases}; lower it, or have more (sample.n for models)"
             )
-        if found.images.shape[1:] != held_out.images.shape[1:]:
+        if found.images.shape[1:] != test.images.shape[1:]:
             raise UserError(
-                f"{name}: images of {found.images.shape[1:]} pixels, held-out slices of {held_out.images.shape[1:]}; "
+                f"{name}: images of {found.images.shape[1:]} pixels, test slices of {test.images.shape[1:]}; "
                 "their size would give them away; run `dvc repro`"
             )
     rng = np.random.default_rng(p.seed)
-    manifest = held_out.manifest
-    contrasts = [str(c) for c in manifest["contrast"]] if "contrast" in manifest else [""] * len(held_out)
-    levels = np.array([float(v) if v else math.nan for v in manifest.get("depth_mm", [""] * len(held_out))])
-    shuffled = rng.permutation(len(held_out))
+    manifest = test.manifest
+    contrasts = [str(c) for c in manifest["contrast"]] if "contrast" in manifest else [""] * len(test)
+    levels = np.array([float(v) if v else math.nan for v in manifest.get("depth_mm", [""] * len(test))])
+    shuffled = rng.permutation(len(test))
     turn = manifest.iloc[shuffled].groupby("subject", sort=False).cumcount() if "subject" in manifest else None
     rows = shuffled if turn is None else shuffled[np.argsort(turn.to_numpy(), kind="stable")]
     rows = np.sort(rows[: p.cases])
     items = [Item("real", int(row), case, contrasts[row], float(levels[row])) for case, row in enumerate(rows)]
-    thumbnails = splits.thumbnails(held_out.images)
+    thumbnails = splits.thumbnails(test.images)
     for name, found in models.items():
         order = rng.permutation(len(found))  # among equally near levels, chance decides and not the seed
-        nearest = (splits.thumbnails(found.images)[order] @ thumbnails.T).argmax(axis=1)  # (M,) rows of held-out
+        nearest = (splits.thumbnails(found.images)[order] @ thumbnails.T).argmax(axis=1)  # (M,) rows of test
         cost = np.nan_to_num(np.abs(levels[nearest][None, :] - levels[rows][:, None]))
         wrong = np.array([[contrasts[j] != contrasts[row] for j in nearest] for row in rows])
         cases, columns = linear_sum_assignment(cost + _WRONG_CONTRAST_MM * wrong)

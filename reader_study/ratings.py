@@ -1,7 +1,7 @@
 """Ratings of blinded readers: agreement, intervals and tests. Ratings in, numbers out.
 
 A rating is a row of `COLUMNS`. Scores pass between the functions as float (readers, cases), NaN where nobody rated; a
-case is a set of images matched to each other, one held-out and one of each model (synthmri/study.py).
+case is a set of images matched to each other, one of a test person and one of each model (synthmri/study.py).
 """
 
 import csv
@@ -16,7 +16,7 @@ from scipy import stats
 from synthmri.errors import UserError
 from synthmri.params import Section
 
-REAL = "real"  # the source of held-out slices; any other source is a model's name
+REAL = "real"  # the source of test slices; any other source is a model's name
 # packet, image, case and source say what was shown; position and repeat when; revision counts withdrawn predecessors.
 COLUMNS = (
     "packet", "reader", "position", "revision", "repeat", "image", "sha256", "source", "case",

@@ -195,7 +195,7 @@ def read_features(folder: Path, count: int | None) -> dict:
         if values.ndim != 2 or count not in (None, len(values)):
             raise UserError(f"{file} holds {values.shape} features for {count} images; run `dvc repro`")
         found[file.stem] = values
-    if "alexnet" not in found:
+    if "effnet" not in found:
         raise UserError(f"{folder} holds no features; run `dvc repro`")
     return found
 

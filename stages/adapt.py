@@ -34,14 +34,14 @@ def main(
     part = params.read(_cli.PARAMS, "finetune", latent_diffusion.Finetune).autoencoder
     p = params.read(_cli.PARAMS, "adapt", autoencoder_training.Adapt)
     distributed.check(p.batch_size, "adapt.batch_size")
-    validated = imageset.read(validation).images
-    validated = validated[imageset.evenly(len(validated), MOST_IMAGES)]
+    val = imageset.read(validation).images
+    val = val[imageset.evenly(len(val), MOST_IMAGES)]
     lpips = features.lpips_model(device=runtime.device)
 
     def measure(vae) -> dict[str, float]:
-        decoded = autoencoder.reconstruct(vae, validated, batch_size=p.batch_size, precision=precision)
-        values = pairs.resemblance(decoded, validated, lpips, batch=p.batch_size)
-        l1 = np.abs(decoded.astype(float) - validated).mean() / 127.5
+        decoded = autoencoder.reconstruct(vae, val, batch_size=p.batch_size, precision=precision)
+        values = pairs.resemblance(decoded, val, lpips, batch=p.batch_size)
+        l1 = np.abs(decoded.astype(float) - val).mean() / 127.5
         return values | {"loss": float(l1) + p.perceptual_weight * values["lpips"]}
 
     vae = latent_diffusion.load(base, device=runtime.device).vae
@@ -63,7 +63,7 @@ def main(
         with _files.replacing(out) as folder, _files.replacing(metrics) as file:
             vae.save_pretrained(folder, safe_serialization=True)
             _files.forget_origin(folder)
-            _files.write_metrics(file, {"n": float(len(validated)), "before": before, "after": after})
+            _files.write_metrics(file, {"n": float(len(val)), "before": before, "after": after})
 
 
 if __name__ == "__main__":

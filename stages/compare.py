@@ -4,14 +4,17 @@ import json
 from pathlib import Path
 from typing import Annotated
 
+import pandas as pd
 import typer
 
 from stages import _cli, _files
+from synthmri.evaluation import uncertainty
 from synthmri.reporting import comparison, plots
 
 
 def main(
     scores: Annotated[Path, typer.Option(help="folder of <model>.json, references.json, readers.json")],
+    rounds: Annotated[Path, typer.Option(help="folder of <model>.csv: scores against subsets of the test people")],
     efforts: Annotated[Path, typer.Option(help="folder of <model>.json: parameters, images seen, operations")],
     csv: Annotated[Path, typer.Option(help="CSV to write")],
     tree: Annotated[Path, typer.Option(help="JSON to write")],
@@ -25,17 +28,28 @@ def main(
         models[name] = _files.read_json(scores / f"{name}.json") | {
             key: effort[key] for key in ("parameters", "images_seen", "teraflop")
         }
-    references = _files.read_json(scores / "references.json")
+    references = {name: _files.read_json(scores / f"{name}.json") for name in comparison.BASES}
+    references |= _files.read_json(scores / "references.json")
     readers = _files.read_json(scores / "readers.json")
     for name, group in readers.get("models", {}).items():
         models[name] |= comparison.manual(group)
     if "real" in readers:
-        references["held_out"] |= comparison.manual(readers["real"])
+        references["real"] |= comparison.manual(readers["real"])
+    subsets = {name: pd.read_csv(rounds / f"{name}.csv") for name in comparison.MODELS}
+    leaders = {}
+    for column, (_, sign) in comparison.COLUMNS.items():
+        known = [name for name in comparison.MODELS if column in models[name] and len(subsets[name].get(column, []))]
+        if sign and len(known) == len(comparison.MODELS):  # a lead of unknown uncertainty is no lead
+            leaders[column] = uncertainty.leader(
+                {name: sign * models[name][column] for name in known},
+                {name: sign * subsets[name][column].to_numpy() for name in known},
+                people=round(models[known[0]]["test_people"]),
+            )
     panels = {}
-    for column in ("fd_alexnet", "kid_alexnet", "coverage"):
+    for column in comparison.SPREAD:
         values = [models[name][column] for name in comparison.MODELS]
         spread = [models[name].get(f"{column}_std", 0.0) for name in comparison.MODELS]
-        panels[comparison.COLUMNS[column][0]] = (values, spread, references["held_out"][column])
+        panels[comparison.COLUMNS[column][0]] = (values, spread, references["real"][column])
     with (
         _files.replacing(csv) as table,
         _files.replacing(tree) as nested,
@@ -45,7 +59,9 @@ def main(
         comparison.table(models, references).to_csv(table)
         everything = {"models": models, "references": references}
         nested.write_text(json.dumps(everything, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        text.write_text(comparison.markdown(models, references, comparison.readers_note(readers)), encoding="utf-8")
+        notes = [comparison.finetuning(models, references), comparison.readers_note(readers)]
+        words = comparison.markdown(models, references, leaders, uncertainty.SURE, "\n\n".join(filter(None, notes)))
+        text.write_text(words, encoding="utf-8")
         plots.save(plots.dots(list(comparison.MODELS.values()), panels), bars)
 
 

@@ -1,4 +1,4 @@
-"""Score one model's images against held-out people: `python -m stages.evaluate --help`."""
+"""Score one model's images against the test people: `python -m stages.evaluate --help`."""
 
 import sys
 from pathlib import Path
@@ -10,13 +10,13 @@ import typer
 from stages import _cli, _files
 from synthmri import generators, imageset, params
 from synthmri.errors import UserError
-from synthmri.evaluation import distances, features, pairs, scorecard
+from synthmri.evaluation import copies, distances, features, pairs, scorecard
 from synthmri.reporting import plots
 
 Set = Annotated[Path, typer.Option(help="ImageSet to read")]
 Features = Annotated[Path, typer.Option(help="features of that set, folder of stages.features")]
 CLOSEST = 10  # pairs of a generated and a train image that are shown
-RECONSTRUCTED = 100  # held-out slices, at even steps, that go through the autoencoder
+RECONSTRUCTED = 100  # test slices, at even steps, that go through the autoencoder
 
 
 def main(
@@ -32,9 +32,11 @@ def main(
     validation_features: Features,
     samples: Set,
     samples_features: Features,
-    before_features: Annotated[Path, typer.Option(help="features before training, for fd_alexnet_reduction")],
     metrics: Annotated[Path, typer.Option(help="JSON to write")],
-    picture: Annotated[Path, typer.Option(help="held-out beside synthetic, PNG to write")],
+    rounds: Annotated[
+        Path, typer.Option(help="CSV to write: the scores of subsets of the test people, for ± of differences")
+    ],
+    picture: Annotated[Path, typer.Option(help="real slices of other people beside synthetic ones, PNG to write")],
     closest: Annotated[Path, typer.Option(help="the pairs of synthetic and train that resemble most, PNG to write")],
 ) -> None:
     """Distances, resemblances, memorisation and, where there is an autoencoder, reconstruction."""
@@ -49,44 +51,48 @@ def main(
             f"{samples} holds images of {made.images.shape[1:]} pixels, {test} of {reference_set.test.shape[1:]}; "
             "run `dvc repro`"
         )
-    # A Frechet distance grows as N falls, so all that is compared has one N and one reference: every held-out image.
+    # A Frechet distance grows as N falls, so all that is compared has one N and one reference: every test image.
     n = min(len(made), len(reference_set.train))
     rows, lpips = scorecard.draw(len(made), n, p.seed), features.lpips_model(device=runtime.device)
-    result, compared, correlation, which = scorecard.score(made.images, values, rows, reference_set, p, lpips)
-    held_back = imageset.read(validation)  # what a champion is chosen on: the test split must not be
-    if len(held_back) >= p.min_images:
-        seen = _files.read_features(validation_features, len(held_back))["alexnet"]
-        result |= scorecard.validation(values["alexnet"], rows, seen, scorecard.known(held_back.manifest), p)
+    found = scorecard.score(made.images, values, rows, reference_set, p, lpips)
+    result = found.numbers
+    seen = imageset.read(validation)  # what a champion is chosen on: the test split must not be
+    if len(seen) >= p.min_images:
+        theirs = _files.read_features(validation_features, len(seen))[scorecard.JUDGE]
+        result |= scorecard.validation(values[scorecard.JUDGE], rows, theirs, scorecard.known(seen.manifest), p)
     else:
         print(
-            f"{validation} holds {len(held_back)} images, below evaluate.min_images = {p.min_images}: no "
-            "val_kid_alexnet, so no model can become champion of the registry",
+            f"{validation} holds {len(seen)} images, below evaluate.min_images = {p.min_images}: no "
+            f"val_kid_{scorecard.JUDGE}, so no model can become champion of the registry",
             file=sys.stderr,
         )
-    if samples_features != before_features:
-        before = _files.read_features(before_features, len(made))["alexnet"]
-        distance = distances.frechet_distance(distances.gaussian(before, rows), reference_set.test_features["alexnet"])
-        result["fd_alexnet_before"] = distance
-        result["fd_alexnet_reduction"] = (distance - result["fd_alexnet"]) / distance
     some = imageset.evenly(len(reference_set.test), RECONSTRUCTED)
     originals = np.array(reference_set.test[some])
     rebuilt = reconstruction(generator, model, originals, device=runtime.device, precision=precision)
     if rebuilt is not None:
-        values_now = features.alexnet(rebuilt, batch=p.batch_size, device=runtime.device)
+        judge = scorecard.JUDGE
+        values_now = features.extract(judge, rebuilt, batch=p.batch_size, device=runtime.device)
         pairs_now = pairs.resemblance(rebuilt, originals, lpips, batch=p.batch_size)
         result |= {f"recon_{name}": value for name, value in pairs_now.items()}
-        result["recon_fd_alexnet"] = distances.frechet_distance(
-            values_now, reference_set.test_features["alexnet"][some]
-        )
-    order = np.argsort(-correlation, kind="stable")[:CLOSEST]
-    couples = np.concatenate([made.images[compared[order]], reference_set.train[which[order]]])
-    captions = [f"r = {correlation[i]:.3f}" for i in order] + ["train"] * len(order)
+        theirs = reference_set.test_features[judge][some]
+        result[f"recon_{scorecard.NAMES[judge]}"] = distances.frechet_distance(values_now, theirs)
+    order = np.argsort(-found.pairs.likeness, kind="stable")[:CLOSEST]
+    which = found.pairs.closest[order]
+    couples = np.concatenate([made.images[found.pairs.rows[order]], copies.views(reference_set.train, which)])
+    captions = [f"{found.pairs.likeness[i]:.3f}" for i in order]
+    captions += ["train" if i < len(reference_set.train) else "train, mirrored" for i in which]
     # Simulated data is called simulated, here too.
     source = imageset.read(test).meta.get("data", {}).get("source")
-    title = "Held out, simulated cohort" if source == "simulated" else "Held out"
-    with _files.replacing(metrics) as json, _files.replacing(picture) as beside, _files.replacing(closest) as sheet:
+    title = "Test people, simulated cohort" if source == "simulated" else "Test people"
+    with (
+        _files.replacing(metrics) as json,
+        _files.replacing(rounds) as table,
+        _files.replacing(picture) as beside,
+        _files.replacing(closest) as sheet,
+    ):
         _files.write_metrics(json, result)
-        plots.save(plots.held_out_against_synthetic(reference_set.test, made.images, title=title), beside)
+        found.rounds.to_csv(table, index=False, float_format="%.6g", lineterminator="\n")
+        plots.save(plots.real_against_synthetic(reference_set.test, made.images, title=title), beside)
         plots.save(plots.contact_sheet(couples, columns=len(order), captions=captions), sheet)
 
 
@@ -103,15 +109,17 @@ def reference(
     subjects = scorecard.known(test_set.manifest)
     if subjects is None:  # then absent: an invented spread would mislead
         print(
-            "fewer than 2 held-out subjects are known, or some slices are of nobody known: no uncertainty (*_std)",
+            "fewer than 2 test subjects are known, or some slices are of nobody known: no uncertainty (*_std)",
             file=sys.stderr,
         )
     train_values = _files.read_features(train_features, len(train_set))
     test_values = _files.read_features(test_features, len(test_set))
     # Equal sets leave a rounding error, some 1e-14.
-    if distances.frechet_distance(train_values["alexnet"], test_values["alexnet"]) < 1e-9:
+    if distances.frechet_distance(*(values[scorecard.JUDGE] for values in (train_values, test_values))) < 1e-9:
         raise UserError(f"{test} holds the images of {train}; split by subject again")
-    return scorecard.Reference(train_set.images, test_set.images, train_values, test_values, subjects)
+    some = imageset.rows(test_set.images, scorecard.draw(len(test_set), p.pairwise_images, p.seed))
+    honest = copies.likeness(some, train_set.images).largest
+    return scorecard.Reference(train_set.images, test_set.images, train_values, test_values, subjects, honest)
 
 
 def reconstruction(

@@ -17,18 +17,22 @@ PIECE = 2048  # images, about: what a worker does at a time
 
 def main(
     images: Annotated[Path, typer.Option(help="ImageSet to read")],
-    extractors: Annotated[Path, typer.Option(help="folder that evaluate.inception_weights lies in; DVC watches it")],
-    out: Annotated[Path, typer.Option(help="folder to write: alexnet.npy, effnet.npy, ... of float32 (N, D)")],
+    extractors: Annotated[Path, typer.Option(help="folder of weights that section `evaluate` names; DVC watches it")],
+    out: Annotated[Path, typer.Option(help="folder to write: effnet.npy, alexnet.npy, ... of float32 (N, D)")],
 ) -> None:
-    """AlexNet and EfficientNet-Lite0 always, Inception where evaluate.inception_weights names its weights."""
+    """EfficientNet-Lite0 and AlexNet always, Inception and a further one where section `evaluate` names them."""
     runtime = _cli.start()
     evaluate = params.read(_cli.PARAMS, "evaluate", scorecard.Evaluate)
     count = len(imageset.read(images))
-    names = ["alexnet", "effnet"]
+    names = ["effnet", "alexnet"]
     if evaluate.inception_weights not in ("", "download"):  # what is downloaded is of one hash
         _files.watched(evaluate.inception_weights, extractors, "evaluate.inception_weights")
     if evaluate.inception_weights:
         names.append("inception")
+    if evaluate.features:
+        if Path(evaluate.features).exists():  # else an id of the hub, which may name its commit
+            _files.watched(evaluate.features, extractors, "evaluate.features")
+        names.append("further")
     # Whole batches of every extractor (EfficientNet takes at most 16), so that the pieces do not show in the bytes.
     size = 16 * evaluate.batch_size * max(1, PIECE // (16 * evaluate.batch_size))
     starts = range(0, count, size)
@@ -56,8 +60,9 @@ def _piece(
     _cli.settle(runtime.threads)
     pictures = imageset.read(images).images[start : start + size]
     return features.extract(
-        name, pictures, batch=evaluate.batch_size, device=runtime.device, weights=evaluate.inception_weights
-    )
+        name, pictures, batch=evaluate.batch_size, device=runtime.device,
+        weights=evaluate.inception_weights, further=evaluate.features,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

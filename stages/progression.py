@@ -1,4 +1,7 @@
-"""How each model came on while it was trained: FD and KID of images of the same seeds, and the images themselves."""
+"""How each model came on while it was trained: FD and KID of images of the same seeds, and the images themselves.
+
+Against the validation slices: epochs are chosen by these curves, so the test people take no part.
+"""
 
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +22,7 @@ SHOWN = 6  # seeds in a strip
 def main(
     snapshots: Annotated[Path, typer.Option(help="folder of NPY files, (points, N, H, W), one a model")],
     efforts: Annotated[Path, typer.Option(help="folder of JSON files, one a model, for the images seen")],
-    test_features: Annotated[Path, typer.Option(help="features of the held-out slices")],
+    validation_features: Annotated[Path, typer.Option(help="features of the validation slices")],
     finetuning: Annotated[Path, typer.Option(help="CSV to write: the latent diffusion model, by epoch")],
     all_models: Annotated[Path, typer.Option(help="CSV to write: every model, by images seen")],
     picture: Annotated[Path, typer.Option(help="PNG to write: the curves")],
@@ -28,12 +31,13 @@ def main(
     """N is small (progression.n), so these distances are larger than the table's and compare among themselves alone."""
     runtime = _cli.start()
     p = params.read(_cli.PARAMS, "evaluate", scorecard.Evaluate)
-    held_out = _files.read_features(test_features, None)["alexnet"]
+    judge, val = scorecard.JUDGE, _files.read_features(validation_features, None)[scorecard.JUDGE]
+    fd, kid = scorecard.NAMES[judge], f"kid_{judge}"
     rows, stacks = [], {}
     for file in _cli.progress(sorted(snapshots.glob("*.npy")), "progressions"):
         stack = np.load(file)
         stacks[file.stem] = stack
-        values = features.alexnet(stack.reshape(-1, *stack.shape[2:]), batch=p.batch_size, device=runtime.device)
+        values = features.extract(judge, stack.reshape(-1, *stack.shape[2:]), batch=p.batch_size, device=runtime.device)
         effort = _files.read_json(efforts / f"{file.stem}.json")
         shares = np.linspace(0, 1, len(stack))
         if "epochs" in effort:  # drawn between two of them
@@ -44,19 +48,19 @@ def main(
                 {
                     "model": file.stem,
                     "images_seen": round(shares[point] * effort["images_seen"]),
-                    "fd_alexnet": float(f"{distances.frechet_distance(part, held_out):.6g}"),
-                    "kid_alexnet": float(f"{distances.kernel_distance(part, held_out):.6g}"),
+                    fd: float(f"{distances.frechet_distance(part, val):.6g}"),
+                    kid: float(f"{distances.kernel_distance(part, val):.6g}"),
                 }
             )
     table = pd.DataFrame(rows)
     ours = table[table.model == "latent_diffusion"].reset_index(drop=True)
     epochs = round(_files.read_json(efforts / "latent_diffusion.json")["epochs"])
     ours = ours.assign(epoch=epochs_shown(epochs, max(1, len(ours) - 1)))
-    ours = ours[["epoch", "images_seen", "fd_alexnet", "kid_alexnet"]]
+    ours = ours[["epoch", "images_seen", fd, kid]]
     groups = list(table.groupby("model"))
     chart = plots.curve(
-        [group.images_seen for _, group in groups], [group.fd_alexnet for _, group in groups],
-        [name for name, _ in groups], x_label="training images seen", y_label="fd_alexnet, lower is better",
+        [group.images_seen for _, group in groups], [group[fd] for _, group in groups],
+        [name for name, _ in groups], x_label="training images seen", y_label=f"{fd} to validation people",
         title=f"Progression over training (N = {stack.shape[1]})", log_y=True,
     )  # fmt: skip
     with (

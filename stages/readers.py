@@ -14,7 +14,7 @@ from synthmri.reporting import comparison
 
 def main(
     table: Annotated[Path, typer.Option("--ratings", help="CSV of ratings, from `synthmri study export`")],
-    test: Annotated[Path, typer.Option(help="ImageSet of held-out slices")],
+    test: Annotated[Path, typer.Option(help="ImageSet of the test slices")],
     samples: Annotated[Path, typer.Option(help="folder of each model's ImageSet")],
     metrics: Annotated[Path, typer.Option(help="JSON to write")],
 ) -> None:

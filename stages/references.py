@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 
 from stages import _cli, _files, evaluate
 from synthmri import imageset, params
-from synthmri.evaluation import features, scorecard
+from synthmri.evaluation import copies, features, scorecard
 from synthmri.training import sampling
 
 BLUR_PX = 2.0  # standard deviation
@@ -24,7 +24,7 @@ def main(
     test_features: evaluate.Features,
     metrics: Annotated[Path, typer.Option(help="JSON to write, one block a reference")],
 ) -> None:
-    """Every reference gets the scores and the N of a model, against the same held-out slices."""
+    """Every reference gets the scores and the N of a model, against the same test slices."""
     runtime = _cli.start()
     p = params.read(_cli.PARAMS, "evaluate", scorecard.Evaluate)
     n = params.read(_cli.PARAMS, "sample", sampling.Sample).n
@@ -34,41 +34,43 @@ def main(
     shown = min(n, len(reference.test))
     if shown < n:
         print(
-            f"{len(reference.test)} held-out slices for N = {n}: the blurred ones are {shown}, so their distances are "
+            f"{len(reference.test)} test slices for N = {n}: the blurred ones are {shown}, so their distances are "
             "a little too large beside the others",
             file=sys.stderr,
         )
     rows = scorecard.draw(len(reference.train), n, p.seed)
-    held_out = scorecard.draw(len(reference.test), n, p.seed)
+    others = scorecard.draw(len(reference.test), n, p.seed)
     names = list(reference.train_features)
 
     def extracted(images: np.ndarray) -> dict[str, np.ndarray]:
-        settings = dict(batch=p.batch_size, device=runtime.device, weights=p.inception_weights)
+        settings = dict(batch=p.batch_size, device=runtime.device, further=p.features, weights=p.inception_weights)
         return {name: features.extract(name, images, **settings) for name in names}
 
-    def copying(images: np.ndarray, values: dict[str, np.ndarray], chosen: np.ndarray) -> dict[str, float]:
-        return scorecard.against_train(images, values, chosen, reference, p, lpips)[0]
+    def copying(images: np.ndarray, chosen: np.ndarray) -> dict[str, float]:
+        return scorecard.against_train(images, chosen, reference, p, lpips)[0]
 
     def everything(images: np.ndarray, values: dict[str, np.ndarray]) -> dict[str, float]:
-        return scorecard.score(images, values, np.arange(len(images)), reference, p, lpips)[0]
+        return scorecard.score(images, values, np.arange(len(images)), reference, p, lpips).numbers
 
-    # Real slices of other people: as distributions, train against held-out; one by one, held-out against train.
-    between = scorecard.distribution(reference.train_features, rows, reference, p)
+    # Real slices of other people: as distributions, train against test; one by one, test against train.
+    between, _ = scorecard.distribution(reference.train_features, rows, reference, p)
     mean = _mean(reference.train)
     one_mean = extracted(mean[None])
+    mirrored = copies.views(reference.train, rows + len(reference.train))
     with _files.replacing(metrics) as part, tempfile.TemporaryFile(dir=metrics.parent) as file:
-        for _, piece in imageset.pieces(reference.test, imageset.PIECE, held_out):
+        for _, piece in imageset.pieces(reference.test, imageset.PIECE, others):
             file.write(imageset.to_uint8(gaussian_filter(piece / 255, (0, BLUR_PX, BLUR_PX))).data)
         file.flush()
-        blurred = np.memmap(file, np.uint8, "r", shape=(len(held_out), *mean.shape))
+        blurred = np.memmap(file, np.uint8, "r", shape=(len(others), *mean.shape))
         result = {
-            "held_out": between | copying(reference.test, reference.test_features, held_out) | {"n": float(n)},
+            "real": between | copying(reference.test, others) | {"n": float(n)},
             "blurred": everything(blurred, extracted(blurred)),
             "mean_image": everything(
                 np.broadcast_to(mean, (n, *mean.shape)),
                 {name: np.broadcast_to(values, (n, values.shape[1])) for name, values in one_mean.items()},
             ),
-            "train_copies": between | copying(reference.train, reference.train_features, rows),
+            "train_copies": between | copying(reference.train, rows),
+            "train_copies_mirrored": everything(mirrored, extracted(mirrored)),
         }
         _files.write_metrics(part, result)
 

@@ -90,7 +90,7 @@ def export(
         lineage.check(repo, _results(model))
         tree = _tree(repo, model)
     if held := _held_back(model, p, tree):
-        raise UserError(f"{held}; it is not exported")
+        raise UserError(f"{model} is not exported: {held}")
     with _files.replacing(out) as folder:
         shutil.copytree(MODELS / model, folder)
         _write_cards(folder, model, p, tree, _prompts(tree))
@@ -106,6 +106,7 @@ def _sync() -> None:
         client, experiment = _connect(p)
         stores = (_uri(p), client.get_experiment(experiment).artifact_location)
         elsewhere = not all(mlflow_store.local(address, _root()) for address in stores)
+        place = mlflow_store.shown(_uri(p))
         here = {}
         for name in comparison.MODELS:
             tree = _tree(repo, name)
@@ -113,9 +114,9 @@ def _sync() -> None:
             there = mlflow_store.find(client, entry.name, entry.identity)
             if elsewhere and (held := _held_back(name, p, tree)):
                 if there is None:
-                    print(f"{held}; it does not go to {mlflow_store.shown(_uri(p))}", file=sys.stderr)
+                    print(f"{name} does not go to {place}: {held}", file=sys.stderr)
                     continue
-                print(f"{held}; but version {there.version} of it is there: delete it there", file=sys.stderr)
+                print(f"{name} has its version {there.version} on {place}, delete it there: {held}", file=sys.stderr)
                 entry = dataclasses.replace(entry, files=[])  # the new scores go, for the verdict to be seen
             if there is None or there.tags.get("scored_as") != entry.tags["scored_as"]:
                 lineage.check(repo, _results(name))
@@ -132,6 +133,8 @@ def _sync() -> None:
                 package,
                 lambda text: print(text, file=sys.stderr),
             )
+        if elsewhere and not _simulated(tree):
+            print(f"pictures of people's slices stay here, none has gone to {place}", file=sys.stderr)
         names = [_registered(p, name) for name in comparison.MODELS]
         there = [version for name in names for version in mlflow_store.versions(client, name)]
         for version in there:
@@ -190,13 +193,8 @@ def _entry(
     adapters = MODELS / name / "lora"  # of finetune.method: lora
     kinds = ["samples", "progression"]
     private = not _simulated(tree)
-    if private and elsewhere:
-        print(
-            f"{name}: pictures of people's slices stay here, they do not go to {mlflow_store.shown(_uri(p))}",
-            file=sys.stderr,
-        )
-    else:
-        kinds += ["held_out", "closest"]
+    if not (private and elsewhere):
+        kinds += ["real_beside", "closest"]
     results = [METRICS / file for file in ("comparison.md", "comparison.png", "gate.json", "gate.md")]
     files = [(METRICS / kind / f"{name}.png", f"pictures/{kind}") for kind in kinds]
     files += [(file, "results") for file in results]
@@ -253,7 +251,7 @@ def _write_cards(folder: Path, name: str, p: gate.Registry, tree: dict, texts: l
         failed.append(f"a person has given their word for it: {p.override.reason}")
     text = card.model_card(
         comparison.MODELS[name], name, scores,
-        _files.read_json(METRICS / "references.json")["held_out"], _files.read_json(METRICS / f"training/{name}.json"),
+        _files.read_json(METRICS / "references.json")["real"], _files.read_json(METRICS / f"training/{name}.json"),
         failed, data, tree, texts[0],
     )  # fmt: skip
     (folder / "README.md").write_text(text, encoding="utf-8")
@@ -267,7 +265,7 @@ def _held_back(name: str, p: gate.Registry, tree: dict) -> str:
         return ""
     why = "; ".join(why for why in gate.judge(scores, p).values() if why)
     return (
-        f"{name} was made from people's scans and the gate refuses it: {why}\n  who has looked at "
+        f"it was made from people's scans, and the gate refuses it ({why})\n  who has looked at "
         f'metrics/closest/{name}.png may say otherwise: `synthmri registry --override {name} --reason "..."`'
     )
 

@@ -16,7 +16,7 @@ from synthmri.reporting import comparison
 
 WIDEST_PX = 1400
 VERSIONS = ("torch", "diffusers", "transformers", "accelerate", "torchmetrics", "lpips", "scikit-image", "dvc", "numpy")
-POOR_LPIPS = 0.1  # of held-out slices; above it, fine structure is lost before anything is sampled
+POOR_LPIPS = 0.1  # of test slices; above it, fine structure is lost before anything is sampled
 
 
 def main(
@@ -29,7 +29,8 @@ def main(
     data = _files.read_json(metrics / "data.json")
     text_of_params = params.read_text(encoding="utf-8")
     simulated = bool(data["simulated"])  # of the slices that are there: params.yaml may have changed since
-    model = _files.read_json(metrics / "latent_diffusion.json")
+    scores = _files.read_json(metrics / "comparison.json")
+    model = scores["models"]["latent_diffusion"]
     template = Environment(autoescape=True).from_string(
         Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     )
@@ -43,6 +44,7 @@ def main(
         rendered=rendered,
         data=data,
         model=model,
+        finetuning=comparison.finetuning(scores["models"], scores["references"]),
         autoencoder=_files.read_json(metrics / "autoencoder.json"),
         poor=model["recon_lpips"] > POOR_LPIPS,
         models=comparison.MODELS,
@@ -58,11 +60,11 @@ def main(
 
 
 def _for_git(metrics: Path, simulated: bool, admitted: bool) -> Image.Image:
-    """What git may hold: of simulated people held-out slices beside synthetic ones; of people's scans synthetic ones
+    """What git may hold: of simulated people test slices beside synthetic ones; of people's scans synthetic ones
     alone, and of a model that the gate refuses (it may have copied them) nothing but that.
     """
     if simulated or admitted:
-        shown = Image.open(metrics / ("held_out" if simulated else "samples") / "latent_diffusion.png").convert("L")
+        shown = Image.open(metrics / ("real_beside" if simulated else "samples") / "latent_diffusion.png").convert("L")
         return shown.resize((1200, round(shown.height * 1200 / shown.width)), Image.Resampling.LANCZOS)
     page = Image.new("L", (1200, 160))
     lines = "no picture: the gate refuses the model, and what it drew stays on its machine\n(metrics/gate.md says why)"

@@ -10,6 +10,7 @@ from PIL import Image
 
 from stages import _cli, _files, _launch
 from synthmri import generators, imageset, params
+from synthmri.generators import autoencoder
 from synthmri.reporting import plots
 from synthmri.scans import prompts
 from synthmri.training import distributed, sampling
@@ -26,6 +27,9 @@ def main(
     settings: Annotated[
         Path | None, typer.Option(help="of latent_diffusion: guidance, steps and scheduler, from `sweep`")
     ] = None,
+    vae: Annotated[
+        Path | None, typer.Option(help="of latent_diffusion: autoencoder in place of the model's own")
+    ] = None,
 ):
     """Sample by section `sample`: image i depends on its seed (sample.seed + i) alone."""
     runtime = _launch.start()
@@ -36,6 +40,8 @@ def main(
     train = imageset.read(images)
     seeds = list(range(p.seed, p.seed + p.n))
     trained = generators.find(generator).load(model, device=runtime.device)
+    if vae is not None:
+        trained.pipe.vae = autoencoder.load(vae, device=runtime.device)
     texts = labels = [""] * p.n
     if trained.prompted:
         prompt = params.read(_cli.PARAMS, "prompt", prompts.Prompt)
@@ -50,10 +56,10 @@ def main(
     if not distributed.is_main():
         return
     used = p.model_dump(include=set(trained.settings))
-    columns = {"model": model.name, "seed": [str(seed) for seed in seeds], "prompt": texts, "label": labels}
+    columns = {"model": out.name, "seed": [str(seed) for seed in seeds], "prompt": texts, "label": labels}
     manifest = pd.DataFrame(columns)
     keep = {key: train.meta[key] for key in ("pixel_mm", "orientation") if key in train.meta}
-    made = imageset.ImageSet(drawn, manifest, {"model": model.name, "sample": used, **keep})
+    made = imageset.ImageSet(drawn, manifest, {"model": out.name, "sample": used, **keep})
     with _files.replacing(out) as folder, _files.replacing(sheet) as picture:
         imageset.write(folder, made)
         (folder / "png").mkdir()

@@ -25,18 +25,18 @@ RATINGS = HOME / "ratings.csv"
 
 
 def create(
-    test: Annotated[Path, typer.Option(help="ImageSet of held-out slices")] = Path("data/slices/test"),
+    test: Annotated[Path, typer.Option(help="ImageSet of the test slices")] = Path("data/slices/test"),
     samples: Annotated[Path, typer.Option(help="folder of each model's ImageSet")] = Path("data/samples"),
     home: Home = HOME,
 ) -> None:
     """Choose and freeze the images (section `study`), and say what difference the study can show."""
     p = params.read(_cli.PARAMS, "study", design.Study)
-    held_out = imageset.read(test)
+    real = imageset.read(test)
     models = {name: imageset.read(samples / name) for name in comparison.MODELS}
-    items = design.choose(held_out, models, p)
-    sets = {ratings.REAL: held_out, **models}
+    items = design.choose(real, models, p)
+    sets = {ratings.REAL: real, **models}
     images = [np.asarray(sets[item.source].images[item.row]) for item in items]
-    simulated = held_out.meta.get("data", {}).get("source") == "simulated"
+    simulated = real.meta.get("data", {}).get("source") == "simulated"
     home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=home, prefix=".") as part:
         folder, key = Path(part) / "packet", Path(part) / "key.csv"

@@ -11,7 +11,7 @@ from synthmri.reporting import comparison
 from synthmri.scans import slicing
 
 SPLITS = ("train", "val", "test")
-SCORES = ("fd_alexnet", "kid_alexnet", "coverage", "memorised")
+SCORES = ("fd_effnet", "kid_effnet", "coverage", "memorised")
 NEXT = """\
 what to try next
   source .venv/bin/activate                # once in a shell
@@ -27,7 +27,7 @@ def main():
     comparison_tree = _files.read_json(Path("metrics/comparison.json"))
     models, references = comparison_tree["models"], comparison_tree["references"]
     console = Console()
-    table = Table(title="against held-out slices (± standard error over subjects)", title_justify="left")
+    table = Table(title="against test slices (± standard error over subjects)", title_justify="left")
     for title in ("", *SCORES):
         table.add_column(title)
     rows = {title: models[name] for name, title in comparison.MODELS.items()}
@@ -38,10 +38,7 @@ def main():
     size = params.read(_cli.PARAMS, "data", slicing.Data).image_size
     console.print(f"\ndata: {size} px, {', '.join(counts)}")
     console.print(table)
-    console.print(
-        f"fd_alexnet of latent diffusion fell by {100 * models['latent_diffusion']['fd_alexnet_reduction']:.0f} % over "
-        f"fine-tuning (n = {models['latent_diffusion']['n']:.0f})"
-    )
+    console.print(comparison.finetuning(models, references))
     console.print("\nall of it on one page: metrics/report.html\npictures")
     for picture in sorted(Path("metrics").rglob("*.png")):
         console.print(f"  {picture}", highlight=False)

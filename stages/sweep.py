@@ -13,7 +13,7 @@ import typer
 
 from stages import _cli, _files
 from synthmri import imageset, params
-from synthmri.evaluation import auroc, distances, features, sweep
+from synthmri.evaluation import auroc, distances, features, scorecard, sweep
 from synthmri.generators import latent_diffusion
 from synthmri.reporting import plots
 from synthmri.scans import prompts
@@ -52,20 +52,20 @@ def main(
         for one in tried
     ]  # fmt: skip
     best = 0
-    held_out = imageset.read(validation)
-    if len(tried) > 1 and len(held_out) > 1:  # nothing is drawn where there is nothing to choose, or to choose by
-        reference = _files.read_features(validation_features, len(held_out))["alexnet"]
+    val = imageset.read(validation)
+    if len(tried) > 1 and len(val) > 1:  # nothing is drawn where there is nothing to choose, or to choose by
+        reference = _files.read_features(validation_features, len(val))[scorecard.JUDGE]
         pipe = latent_diffusion.load(model, device=runtime.device)
         drawn = []
         for one in _cli.progress(tried, "combinations"):
-            made = latent_diffusion.sample(pipe, texts, seeds, one, size=held_out.images.shape[1], precision=precision)
-            drawn.append(features.alexnet(made, device=runtime.device))
-        people = auroc.people(held_out.manifest, held_out.meta.get("data", {}).get("border_gap", 1))
+            made = latent_diffusion.sample(pipe, texts, seeds, one, size=val.images.shape[1], precision=precision)
+            drawn.append(features.extract(scorecard.JUDGE, made, device=runtime.device))
+        people = auroc.people(val.manifest, val.meta.get("data", {}).get("border_gap", 1))
         for k, row in enumerate(rows):
             row |= {
                 "n": p.n,
-                "kid_alexnet": distances.kernel_distance(drawn[k], reference),
-                "fd_alexnet": distances.frechet_distance(drawn[k], reference),
+                f"kid_{scorecard.JUDGE}": distances.kernel_distance(drawn[k], reference),
+                scorecard.NAMES[scorecard.JUDGE]: distances.frechet_distance(drawn[k], reference),
             }
         if len(set(people)) < sweep.LEAST_PEOPLE:
             print(
@@ -82,7 +82,7 @@ def main(
     print(f"{'kept' if best == 0 else 'chosen'} on validation slices, of {len(tried)}: {settings}", file=sys.stderr)
     with _files.replacing(table) as csv, _files.replacing(picture) as chart, _files.replacing(choice) as file:
         frame.to_csv(csv, index=False, float_format="%.6g", lineterminator="\n")
-        plots.save(plots.heat_map(frame, "kid_alexnet"), chart)
+        plots.save(plots.heat_map(frame, f"kid_{scorecard.JUDGE}"), chart)
         file.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 

@@ -13,7 +13,7 @@ from synthmri.evaluation import auroc, downstream
 from synthmri.reporting import plots
 
 CAVEATS = """\
-Intervals are 95 %, over held-out {people} and trainings; p is of a permutation test over {people}, without correction
+Intervals are 95 %, over test {people} and trainings; p is of a permutation test over {people}, without correction
 for the number of rows, and speaks of the classifiers as they were trained here: where it disagrees with the interval,
 which holds the luck of training too, the interval counts. All trainings have as many steps. The generator learned from
 **all** real training slices, so rows below 100 % say what synthetic slices give to one who has few of their own, not
@@ -26,13 +26,13 @@ NO_SUBJECTS = (
 
 def main(
     train: Annotated[Path, typer.Option(help="ImageSet of the training slices")],
-    test: Annotated[Path, typer.Option(help="ImageSet of the held-out slices")],
+    test: Annotated[Path, typer.Option(help="ImageSet of the test slices")],
     samples: Annotated[Path, typer.Option(help="ImageSet of synthetic slices, with labels")],
     metrics: Annotated[Path, typer.Option(help="JSON to write")],
     markdown: Annotated[Path, typer.Option(help="Markdown to write: the answer in a sentence, and the table")],
     picture: Annotated[Path, typer.Option(help="PNG to write: AUROC over the share of real people")],
 ) -> None:
-    """A small classifier of the manifest's label by section `utility`: real, synthetic and both, on held-out people."""
+    """A small classifier of the manifest's label by section `utility`: real, synthetic and both, on the test people."""
     _cli.start()
     torch.set_num_threads(1)  # on pictures this small threads wait for each other more than they work
     p = params.read(_cli.PARAMS, "utility", downstream.Utility)
@@ -59,15 +59,15 @@ def main(
         text = f"Whether synthetic slices help a classifier was not measured: {why}.\n"
     else:
         images = {key: downstream.shrunk(found.images[rows[key]], p.image_px) for key, found in sets.items()}
-        real, held_out = (downstream.Labelled(images[key], classes[key], people[key]) for key in ("train", "test"))
+        real, test_set = (downstream.Labelled(images[key], classes[key], people[key]) for key in ("train", "test"))
         done = iter(_cli.progress(range(downstream.cost(p)), "trained classifiers"))
         synthetic = (images["samples"], classes["samples"])
-        arms = downstream.measured(real, held_out, synthetic, len(names), p, tick=lambda: next(done))
+        arms = downstream.measured(real, test_set, synthetic, len(names), p, tick=lambda: next(done))
         known = (sets["test"].manifest["subject"] != "").any()
         text = "\n\n".join(
             [
                 downstream.sentence(arms, names),
-                f"Held out: {counts['test_slices']} slices of {counts['test_subjects']} "
+                f"Test: {counts['test_slices']} slices of {counts['test_subjects']} "
                 f"{'people' if known else 'runs of files'}; {p.trainings} trainings each, at {p.image_px} px, with "
                 f"{counts['synthetic_slices']} synthetic slices.",
                 downstream.markdown(arms),
@@ -80,7 +80,7 @@ def main(
             values = [[scores[name] for scores in shares.values()] for name in ("auroc", "auroc_low", "auroc_high")]
             lines[downstream.ARMS[arm][0]] = ([float(share) for share in shares], *values)
     figure = plots.intervals(
-        lines, x_label="% of the real training people", y_label="AUROC on held-out people", chance=0.5,
+        lines, x_label="% of the real training people", y_label="AUROC on the test people", chance=0.5,
         title="Classifier with and without synthetic slices" if lines else "not measured: see utility.md",
     )  # fmt: skip
     with _files.replacing(metrics) as tree, _files.replacing(markdown) as words, _files.replacing(picture) as drawn:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from benchmarks import (
     base,
+    copies,
     effort,
     evaluation,
     finetuning,
@@ -82,6 +83,53 @@ def test_finetuning(small, tiny_model):
     finetuning.main(base=tiny_model, images=small / "set", steps=6)
     found = result("finetuning")
     assert found["ratio"] > 0 and 0 < found["ours"]["encoding_share"] < 1
+
+
+@pytest.fixture
+def people(small):
+    """Textures of four people in each split, two slices each, below data/slices."""
+    texture = evaluation.textures(24, seed=0)[:, :64, :64]
+    for k, split in enumerate(("train", "val", "test")):
+        found = slices(8)
+        manifest = found.manifest.assign(subject=[f"{split}-{i // 2}" for i in range(8)], label="")
+        imageset.write(small / "data/slices" / split, imageset.ImageSet(texture[8 * k : 8 * k + 8], manifest, {}))
+    return small
+
+
+@pytest.mark.parametrize("tiny_model", ["epsilon"], indirect=True)
+def test_planted_copies_are_found_and_the_table_shows_them(people, tiny_model, monkeypatch):
+    monkeypatch.setattr(copies, "STRENGTHS", {name: copies.STRENGTHS[name] for name in ("unchanged", "mirrored")})
+    copies.main(model=tiny_model, n=2, seeds=2)
+    found = result("copies")["simulated"]
+    assert (found["train"], found["others"], found["other_people"]) == (8, 16, 8)
+    assert found["shares"]["unchanged 0"]["alexnet_one_view"] == [1, 0]
+    assert found["shares"]["mirrored 0"]["likeness"] == [1, 0] == found["all_copies"]["likeness"]
+    assert found["shares"]["mirrored 0"]["alexnet_one_view"][0] < 1
+    assert copies.HONEST[2] not in found["shares"]  # there are no such images here
+    copies.main(name="again", model=tiny_model, n=2, seeds=2)
+    assert result("copies")["again"] == found and result("copies")["simulated"] == found
+    text = copies.table(result("copies"))
+    assert "| mirrored | 0." in text and f"| {copies.HONEST[0]} |" in text and "machine" not in text
+
+
+@pytest.mark.parametrize("kind", copies.STRENGTHS)
+@pytest.mark.parametrize("tiny_model", ["epsilon"], indirect=True)
+def test_each_kind_of_copy_is_another_image_of_the_same_slice(tiny_model, kind):
+    from synthmri.generators import latent_diffusion
+
+    images = evaluation.textures(2, seed=0)[:, :64, :64]
+    made = [
+        copies.planted(kind, strength, images, np.random.default_rng(0), latent_diffusion.load(tiny_model), ["T1w"] * 2)
+        for strength in copies.STRENGTHS[kind]
+    ]
+    assert all(each.shape == images.shape and each.dtype == np.uint8 for each in made)
+    assert all((each != images).any() for each in made) == (kind != "unchanged")
+
+
+def test_a_slice_between_two_is_of_one_person():
+    images = np.arange(5, dtype=np.uint8)[:, None, None] * np.full((1, 2, 2), 10, np.uint8)
+    found = copies.between(images, np.array(["a", "a", "b", "b", "b"]))
+    assert found[:, 0, 0].tolist() == [5, 25, 35]
 
 
 def test_base_against_heads_of_its_own_distribution(small, tiny_model, monkeypatch):

@@ -1,4 +1,4 @@
-"""The table: order, arrows, and bold only for a lead that is larger than its uncertainty."""
+"""The table: order, arrows, ratios, and bold only for a lead that is surely one."""
 
 import json
 import math
@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from stages import compare as compare_stage
 from stages import progression as stage
 from synthmri.errors import UserError
-from synthmri.evaluation import scorecard
+from synthmri.evaluation import copies, scorecard
 from synthmri.reporting import comparison
 from synthmri.training import snapshots
 
@@ -19,50 +20,94 @@ ROOT = Path(__file__).parent.parent
 
 
 def models(**change):
-    tree = {name: {"fd_alexnet": 10.0 - i, "fd_alexnet_std": 0.1, "ssim": 0.5, "n": 200.0, "parameters": 2e6}
+    tree = {name: {"fd_effnet": 10.0 - i, "fd_effnet_std": 0.1, "fd_alexnet": 3.0, "ssim": 0.5, "n": 200.0,
+                   "parameters": 2e6, "test_people": 9.0}
             for i, name in enumerate(comparison.MODELS)}  # fmt: skip
     for name, values in change.items():
         tree[name] = tree[name] | values
     return tree
 
 
-REFERENCES = {name: {"fd_alexnet": 1.0, "ssim": 0.9, "n": 200.0} for name in comparison.REFERENCES}
+REFERENCES = {
+    name: {"fd_effnet": 2.0, "fd_alexnet": 1.5, "ssim": 0.9, "n": 200.0} for name in comparison.REFERENCES
+}  # fmt: skip
 
 
 def test_rows_are_in_the_order_of_the_original_then_the_references():
     frame = comparison.table(models(), REFERENCES)
     assert list(frame.index) == [
-        "vae", "dcgan", "ddpm", "unet_gan", "latent_diffusion", "held_out", "blurred", "mean_image", "train_copies",
+        "vae", "dcgan", "ddpm", "unet_gan", "latent_diffusion", "base", "base_adapted", "real", "blurred",
+        "mean_image", "train_copies", "train_copies_mirrored",
     ]  # fmt: skip
-    assert list(frame.columns) == ["fd_alexnet", "ssim", "manual_score", "n", "parameters", "fd_alexnet_std"]
+    assert list(frame.columns) == [
+        "fd_effnet", "fd_alexnet", "ssim", "manual_score", "n", "parameters", "fd_effnet_std", "fd_effnet_ratio",
+        "fd_alexnet_ratio",
+    ]  # fmt: skip
     assert frame["manual_score"].isna().all()  # nobody has rated: shown, and empty
+    assert frame["fd_effnet_ratio"]["vae"] == 5 and frame["fd_effnet_ratio"]["real"] == 1
+    assert frame["fd_alexnet_ratio"]["vae"] == 2
 
 
-@pytest.mark.parametrize("spread, leader", [(0.1, "latent_diffusion"), (0.6, "latent_diffusion"), (0.8, None)])
-def test_best_needs_a_lead_beyond_the_uncertainty(spread, leader):
-    """The two best differ by 1; the combined spread of two equal ones is sqrt(2) of it."""
-    tree = models(**{name: {"fd_alexnet_std": spread} for name in comparison.MODELS})
-    assert comparison.best(tree, "fd_alexnet") == leader
-
-
-def test_resemblance_is_never_best():
-    assert comparison.best(models(vae={"ssim": 0.99, "ssim_std": 0.0}), "ssim") is None
-
-
-def test_a_score_without_uncertainty_is_never_best():
-    tree = models()
-    del tree["latent_diffusion"]["fd_alexnet_std"]
-    assert comparison.best(tree, "fd_alexnet") is None
-
-
-def test_markdown_has_arrows_uncertainty_and_one_bold_cell():
-    text = comparison.markdown(models(), REFERENCES)
+def test_markdown_has_arrows_uncertainty_ratios_and_one_bold_cell():
+    text = comparison.markdown(models(), REFERENCES, {"fd_effnet": "latent_diffusion", "ssim": None}, 0.95)
     head, _, *rows = text.splitlines()
-    assert "FD AlexNet ↓" in head and "| SSIM |" in head
-    assert text.count("**") == 2 and "**6 ± 0.100**" in rows[4] and rows[4].startswith("| latent diffusion |")
-    assert rows[5].startswith("| *real, other people* | 1 |")
+    assert "FD EffNet ↓" in head and "FD AlexNet (seen by a loss) ↓" in head and "| SSIM |" in head
+    assert text.count("**") == 2 and "**6 ± 0.100 (3×)**" in rows[4] and rows[4].startswith("| latent diffusion |")
+    assert "| 3 (2×) |" in rows[4]
+    assert rows[7].startswith("| *real, other people* | 2 (1×) |")
     assert "| 2.0 M |" in rows[0]
-    assert comparison.CAPTION in text
+    assert "with 95 % confidence" in text and "{" not in text
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ((100, 80, 20), "100 for the base, 80 (20 % less) with its decoder adapted, and 20 (75 % less) after"),
+        ((100, 100.2, 130), "100 for the base, 100 (unchanged) with its decoder adapted, and 130 (30 % more) after"),
+    ],
+)
+def test_a_sentence_tells_the_decoder_from_fine_tuning_and_worse_from_better(values, words):
+    base, adapted, tuned = ({"fd_effnet": value, "n": 200.0} for value in values)
+    text = comparison.finetuning({"latent_diffusion": tuned}, {"base": base, "base_adapted": adapted})
+    assert words in text and " -" not in text and "fell" not in text
+
+
+def compare(folder, monkeypatch, rounds):
+    """The stage on models of which each is better than the one before; rounds: model -> its fd_effnet in each."""
+    monkeypatch.chdir(folder)
+    for name in ("metrics", "rounds", "training"):
+        Path(name).mkdir()
+
+    def put(name, tree):
+        Path(name).write_text(json.dumps(tree))
+
+    for name, row in models().items():
+        row |= {"fd_effnet": row["fd_effnet"], "kid_effnet": 0.1, "coverage": 0.2}
+        put(f"metrics/{name}.json", row)
+        put(f"training/{name}.json", {"parameters": 2e6, "images_seen": 10.0, "teraflop": 1.0})
+        pd.DataFrame({"fd_effnet": rounds[name]}).to_csv(f"rounds/{name}.csv", index=False)
+    rows = {name: row | {"kid_effnet": 0.01, "coverage": 0.9} for name, row in REFERENCES.items()}
+    for name in comparison.BASES:
+        put(f"metrics/{name}.json", rows.pop(name))
+    put("metrics/references.json", rows)
+    put("metrics/readers.json", {"counts": {"ratings": 0.0, "of_other_images": 0.0, "simulated": 0.0}})
+    compare_stage.main(*map(Path, ("metrics", "rounds", "training", "t.csv", "t.json", "t.md", "t.png")))
+    return Path("t.md").read_text()
+
+
+def test_bold_is_a_lead_that_the_same_people_agree_on(tmp_path, monkeypatch):
+    """The models differ by 1, and people by 3: a lead where all models find the same people hard, else none."""
+    rng = np.random.default_rng(0)
+    people, alone = rng.normal(0, 3, 12), {name: rng.normal(0, 3, 12) for name in comparison.MODELS}
+    for name in ("paired", "apart"):
+        (tmp_path / name).mkdir()
+    shared = {name: people + 0.01 * own for name, own in alone.items()}
+    assert "**6 ± 0.100 (3×)**" in compare(tmp_path / "paired", monkeypatch, shared)
+    assert "**" not in compare(tmp_path / "apart", monkeypatch, alone)
+
+
+def test_without_rounds_nobody_leads(tmp_path, monkeypatch):
+    assert "**" not in compare(tmp_path, monkeypatch, dict.fromkeys(comparison.MODELS, []))
 
 
 def test_readme_shows_the_committed_table():
@@ -98,7 +143,7 @@ def test_progression_counts_the_images_of_the_epochs_that_are_shown(tmp_path, mo
     for name, effort in (("latent_diffusion", {"epochs": 5.0}), ("vae", {})):
         np.save(f"snapshots/{name}.npy", rng.integers(0, 255, (3, 2, 64, 64)).astype(np.uint8))
         Path(f"efforts/{name}.json").write_text(json.dumps({"images_seen": 100.0} | effort))
-    np.save("features/alexnet.npy", rng.random((4, 256)).astype(np.float32))
+    np.save("features/effnet.npy", rng.random((4, 1280)).astype(np.float32))
     stage.main(*map(Path, ("snapshots", "efforts", "features", "ours.csv", "all.csv", "curve.png", "strips")))
     table = pd.read_csv("all.csv")
     assert list(table[table.model == "latent_diffusion"].images_seen) == [0, 40, 100]
@@ -119,14 +164,16 @@ def world():
     whole = np.stack([data.camera(), data.brick(), data.grass(), data.gravel(), data.moon()])
     crops = np.stack([whole[i % 5, y : y + 64, x : x + 64] for i, (y, x) in enumerate(rng.integers(0, 448, (90, 2)))])
     train, test, fresh = crops[:30], crops[30:60], crops[60:]
-    values = {name: {"alexnet": features.alexnet(part)} for name, part in
+    values = {name: {"effnet": features.effnet(part)} for name, part in
               (("train", train), ("test", test))}  # fmt: skip
     subjects = pd.Series([f"h{i // 5}" for i in range(30)])
-    reference = scorecard.Reference(train, test, values["train"], values["test"], subjects)
+    honest = copies.likeness(test, train).largest
+    reference = scorecard.Reference(train, test, values["train"], values["test"], subjects, honest)
     p = scorecard.Evaluate(
         batch_size=16,
         min_images=8,
         inception_weights="",
+        features="",
         pairwise_features=100,
         pairwise_images=100,
         subsample_rounds=5,
@@ -136,21 +183,20 @@ def world():
     lpips = features.lpips_model()
 
     def measure(images):
-        result, _, correlation, which = scorecard.score(
-            images, {"alexnet": features.alexnet(images)}, np.arange(len(images)), reference, p, lpips
-        )
-        return result | {"correlations": correlation, "which": which}
+        rows = np.arange(len(images))
+        found = scorecard.score(images, {"effnet": features.effnet(images)}, rows, reference, p, lpips)
+        return found.numbers | {"which": found.pairs.closest}
 
     return {
         "train": train, "measure": measure, "fresh": measure(fresh), "images": fresh, "reference": reference, "p": p,
-        "lpips": lpips, "values": {"alexnet": features.alexnet(fresh)},
+        "lpips": lpips, "values": {"effnet": features.effnet(fresh)},
     }  # fmt: skip
 
 
 def test_every_number_is_finite_and_has_its_spread(world):
-    fresh = {name: value for name, value in world["fresh"].items() if name not in ("correlations", "which")}
+    fresh = {name: value for name, value in world["fresh"].items() if name != "which"}
     assert all(math.isfinite(value) for value in fresh.values())
-    for name in ("fd_alexnet", "kid_alexnet"):
+    for name in ("fd_effnet", "kid_effnet"):
         assert fresh[f"{name}_std"] > 0
     assert {"precision_std", "recall_std", "density_std", "coverage_std"} < set(fresh)
 
@@ -159,8 +205,8 @@ def test_blur_raises_the_distances(world):
     from scipy.ndimage import gaussian_filter
 
     blurred = world["measure"](np.stack([gaussian_filter(image, 2) for image in world["images"]]))
-    assert blurred["fd_alexnet"] > 1.5 * world["fresh"]["fd_alexnet"]
-    assert blurred["kid_alexnet"] > world["fresh"]["kid_alexnet"]
+    assert blurred["fd_effnet"] > 1.2 * world["fresh"]["fd_effnet"]
+    assert blurred["kid_effnet"] > world["fresh"]["kid_effnet"]
 
 
 def test_collapse_lowers_coverage_and_recall(world):
@@ -170,22 +216,23 @@ def test_collapse_lowers_coverage_and_recall(world):
 
 
 def test_copies_are_caught_although_they_look_best(world):
-    copies = world["measure"](world["train"])
-    assert copies["memorised"] == 1 and copies["largest_correlation"] == pytest.approx(1)
-    assert copies["ssim"] == pytest.approx(1) and copies["lpips"] == pytest.approx(0, abs=1e-6)
-    assert (copies["which"] == np.arange(30)).all()
+    for images, first in ((world["train"], 0), (world["train"][:, :, ::-1], 30)):  # mirrored ones are copies too
+        found = world["measure"](np.ascontiguousarray(images))
+        assert found["memorised"] == 1 and found["largest_correlation"] == pytest.approx(1)
+        assert found["ssim"] == pytest.approx(1) and found["lpips"] == pytest.approx(0, abs=1e-6)
+        assert (found["which"] == first + np.arange(30)).all()
     assert world["fresh"]["memorised"] < 0.3
 
 
 def test_rows_are_those_that_are_scored_and_bounds_leave_the_frechet_distance(world):
     rows = np.arange(2, 30)
     arguments = world["images"], world["values"], rows, world["reference"]
-    whole, *_ = scorecard.score(*arguments, world["p"], world["lpips"])
+    whole = scorecard.score(*arguments, world["p"], world["lpips"]).numbers
     few = world["p"].model_copy(update={"pairwise_features": 25, "pairwise_images": 4})
-    bounded, compared, correlation, which = scorecard.score(*arguments, few, world["lpips"])
-    assert whole["n"] == bounded["n"] == 28 and len(compared) == len(correlation) == len(which) == 4
-    assert set(compared) < set(rows)
-    assert bounded["fd_alexnet"] == whole["fd_alexnet"] and bounded["kid_alexnet"] != whole["kid_alexnet"]
+    bounded, _, found = scorecard.score(*arguments, few, world["lpips"])
+    assert whole["n"] == bounded["n"] == 28 and [len(each) for each in found] == [4, 4, 4]
+    assert set(found.rows) < set(rows)
+    assert bounded["fd_effnet"] == whole["fd_effnet"] and bounded["kid_effnet"] != whole["kid_effnet"]
     alone = world["measure"](world["images"][rows])
     assert {name: alone[name] for name in whole} == pytest.approx(whole, rel=1e-5)
 

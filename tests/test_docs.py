@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import layouts, membership, repro
+from benchmarks import copies, layouts, membership, repro
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -42,17 +42,35 @@ def test_links_lead_to_files_that_are_there(page):
     assert [to for to in targets if not (page.parent / to).exists() and to not in kept_by_dvc] == []
 
 
-def block(name: str, page: str) -> str:
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+def block(page: str, name: str) -> str:
+    text = (ROOT / page).read_text(encoding="utf-8")
     return text.split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0].strip()
 
 
 @pytest.mark.parametrize(
-    ("module", "page"),
-    [(repro, "measurements.md"), (layouts, "measurements.md"), (membership, "utility_privacy.md")],
-    ids=["repro", "layouts", "membership"],
+    "module, page",
+    [
+        (repro, "docs/measurements.md"),
+        (layouts, "docs/measurements.md"),
+        (membership, "docs/utility_privacy.md"),
+        (copies, "docs/evaluation.md"),
+    ],
+    ids=["repro", "layouts", "membership", "copies"],
 )
 def test_tables_of_measurements_are_those_of_the_result_files(module, page):
     name = module.__name__.rsplit(".", 1)[1]
     result = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text(encoding="utf-8"))
-    assert block(name, page) == module.table(result)
+    assert block(page, name) == module.table(result)
+
+
+def test_the_splits_have_one_name_each():
+    """train, val and test; "held out" could be either of the latter."""
+    written = [*WRITTEN, *(ROOT / name for name in ("dvc.yaml", "params.yaml", "stages/report.html"))]
+    code = [
+        file for room in ("stages", "synthmri", "reader_study", "benchmarks") for file in (ROOT / room).rglob("*.py")
+    ]
+    found = []
+    for file in [*written, *code]:
+        text = re.sub(r"<!-- comparison -->.*<!-- /comparison -->", "", file.read_text(encoding="utf-8"), flags=re.S)
+        found += [f"{file.name}: {line}" for line in text.splitlines() if re.search(r"held[- _]out", line, re.I)]
+    assert found == []

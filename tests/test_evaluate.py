@@ -31,6 +31,7 @@ PARAMS = {
         "batch_size": 8,
         "min_images": 10,
         "inception_weights": "",
+        "features": "",
         "pairwise_features": 100,
         "pairwise_images": 100,
         "subsample_rounds": 5,
@@ -62,32 +63,33 @@ def _stage(stage, *arguments):
 
 
 def _extract(name):
-    return _stage(features, "--images", f"data/{name}", "--out", f"features/{name}")
+    return _stage(
+        features, "--images", f"data/{name}", "--extractors", "models/extractors", "--out", f"features/{name}"
+    )
 
 
-def _evaluate(code="latent_diffusion", before="base"):
-    options = ["--generator", code, "--model", "models/m", "--before-features", f"features/{before}"]
+def _evaluate(code="latent_diffusion"):
+    options = ["--generator", code, "--model", "models/m"]
     for name in ("train", "validation", "test", "samples"):
         options += [f"--{name}", f"data/{name}", f"--{name}-features", f"features/{name}"]
-    for name, file in (("metrics", "m.json"), ("picture", "m.png"), ("closest", "closest.png")):
+    for name, file in (("metrics", "m.json"), ("rounds", "m.csv"), ("picture", "m.png"), ("closest", "closest.png")):
         options += [f"--{name}", f"metrics/{file}"]
     return _stage(evaluate, *options)
 
 
 @pytest.fixture(scope="module")
 def extracted(tmp_path_factory):
-    """Five sets of crops and their features; the samples are blurred a little and the base model's a lot."""
+    """Four sets of crops and their features; the samples are blurred a little."""
     folder = tmp_path_factory.mktemp("extracted")
     (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS))
     _write(folder / "data/train", _crops(16, 0), [f"t{i // 4}" for i in range(16)])
     _write(folder / "data/test", _crops(12, 1), [f"h{i // 3}" for i in range(12)])
     _write(folder / "data/validation", _crops(10, 4), [f"v{i // 5}" for i in range(10)])
-    for name, blur, seed in (("samples", 0.7, 2), ("base", 4, 3)):
-        _write(folder / f"data/{name}", np.stack([gaussian_filter(image, blur) for image in _crops(14, seed)]))
+    _write(folder / "data/samples", np.stack([gaussian_filter(image, 0.7) for image in _crops(14, 2)]))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "argv", sys.argv)
-        assert [_extract(name) for name in ("train", "validation", "test", "samples", "base")] == [0] * 5
+        assert [_extract(name) for name in ("train", "validation", "test", "samples")] == [0] * 4
     return folder
 
 
@@ -137,15 +139,15 @@ def test_extract_writes_features_under_the_exact_name(workspace):
         values = np.load(workspace / f"features/train/{name}.npy")
         assert values.dtype == np.float32 and values.shape == (16, size) and np.isfinite(values).all()
     there = sorted(path.name for path in (workspace / "features").iterdir())
-    assert there == ["base", "samples", "test", "train", "validation"]
+    assert there == ["samples", "test", "train", "validation"]
 
 
 def test_metrics_are_finite_floats(evaluated):
     tree = json.loads((evaluated / "metrics/m.json").read_text())
-    compared = {"fd_alexnet", "fd_effnet", "kid_alexnet", "precision", "recall", "density", "coverage"}
+    compared = {"fd_alexnet", "fd_effnet", "kid_effnet", "precision", "recall", "density", "coverage"}
     assert set(tree) == compared | {f"{name}_std" for name in compared} | {
-        "ssim", "psnr", "lpips", "memorised", "largest_correlation", "n", "fd_alexnet_before", "fd_alexnet_reduction",
-        "recon_ssim", "recon_psnr", "recon_lpips", "recon_fd_alexnet", "val_kid_alexnet", "val_kid_alexnet_std",
+        "ssim", "psnr", "lpips", "memorised", "largest_correlation", "n", "test_people",
+        "recon_ssim", "recon_psnr", "recon_lpips", "recon_fd_effnet", "val_kid_effnet", "val_kid_effnet_std",
     }  # fmt: skip
     assert all(type(value) is float and np.isfinite(value) for value in tree.values())
     assert all(value == float(f"{value:.6g}") for value in tree.values())
@@ -153,41 +155,51 @@ def test_metrics_are_finite_floats(evaluated):
 
 def test_the_validation_kid_is_of_the_validation_set(evaluated):
     tree = json.loads((evaluated / "metrics/m.json").read_text())
-    values = {name: np.load(evaluated / f"features/{name}/alexnet.npy") for name in ("validation", "samples")}
-    assert tree["val_kid_alexnet"] == pytest.approx(distances.kernel_distance(values["samples"], values["validation"]))
+    values = {name: np.load(evaluated / f"features/{name}/effnet.npy") for name in ("validation", "samples")}
+    assert tree["val_kid_effnet"] == pytest.approx(
+        distances.kernel_distance(values["samples"], values["validation"]), rel=1e-5
+    )
 
 
 def test_too_few_validation_images_give_no_number_and_say_what_follows(workspace, said):
     _write(workspace / "data/validation", _crops(9, 4), ["v"] * 9)
     assert _extract("validation") == 0 and _evaluate() == 0
     assert "below evaluate.min_images = 10" in (text := said()) and "champion" in text
-    assert "val_kid_alexnet" not in json.loads((workspace / "metrics/m.json").read_text())
+    assert "val_kid_effnet" not in json.loads((workspace / "metrics/m.json").read_text())
 
 
 def test_metrics_are_what_their_names_say(evaluated):
     tree = json.loads((evaluated / "metrics/m.json").read_text())
-    values = {name: np.load(evaluated / f"features/{name}/alexnet.npy") for name in ("test", "samples", "base")}
+    values = {
+        extractor: [np.load(evaluated / f"features/{name}/{extractor}.npy") for name in ("samples", "test")]
+        for extractor in ("effnet", "alexnet")
+    }
     images = {name: imageset.read(evaluated / f"data/{name}").images for name in ("train", "test", "samples")}
-    assert tree["n"] == 14  # samples and base have 14 each: all of them
-    fd = {name: distances.frechet_distance(values[name], values["test"]) for name in ("samples", "base")}
-    assert tree["fd_alexnet"] == pytest.approx(fd["samples"], rel=1e-5)
-    assert tree["kid_alexnet"] == pytest.approx(distances.kernel_distance(values["samples"], values["test"]), rel=1e-5)
-    assert tree["fd_alexnet_before"] == pytest.approx(fd["base"], rel=1e-5)
-    assert tree["fd_alexnet_reduction"] == pytest.approx(1 - fd["samples"] / fd["base"], rel=1e-4)
-    assert 0 < tree["fd_alexnet_reduction"] < 1
-    nearest = images["train"][copies.closest_by_pixels(images["samples"], images["train"]).nearest]
+    assert tree["n"] == 14 and tree["test_people"] == 4
+    for extractor, pair in values.items():
+        assert tree[f"fd_{extractor}"] == pytest.approx(distances.frechet_distance(*pair), rel=1e-5)
+    assert tree["kid_effnet"] == pytest.approx(distances.kernel_distance(*values["effnet"]), rel=1e-5)
+    shares = distances.precision_recall_density_coverage(*values["effnet"][::-1])
+    assert {name: tree[name] for name in shares} == pytest.approx(shares, rel=1e-5)
+    nearest = copies.views(images["train"], copies.closest_by_pixels(images["samples"], images["train"]).nearest)
+    honest = copies.likeness(images["test"], images["train"]).largest
+    found = copies.likeness(images["samples"], images["train"]).largest
+    assert tree["memorised"] == pytest.approx(copies.memorised(found, honest), rel=1e-5)
     assert tree["ssim"] == pytest.approx(pairs.ssim(images["samples"], nearest), rel=1e-5)
     assert tree["recon_psnr"] == pytest.approx(48.13, abs=0.1)  # one grey level everywhere
     assert tree["recon_ssim"] > 0.99 and tree["recon_lpips"] < 0.01
-    assert tree["fd_alexnet_std"] > 0 and tree["kid_alexnet_std"] > 0
+    rounds = pd.read_csv(evaluated / "metrics/m.csv")
+    assert len(rounds) == 5
+    for name in ("fd_effnet", "kid_effnet"):
+        assert tree[f"{name}_std"] == pytest.approx(rounds[name].std(), rel=1e-4) and tree[f"{name}_std"] > 0
 
 
-def test_a_model_without_autoencoder_or_before_has_no_such_numbers(workspace):
+def test_a_model_without_autoencoder_has_no_such_numbers(workspace):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "synthmri.generators.dcgan", SimpleNamespace(DCGAN=SimpleNamespace()))
-        assert _evaluate("dcgan", before="samples") == 0
+        assert _evaluate("dcgan") == 0
     tree = json.loads((workspace / "metrics/m.json").read_text())
-    assert not [name for name in tree if name.startswith("recon") or "before" in name or "reduction" in name]
+    assert not [name for name in tree if name.startswith("recon")]
 
 
 def test_references_hold_the_floor_and_catch_copies(workspace):
@@ -196,35 +208,36 @@ def test_references_hold_the_floor_and_catch_copies(workspace):
         options += [f"--{name}", f"data/{name}", f"--{name}-features", f"features/{name}"]
     assert _stage(references, *options) == 0
     tree = json.loads((workspace / "metrics/references.json").read_text())
-    assert list(tree) == ["held_out", "blurred", "mean_image", "train_copies"]
-    assert tree["train_copies"]["memorised"] == 1 and tree["train_copies"]["psnr"] == 100
-    assert tree["held_out"]["fd_alexnet"] == tree["train_copies"]["fd_alexnet"]
-    assert tree["held_out"]["memorised"] < 0.2 and tree["held_out"]["ssim"] < 0.9
-    assert tree["mean_image"]["recall"] == 0 and tree["mean_image"]["fd_alexnet"] > tree["held_out"]["fd_alexnet"]
-    assert tree["blurred"]["fd_alexnet"] > tree["held_out"]["fd_alexnet"]
+    assert list(tree) == ["real", "blurred", "mean_image", "train_copies", "train_copies_mirrored"]
+    for name in ("train_copies", "train_copies_mirrored"):
+        assert tree[name]["memorised"] == 1 and tree[name]["psnr"] == 100 and tree[name]["largest_correlation"] == 1
+    assert tree["real"]["fd_effnet"] == tree["train_copies"]["fd_effnet"]
+    assert tree["real"]["memorised"] < 0.2 and tree["real"]["ssim"] < 0.9
+    assert tree["mean_image"]["recall"] == 0 and tree["mean_image"]["fd_effnet"] > tree["real"]["fd_effnet"]
+    assert tree["blurred"]["fd_alexnet"] > tree["real"]["fd_alexnet"]
 
 
 def test_evaluate_writes_the_same_bytes_again(evaluated, workspace):
     assert _evaluate() == 0
-    for name in ("m.json", "m.png", "closest.png"):
+    for name in ("m.json", "m.csv", "m.png", "closest.png"):
         assert (workspace / "metrics" / name).read_bytes() == (evaluated / "metrics" / name).read_bytes()
     assert sorted(path.name for path in (workspace / "metrics").iterdir()) == [
-        "closest.png", "m.json", "m.png",
+        "closest.png", "m.csv", "m.json", "m.png",
     ]  # fmt: skip
 
 
-def test_one_held_out_subject_has_no_uncertainty(workspace, said):
+def test_one_test_subject_has_no_uncertainty(workspace, said):
     _write(workspace / "data/test", _crops(12, 1), ["only"] * 12)
     assert _evaluate() == 0
     tree = json.loads((workspace / "metrics/m.json").read_text())
-    assert "fd_alexnet" in tree and [name for name in tree if name.endswith("_std")] == ["val_kid_alexnet_std"]
-    assert "fewer than 2 held-out subjects" in said()
+    assert "fd_effnet" in tree and [name for name in tree if name.endswith("_std")] == ["val_kid_effnet_std"]
+    assert "fewer than 2 test subjects" in said()
 
 
 @pytest.mark.parametrize(
     "people, why",
     [
-        (["a"] * 6 + ["b"] * 6, "the subsets of held-out people may hold 6 images, and 7 are needed"),
+        (["a"] * 6 + ["b"] * 6, "the subsets of test people may hold 6 images, and 7 are needed"),
         (["a"] * 6 + ["b"] * 5 + [""], "some slices are of nobody known"),
     ],
 )
@@ -233,7 +246,7 @@ def test_scores_are_there_where_their_uncertainty_is_not(workspace, said, people
     _write(workspace / "data/test", _crops(12, 1), people)
     assert _evaluate() == 0
     tree = json.loads((workspace / "metrics/m.json").read_text())
-    assert tree["coverage"] >= 0 and [name for name in tree if name.endswith("_std")] == ["val_kid_alexnet_std"]
+    assert tree["coverage"] >= 0 and [name for name in tree if name.endswith("_std")] == ["val_kid_effnet_std"]
     assert why in said()
 
 
@@ -245,7 +258,7 @@ def test_bad_input_is_named_and_nothing_is_written(workspace, said):
         assert not (workspace / "metrics/m.json").exists()
 
     images = np.array(imageset.read(workspace / "data/samples").images)  # read now: the mapped file is written over
-    file = workspace / "features/samples/alexnet.npy"
+    file = workspace / "features/samples/effnet.npy"
     features = np.load(file)
     _write(workspace / "data/samples", images[:9])
     refused("data/samples holds 9 images", "evaluate.min_images = 10", "sample more")
@@ -253,19 +266,19 @@ def test_bad_input_is_named_and_nothing_is_written(workspace, said):
     refused("(48, 48)", "(64, 64)")
     _write(workspace / "data/samples", images)
     np.save(file, features[:-1])
-    refused("features/samples/alexnet.npy holds (13, 256) features for 14 images", "dvc repro")
+    refused("features/samples/effnet.npy holds (13, 1280) features for 14 images", "dvc repro")
     features[3, 4] = np.nan
     np.save(file, features)
     refused("1 of 14 rows of features are not finite, row 3")
     file.write_text("no array")
-    refused("features/samples/alexnet.npy cannot be read", "dvc repro")
+    refused("features/samples/effnet.npy cannot be read", "dvc repro")
     file.unlink()
     refused("features/samples holds no features")
 
 
 def test_sets_that_overlap_wholly_are_refused(workspace, said):
     flat = np.full((14, 64, 64), 7, np.uint8)
-    for name in ("train", "test", "base"):
+    for name in ("train", "test"):
         _write(workspace / f"data/{name}", flat, ["a"] * 7 + ["b"] * 7)
         assert _extract(name) == 0
     assert _evaluate() == 1

@@ -1,5 +1,6 @@
 import hashlib
 import pickle
+import shutil
 from datetime import date
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pandas as pd
 import pytest
 import test_pipeline as pipeline
 import torch
+from safetensors.torch import load_file
 from skimage import data
 from skimage.transform import resize
 
@@ -227,6 +229,46 @@ def test_inception_takes_a_users_file(images, inception_file):
     found = features.extract("inception", images[:3], weights=str(inception_file), batch=2)
     assert found.shape == (3, 2048) and np.isfinite(found).all()
     np.testing.assert_allclose(features.inception(images[2:3], str(inception_file)), found[2:], atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def further(tmp_path_factory):
+    """A tiny vision transformer in transformers' format, with random weights."""
+    from transformers import ViTConfig, ViTImageProcessor, ViTModel
+
+    folder = tmp_path_factory.mktemp("further")
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8
+    )
+    ViTModel(config).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def test_a_further_extractor_is_opened_from_a_folder(images, further):
+    """As transformers' own classes have it: the processor of the folder, then the pooled output."""
+    from transformers import ViTImageProcessor, ViTModel
+
+    found = features.extract("further", images, further=str(further), batch=4)
+    assert found.shape == (11, 16) and found.dtype == np.float32
+    pixels = ViTImageProcessor.from_pretrained(further)(
+        [np.repeat(image[..., None], 3, axis=2) for image in images], return_tensors="pt"
+    )
+    with torch.no_grad():
+        expected = ViTModel.from_pretrained(further)(**pixels).pooler_output.numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_further_extractor_that_cannot_be_used_is_told(images, further, tmp_path):
+    with pytest.raises(UserError, match=r"evaluate.features = .* cannot be opened .*preprocessor_config.json"):
+        features.automodel(images, str(tmp_path))
+    pickled = shutil.copytree(further, tmp_path / "pickled")
+    state = load_file(pickled / "model.safetensors")
+    (pickled / "model.safetensors").unlink()
+    torch.save(state, pickled / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"cannot be opened .*safetensors"):
+        features.automodel(images, str(pickled))
 
 
 def test_weights_lie_where_dvc_sees_another_file_in_their_place(inception_file, tmp_path, monkeypatch):

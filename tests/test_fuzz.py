@@ -196,11 +196,11 @@ def test_a_mutated_imageset_is_refused_or_whole(tmp_path, name):
 
 
 def test_mutated_features_are_refused_or_give_a_distance(tmp_path):
-    path, other = tmp_path / "alexnet.npy", np.random.default_rng(1).normal(size=(9, 7)).astype(np.float32)
+    path, other = tmp_path / "effnet.npy", np.random.default_rng(1).normal(size=(9, 7)).astype(np.float32)
     np.save(path, np.random.default_rng(0).normal(size=(9, 7)).astype(np.float32))
 
     def distance() -> float:
-        return distances.frechet_distance(_files.read_features(tmp_path, 9)["alexnet"], other)
+        return distances.frechet_distance(_files.read_features(tmp_path, 9)["effnet"], other)
 
     assert distance() > 0
     for seed, changed in cases("features", path.read_bytes(), 60):

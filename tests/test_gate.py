@@ -17,7 +17,7 @@ from synthmri.registry import gate, mlflow_store
 from synthmri.reporting import comparison
 
 GOOD = {
-    "val_kid_alexnet": 0.02,
+    "val_kid_effnet": 0.02,
     "kid_alexnet": 0.03,
     "memorised": 0.05,
     "coverage": 0.3,
@@ -46,7 +46,7 @@ def section(**change) -> gate.Registry:
         ({"memorised": 0.11}, "memorised", "memorised = 0.11; the rule asks for at most 0.1"),
         ({"coverage": 0.19}, "coverage", "coverage = 0.19; the rule asks for at least 0.2"),
         ({"coverage": None}, "coverage", "coverage is not known; the rule asks for at least 0.2"),
-        ({"val_kid_alexnet": None}, "val_kid_alexnet", "val_kid_alexnet is not known"),
+        ({"val_kid_effnet": None}, "val_kid_effnet", "val_kid_effnet is not known"),
         ({"fd_alexnet": math.inf}, "finite", "fd_alexnet: not finite"),
         ({"mia_auroc": 0.61}, "mia_auroc", "mia_auroc = 0.61; the rule asks for at most 0.6"),
         ({"mia_auroc_high": 0.71}, "mia_auroc_high", "mia_auroc_high = 0.71; the rule asks for at most 0.7"),
@@ -67,7 +67,7 @@ def test_bounds_themselves_pass():
 
 
 def test_ranking_is_by_validation_kid_and_not_by_the_test_split():
-    models = {"a": GOOD | {"kid_alexnet": 0.001}, "b": GOOD | {"val_kid_alexnet": 0.01}, "c": GOOD}
+    models = {"a": GOOD | {"kid_alexnet": 0.001}, "b": GOOD | {"val_kid_effnet": 0.01}, "c": GOOD}
     assert gate.ranking(models, section()) == ["b", "a", "c"]  # of equal ones the first
 
 
@@ -105,7 +105,7 @@ def test_what_may_leave():
 
 def test_stage_writes_finite_floats_and_words(tmp_path, monkeypatch, capsys):
     text = Path("params.yaml").read_text(encoding="utf-8")
-    own = {name: GOOD | {"val_kid_alexnet": 0.1 - 0.01 * k} for k, name in enumerate(comparison.MODELS)}
+    own = {name: GOOD | {"val_kid_effnet": 0.1 - 0.01 * k} for k, name in enumerate(comparison.MODELS)}
     seen = gate.fingerprint(own["dcgan"] | {"mia_auroc_high": 0.6})
     (tmp_path / "params.yaml").write_text(
         text.replace(
@@ -125,7 +125,7 @@ def test_stage_writes_finite_floats_and_words(tmp_path, monkeypatch, capsys):
     assert tree["vae"]["passed"] == 0.0 and tree["vae"]["rules"]["mia_auroc_high"] == 0.0
     assert tree["dcgan"]["override"] == 1.0 and "a person's word for it: seen by eye" in words
     assert "memorised = 0.5; the rule asks for at most 0.1" in words
-    (tmp_path / "dcgan.json").write_text(json.dumps(GOOD | {"val_kid_alexnet": 0.3}))  # trained anew
+    (tmp_path / "dcgan.json").write_text(json.dumps(GOOD | {"val_kid_effnet": 0.3}))  # trained anew
     (tmp_path / "privacy.json").write_text(json.dumps(attacks | {"vae": {"mia_auroc": 0.5}}))
     (tmp_path / "vae.json").write_text(json.dumps({k: v for k, v in GOOD.items() if k != "mia_auroc_high"}))
     stage.main(scores=tmp_path, verdicts=tmp_path / "gate.json", reasons=tmp_path / "gate.md")
@@ -137,7 +137,7 @@ def test_stage_writes_finite_floats_and_words(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize(("simulated", "admitted"), [(True, False), (False, True), (False, False)])
 def test_the_picture_in_git_shows_nothing_of_a_refused_model_of_people(tmp_path, simulated, admitted):
-    for kind, grey in (("held_out", 50), ("samples", 100)):
+    for kind, grey in (("real_beside", 50), ("samples", 100)):
         (tmp_path / kind).mkdir()
         Image.new("L", (300, 100), grey).save(tmp_path / kind / "latent_diffusion.png")
     found = set(np.unique(report._for_git(tmp_path, simulated, admitted)))
@@ -145,7 +145,7 @@ def test_the_picture_in_git_shows_nothing_of_a_refused_model_of_people(tmp_path,
         assert found == {50 if simulated else 100}
     else:
         shutil.rmtree(tmp_path / "samples")
-        shutil.rmtree(tmp_path / "held_out")
+        shutil.rmtree(tmp_path / "real_beside")
         report._for_git(tmp_path, simulated, admitted)  # it does not even look
         assert 0 in found and 255 in found  # words
 

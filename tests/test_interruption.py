@@ -75,9 +75,10 @@ STAGES = {
         "--train-features data/features/train --test data/slices/test --test-features data/features/test "
         "--validation data/slices/val "
         "--validation-features data/features/val --samples data/samples "
-        "--samples-features data/features/latent_diffusion --before-features data/features/latent_diffusion "
-        "--metrics metrics/scores.json --picture metrics/held_out.png --closest metrics/closest.png",
-        ["metrics/scores.json", "metrics/held_out.png", "metrics/closest.png"],
+        "--samples-features data/features/latent_diffusion "
+        "--metrics metrics/scores.json --rounds metrics/rounds.csv --picture metrics/real.png "
+        "--closest metrics/closest.png",
+        ["metrics/scores.json", "metrics/rounds.csv", "metrics/real.png", "metrics/closest.png"],
     ),
     "sweep": (
         f"stages.sweep --model {LDM} --images data/slices/train --validation data/slices/val --validation-features "

@@ -33,6 +33,7 @@ WORK = {
     "gaussian": "distances.gaussian(features)",
     "nearest_distances": "copies.nearest_distances(np.array(features[:20]), features)",
     "closest_by_pixels": "copies.closest_by_pixels(np.array(images[:4]), images)",
+    "likeness": "copies.likeness(np.array(images[:4]), images)",
     "rows": "imageset.rows(images, np.arange(0, 7800, 3))",
     "write": "imageset.write('set', imageset.ImageSet(images, pd.DataFrame({'n': ['0'] * len(images)}), {}))",
 }

@@ -52,7 +52,7 @@ def test_curve_refuses_other_counts():
     "make",
     [
         lambda: plots.contact_sheet(_images(4), 2, captions=list("abcd")),
-        lambda: plots.held_out_against_synthetic(_images(20), _images(3), title="Held out"),
+        lambda: plots.real_against_synthetic(_images(20), _images(3), title="Test people"),
         lambda: plots.curve([[1, 2], [2, 3]], [[5, 1], [4, 2]], ["a", "b"], x_label="x", y_label="y", title="t"),
     ],
 )

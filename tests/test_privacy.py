@@ -88,7 +88,7 @@ def test_a_latent_diffusion_model_that_learned_its_images_by_heart_is_caught_and
     )
     found = membership.attack(*np.split(membership.by_loss(errors(), before), [8]), np.arange(8), np.arange(24), P)
     assert found["auroc_low"] > 0.6
-    honest = {"val_kid_alexnet": 0.1, "memorised": 0.05, "coverage": 0.5}
+    honest = {"val_kid_effnet": 0.1, "memorised": 0.05, "coverage": 0.5}
     rules = params.read("params.yaml", "registry", gate.Registry)
     verdict = gate.judge(honest | membership.worst({"loss": found}), rules)
     assert [rule for rule, why in verdict.items() if why] == ["mia_auroc", "mia_auroc_high"]
@@ -105,17 +105,18 @@ def test_an_untrained_model_is_not_caught():
     assert found["auroc_low"] < 0.5 and found["auroc"] < 0.6
 
 
-def nearness(images: np.ndarray, made: np.ndarray) -> np.ndarray:
-    return -copies.nearest_distances(images.reshape(len(images), -1), made.reshape(len(made), -1))
-
-
 def test_copies_are_caught_by_distance_and_others_are_not():
-    members, others, who = blobs(20, seed=0), blobs(20, seed=1), np.arange(20)
-    copied = np.clip(members + np.random.default_rng(0).normal(0, 5, members.shape), 0, 255)
-    honest = blobs(20, seed=2)
-    caught = membership.attack(nearness(members, copied), nearness(others, copied), who, who, P)
+    members, others, who = blobs(20, seed=0, side=64), blobs(20, seed=1, side=64), np.arange(20)
+    copied = np.clip(members[:, :, ::-1] + np.random.default_rng(0).normal(0, 5, members.shape), 0, 255).astype(
+        np.uint8
+    )
+    honest = blobs(20, seed=2, side=64)
+
+    def attack(made):
+        return membership.attack(*(copies.likeness(side, made).largest for side in (members, others)), who, who, P)
+
+    caught, missed = attack(copied), attack(honest)
     assert caught["auroc"] == caught["auroc_low"] == caught["tpr_at_1pct_fpr"] == 1
-    missed = membership.attack(nearness(members, honest), nearness(others, honest), who, who, P)
     assert missed["auroc_low"] < 0.5 < missed["auroc_high"]
 
 
@@ -185,7 +186,7 @@ def test_what_no_interval_is_known_of_does_not_pass_the_gate():
         {"distance": membership.attack(np.zeros(40), np.zeros(40), np.arange(40) % 4, np.arange(40), P)}
     )
     assert found["mia_auroc"] == 0.5 and not any(name.endswith(("_low", "_high")) for name in found)
-    good = {"val_kid_alexnet": 0.02, "memorised": 0.05, "coverage": 0.3}
+    good = {"val_kid_effnet": 0.02, "memorised": 0.05, "coverage": 0.3}
     p = params.read("params.yaml", "registry", gate.Registry)
     assert gate.judge(good | found, p)["mia_auroc_high"].startswith("mia_auroc_high is not known")
     assert "| 0.500 (interval not known) | 0.000 |" in membership.markdown({"vae": found}, {"vae": "VAE"})
@@ -251,13 +252,12 @@ def test_timestep_beyond_the_schedule_is_named():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch, tiny_model):
-    """A place to run the stage in: three splits of a few people, random features, and untrained models."""
+    """A place to run the stage in: three splits of a few people, samples, and untrained models."""
     shutil.copy("params.yaml", tmp_path)
     tree = yaml.safe_load((tmp_path / "params.yaml").read_text())
     tree["privacy"] = P.model_dump(mode="json") | {"loss_pairs": 18, "timesteps": [100], "rounds": 100}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree))
     monkeypatch.chdir(tmp_path)
-    rng = np.random.default_rng(0)
     for name, people in (("train", 7), ("val", 1), ("test", 5)):
         who = np.repeat(np.arange(people), 3)
         columns = {
@@ -269,22 +269,21 @@ def folder(tmp_path, monkeypatch, tiny_model):
         manifest = pd.DataFrame({"subject": [f"sub-{name}-{i}" for i in who]}).assign(**columns)
         images = blobs(len(who), seed=people, side=64)
         imageset.write(tmp_path / "slices" / name, imageset.ImageSet(images, manifest))
-        save_features(tmp_path, name, rng.random((len(who), 8)))
-    for name in comparison.MODELS:
-        save_features(tmp_path, name, rng.random((5, 8)))
+    for k, name in enumerate(comparison.MODELS):
+        save_samples(tmp_path, name, blobs(5, seed=20 + k, side=64))
     for name in ("base", "latent_diffusion"):
         shutil.copytree(tiny_model, tmp_path / "models" / name)
     ddpm.DDPM.untrained(TINY, 64, seed=0).save(tmp_path / "models/ddpm")
     return tmp_path
 
 
-def save_features(folder, name, values):
-    (folder / "features" / name).mkdir(parents=True, exist_ok=True)
-    np.save(folder / "features" / name / "alexnet.npy", values.astype(np.float32))
+def save_samples(folder, name, images):
+    manifest = pd.DataFrame({"seed": [str(seed) for seed in range(len(images))]})
+    imageset.write(folder / "samples" / name, imageset.ImageSet(images, manifest))
 
 
 def run(folder):
-    stage.main(*(folder / name for name in ("slices", "features", "models", "privacy.json", "privacy.md")))
+    stage.main(*(folder / name for name in ("slices", "samples", "models", "privacy.json", "privacy.md")))
     return json.loads((folder / "privacy.json").read_text()), (folder / "privacy.md").read_text()
 
 
@@ -301,8 +300,9 @@ def test_stage_attacks_every_model_and_gives_the_same_again(folder):
 
 
 def test_stage_catches_a_model_whose_images_are_copies(folder):
-    near = np.load(folder / "features/train/alexnet.npy")
-    save_features(folder, "vae", near + 1e-3)
+    """Mirrored, as models that train on mirror images may draw them."""
+    near = imageset.read(folder / "slices/train").images
+    save_samples(folder, "vae", np.ascontiguousarray(near[:, :, ::-1]))
     tree, text = run(folder)
     assert tree["vae"]["mia_auroc"] == 1 and "better than chance for: VAE" in text
 
@@ -316,9 +316,9 @@ def test_stage_without_a_pair_says_so(folder):
     assert tree["vae"] == {"mia_pairs": 0} and text.startswith("Not measured")
 
 
-def test_stage_without_features_names_the_remedy(folder):
-    shutil.rmtree(folder / "features/val")
-    with pytest.raises(UserError, match="features/val holds no features.*run `dvc repro`"):
+def test_stage_without_samples_names_the_remedy(folder):
+    shutil.rmtree(folder / "samples/vae")
+    with pytest.raises(UserError, match="samples/vae is no ImageSet.*run `dvc repro`"):
         run(folder)
 
 

@@ -289,13 +289,13 @@ def test_ratings_of_other_images_are_left_out_and_named(tmp_path, capsys):
 def test_the_table_shows_scores_intervals_warnings_and_packets(tmp_path):
     sets(tmp_path, source="simulated")
     few = score(tmp_path, simulated(readers=2))
-    base = {"fd_alexnet": 1.0, "n": 20.0}
+    base = {"fd_effnet": 1.0, "n": 20.0}
     models = {name: dict(base) for name in comparison.MODELS}
     references = {name: dict(base) for name in comparison.REFERENCES}
     for name, group in few["models"].items():
         models[name] |= comparison.manual(group)
-    references["held_out"] |= comparison.manual(few["real"])
-    text = comparison.markdown(models, references, comparison.readers_note(few))
+    references["real"] |= comparison.manual(few["real"])
+    text = comparison.markdown(models, references, {}, 0.95, comparison.readers_note(few))
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
     assert rows["VAE"].count("⚠ 2 readers, 20 cases") == 1 and "–" in rows["VAE"]
     assert "⚠" in rows["*real, other people*"] and "⚠" not in rows["DCGAN"]

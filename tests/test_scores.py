@@ -226,7 +226,7 @@ def test_copies_and_mean_images_win_at_resemblance(images, lpips_model):
     train, test = images[:12], images[12:]
 
     def resemblance(x):
-        nearest = train[copies.closest_by_pixels(x, train).nearest]
+        nearest = copies.views(train, copies.closest_by_pixels(x, train).nearest)
         return pairs.ssim(x, nearest), pairs.psnr(x, nearest), pairs.lpips_distance(x, nearest, lpips_model)
 
     assert resemblance(train[::-1]) == (1, 100, 0)
@@ -266,6 +266,38 @@ def test_by_subject_is_the_spread_of_frechet_distances_over_cohorts():
     assert 0.6 < np.mean(found) / truth < 1.5
 
 
+def test_a_lead_is_judged_by_the_difference_against_the_same_people():
+    """Two models that differ by little, each against people who differ by much: only the paired error sees the lead."""
+    rng = np.random.default_rng(0)
+    hard, rows = rng.normal(0, 1, 12), np.arange(12)
+    scores = {"a": hard + 0.2, "b": hard + rng.normal(0, 0.1, 12)}
+    settings = dict(rounds=40, fraction=0.5, seed=0)
+    rounds = {
+        name: uncertainty.rounds_by_subject(lambda part, own=own: own[part].mean(), rows, rows, **settings)
+        for name, own in scores.items()
+    }
+    means = {name: own.mean() for name, own in scores.items()}
+    assert means["a"] - means["b"] < np.hypot(*(np.std(each, ddof=1) for each in rounds.values()))  # unpaired: no lead
+    assert uncertainty.leader(means, rounds, 12) == "a"
+    assert np.std(rounds["a"], ddof=1) == uncertainty.by_subject(
+        lambda part: scores["a"][part].mean(), rows, rows, **settings
+    )
+
+
+def test_equal_models_lead_no_more_often_than_promised():
+    """Of two equal models one leads by chance in 2 x 5 % at most."""
+
+    def leader(people: np.ndarray, seed: int):
+        settings = dict(rounds=12, fraction=0.5, seed=seed)
+        rounds = [uncertainty.rounds_by_subject(np.mean, own, np.arange(12), **settings) for own in people]
+        return uncertainty.leader({0: people[0].mean(), 1: people[1].mean()}, rounds, 12)
+
+    rng = np.random.default_rng(1)
+    led = [leader(rng.normal(0, 1, (2, 12)), seed) is not None for seed in range(200)]
+    assert sum(led) <= 34  # 20 are expected; more than 34 would have a chance of 0.001
+    assert uncertainty.leader({"only": 1.0}, {"only": np.zeros(5)}, 5) is None
+
+
 def test_fewest_kept_is_what_the_smallest_subjects_have():
     subjects = list("aaaabbc")
     assert uncertainty.fewest_kept(subjects, 0.5) == 3 and uncertainty.fewest_kept(subjects, 0.3) == 1
@@ -299,7 +331,8 @@ def test_by_subject_keeps_subjects_whole_and_repeats():
 def test_nearest_of_closest_by_pixels_equals_brute_force(images, block):
     rng = np.random.default_rng(0)
     references = images[rng.permutation(24)[:19]]
-    squares = np.square(images[:, None].astype(np.int64) - references[None]).sum(axis=(2, 3))
+    both = np.concatenate([references, references[:, :, ::-1]])
+    squares = np.square(images[:, None].astype(np.int64) - both[None]).sum(axis=(2, 3))
     found = copies.closest_by_pixels(images, references, block=block).nearest
     np.testing.assert_array_equal(found, squares.argmin(axis=1))
 
@@ -396,15 +429,84 @@ def test_too_few_for_a_neighbourhood():
 
 
 def test_memorised_share_by_hand():
-    train = np.array([[0.0], [100.0]])
-    held_out = np.array([[float(d)] for d in range(10, 50)])  # distances to train 10 .. 49: 5th percentile 11.95
-    ours = np.array([[1.0], [11.0], [12.0], [50.0]])
-    assert copies.memorised(ours, held_out, train) == 0.5
+    honest = np.arange(10, 50) / 100  # the 95th percentile of .10, .11 .. .49 is .4705
+    assert copies.memorised(np.array([0.1, 0.47, 0.48, 0.9]), honest) == 0.5
+
+
+def test_views_count_mirror_images_behind_the_references(images):
+    np.testing.assert_array_equal(copies.views(images, np.array([24 + 3, 3]))[0], images[3, :, ::-1])
+    np.testing.assert_array_equal(copies.views(images, np.array([24 + 3, 3]))[1], images[3])
+
+
+def test_mirrored_copies_are_found_by_pixels(images):
+    found = copies.closest_by_pixels(images[:3, :, ::-1], images)
+    np.testing.assert_array_equal(found.nearest, [24, 25, 26])
+    np.testing.assert_array_equal(found.correlated, [24, 25, 26])
+    np.testing.assert_allclose(found.correlation, 1)
+
+
+@pytest.fixture(scope="module")
+def large():
+    """Crops of 128 px that do not overlap, dark towards the border as heads are."""
+    whole = [data.brick(), data.grass(), data.gravel()]
+    cut = [each[y : y + 128, x : x + 128] for each in whole for y in (0, 128, 256) for x in (0, 128, 256)]
+    return np.rint(np.stack(cut) * np.outer(*[np.hanning(128)] * 2)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("change", ["none", "shift", "turn", "gain", "shading", "noise", "blur"])
+def test_likeness_finds_copies_that_differ_in_place_angle_gain_shading_noise_and_blur(large, change, mirrored):
+    from scipy import ndimage
+
+    rng = np.random.default_rng(0)
+    x = large[:6].astype(float)
+    if change == "shift":
+        x = ndimage.shift(x, (0, 4, -4), order=1)
+    elif change == "turn":
+        x = ndimage.rotate(x, 7, axes=(1, 2), reshape=False, order=1)
+    elif change == "gain":
+        x = 20 + 0.6 * x
+    elif change == "shading":
+        x = x * np.linspace(0.5, 1.2, 128)
+    elif change == "noise":
+        x = x + rng.normal(0, 10, x.shape)
+    elif change == "blur":
+        x = gaussian_filter(x, (0, 1, 1))
+    x = x.clip(0, 255).astype(np.uint8)
+    found = copies.likeness(x[:, :, ::-1] if mirrored else x, large)
+    np.testing.assert_array_equal(found.closest, np.arange(6) + 27 * mirrored)
+    honest = copies.likeness(large[:6], large[6:]).largest
+    assert found.largest.min() > honest.max()
+    assert found.largest.max() <= 1 and (change != "none" or found.largest.min() > 1 - 1e-5)
+
+
+def test_likeness_is_the_largest_correlation_of_shifted_structure(large):
+    """Without turning, by brute force over every shift that wraps around."""
+    a, b = (copies._structure(large[i : i + 1], copies.EDGE)[0].numpy() for i in (0, 1))
+    each = [
+        np.corrcoef(np.roll(a, (dy, dx), (0, 1)).ravel(), view.ravel())[0, 1]
+        for dy in range(copies.EDGE)
+        for dx in range(copies.EDGE)
+        for view in (b, b[:, ::-1])
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(copies, "ANGLES_DEG", (0,))
+        assert copies.likeness(large[:1], large[1:2]).largest[0] == pytest.approx(max(each), abs=1e-5)
+
+
+def test_likeness_does_not_depend_on_the_block_and_flat_images_are_like_nothing(large):
+    one, many = (copies.likeness(large[:7], large[7:], block=block) for block in (2, 64))
+    np.testing.assert_allclose(one.largest, many.largest, atol=1e-6)
+    np.testing.assert_array_equal(one.closest, many.closest)
+    assert copies.likeness(np.full((1, 128, 128), 9, np.uint8), large).largest[0] == pytest.approx(0, abs=1e-6)
+    with pytest.raises(UserError, match="no references"):
+        copies.likeness(large, large[:0])
 
 
 def test_largest_correlation_is_pearsons(images):
     _, values, which = copies.closest_by_pixels(images[:5], images[5:], block=4)
-    table = np.corrcoef(images.reshape(len(images), -1))[:5, 5:]
+    both = np.concatenate([images, images[5:, :, ::-1]])
+    table = np.corrcoef(both.reshape(len(both), -1))[:5, 5:]
     np.testing.assert_allclose(values, table.max(axis=1), atol=1e-12)
     np.testing.assert_array_equal(which, table.argmax(axis=1))
     flat = np.full((1, 64, 64), 9, np.uint8)

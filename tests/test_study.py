@@ -48,7 +48,7 @@ def head(level: float, contrast: str, rng: np.random.Generator) -> np.ndarray:
     return np.clip(np.where(disc, *bright) + rng.normal(0, 3, disc.shape), 0, 255).astype(np.uint8)
 
 
-def held_out(people: int = 6) -> imageset.ImageSet:
+def real_slices(people: int = 6) -> imageset.ImageSet:
     rng = np.random.default_rng(0)
     rows = [(f"s{i}", c, str(d)) for i in range(people) for c in ("T1w", "FLAIR") for d in (20.0, 40.0, 60.0, 80.0)]
     images = np.stack([head(float(d), c, rng) for _, c, d in rows])
@@ -68,7 +68,7 @@ MODELS = {name: model(i + 1) for i, name in enumerate(comparison.MODELS)}
 
 
 def test_cases_are_equally_many_distinct_and_matched():
-    items = design.choose(held_out(), MODELS, P)
+    items = design.choose(real_slices(), MODELS, P)
     assert Counter(item.source for item in items) == dict.fromkeys(["real", *comparison.MODELS], P.cases)
     for source in ["real", *comparison.MODELS]:
         part = [item for item in items if item.source == source]
@@ -83,19 +83,19 @@ def test_the_level_of_a_synthetic_slice_is_seen_in_its_image():
     rows = [(level, contrast) for level in (20, 40, 60, 80) for contrast in ("T1w", "FLAIR")]
     images = np.stack([head(*row, rng) for row in rows])
     known = imageset.ImageSet(images, pd.DataFrame({"seed": ["0"] * 8}))
-    items = [item for item in design.choose(held_out(), {"m": known}, P) if item.source == "m"]
+    items = [item for item in design.choose(real_slices(), {"m": known}, P) if item.source == "m"]
     assert {(item.level_mm, item.contrast) for item in items} == set(rows)
     assert all((item.level_mm, item.contrast) == rows[item.row] for item in items)
 
 
 def test_real_slices_are_of_as_many_people_as_there_are():
-    sets = held_out(people=8)
+    sets = real_slices(people=8)
     items = design.choose(sets, MODELS, P)
     assert sets.manifest["subject"].iloc[[i.row for i in items if i.source == "real"]].nunique() == 8
 
 
 def test_pictures_without_people_contrast_or_level_can_be_studied():
-    bare = imageset.ImageSet(held_out().images, pd.DataFrame({"source": [""] * 48}))
+    bare = imageset.ImageSet(real_slices().images, pd.DataFrame({"source": [""] * 48}))
     items = design.choose(bare, MODELS, P)
     assert len(items) == 48 and all(np.isnan(item.level_mm) for item in items)
 
@@ -103,14 +103,14 @@ def test_pictures_without_people_contrast_or_level_can_be_studied():
 def test_sets_that_cannot_be_compared_are_refused():
     small = MODELS | {"vae": model(1, n=7)}
     with pytest.raises(UserError, match=r"vae: 7 images for study.cases = 8; lower it"):
-        design.choose(held_out(), small, P)
+        design.choose(real_slices(), small, P)
     wide = imageset.ImageSet(np.zeros((40, 32, 40), np.uint8), MODELS["vae"].manifest)
     with pytest.raises(UserError, match="size would give them away"):
-        design.choose(held_out(), MODELS | {"vae": wide}, P)
+        design.choose(real_slices(), MODELS | {"vae": wide}, P)
 
 
 def test_order_is_balanced_in_blocks_and_differs_between_readers():
-    items = design.choose(held_out(), MODELS, P)
+    items = design.choose(real_slices(), MODELS, P)
     orders = [design.order(items, P, reader, 7) for reader in range(P.readers)]
     assert orders == [design.order(items, P, reader, 7) for reader in range(P.readers)]
     assert len({tuple(order) for order in orders}) == P.readers
@@ -122,7 +122,7 @@ def test_order_is_balanced_in_blocks_and_differs_between_readers():
 
 
 def test_repeats_are_of_every_source_and_far_from_the_first_time():
-    items = design.choose(held_out(), MODELS, P)
+    items = design.choose(real_slices(), MODELS, P)
     for reader in range(20):
         order = design.order(items, P, reader, 7)
         again = [i for i, repeat in order if repeat]
@@ -151,7 +151,7 @@ def test_power_is_what_simulated_studies_have():
 
 
 def write_packet(home: Path, p: design.Study = P, models: dict = MODELS, secret: str = "secret") -> Path:
-    sets = {"real": held_out(), **models}
+    sets = {"real": real_slices(), **models}
     items = design.choose(sets["real"], models, p)
     images = [sets[item.source].images[item.row] for item in items]
     home.mkdir(exist_ok=True)
@@ -568,7 +568,7 @@ def command(*words: str, ok: bool = True) -> str:
 
 def test_create_rate_export_score(tmp_path, monkeypatch, capsys):
     """From samples to ratings.csv, by the commands; the readers are simulated."""
-    sets = {"real": held_out(), **MODELS}
+    sets = {"real": real_slices(), **MODELS}
     for name, found in sets.items():
         imageset.write(tmp_path / "samples" / name, found)
     text = (ROOT / "params.yaml").read_text()

@@ -70,10 +70,10 @@ def test_gains_are_differences_of_kid_and_zero_for_the_first():
     from synthmri.evaluation import distances
 
     rng = np.random.default_rng(0)
-    held_out, subjects = cohort(rng)
+    val, subjects = cohort(rng)
     sets = [rng.normal(size=(20, 16)) + shift for shift in (1.0, 0.0, 2.0)]
-    gain, spread = sweep.gains(sets, held_out, subjects, seed=0)
-    kid = [distances.kernel_distance(one, held_out) for one in sets]
+    gain, spread = sweep.gains(sets, val, subjects, seed=0)
+    kid = [distances.kernel_distance(one, val) for one in sets]
     np.testing.assert_allclose(gain, [0, kid[0] - kid[1], kid[0] - kid[2]])
     assert spread[0] == 0 and (spread[1:] > 0).all() and gain[1] > 0 > gain[2]
     assert sweep.choose(gain, spread, 6) == 1
@@ -82,20 +82,20 @@ def test_gains_are_differences_of_kid_and_zero_for_the_first():
 def test_equals_keep_section_sample():
     """Sets of one distribution: another than the first is chosen no more often than promised."""
     rng = np.random.default_rng(1)
-    held_out, subjects = cohort(rng)
+    val, subjects = cohort(rng)
     taken = 0
     for _ in range(40):
         sets = [rng.normal(size=(12, 16)) for _ in range(4)]
-        taken += sweep.choose(*sweep.gains(sets, held_out, subjects, seed=0), 6) != 0
+        taken += sweep.choose(*sweep.gains(sets, val, subjects, seed=0), 6) != 0
     assert taken <= 6  # 2 are expected at most; more than 6 would have a chance of 0.003
 
 
 def test_people_add_to_the_uncertainty():
     rng = np.random.default_rng(2)
-    held_out, subjects = cohort(rng)
+    val, subjects = cohort(rng)
     sets = [rng.normal(size=(20, 16)) + shift for shift in (0.5, 0.0)]
-    slices = np.arange(len(held_out))
-    as_slices, as_people = (sweep.gains(sets, held_out, who, seed=0)[1] for who in (slices, subjects))
+    slices = np.arange(len(val))
+    as_slices, as_people = (sweep.gains(sets, val, who, seed=0)[1] for who in (slices, subjects))
     assert 0 < as_slices[1] < as_people[1]  # slices of one person are alike
 
 
@@ -130,15 +130,15 @@ def test_heat_map_frames_the_chosen(tmp_path):
     table = pd.DataFrame(
         {
             "guidance_scale": [1.0, 2.0, 1.0], "steps": [4, 4, 8], "scheduler": ["ddim"] * 2 + ["euler"],
-            "kid_alexnet": [0.1, 0.2, -0.01], "chosen": [0, 0, 1],
+            "kid_effnet": [0.1, 0.2, -0.01], "chosen": [0, 0, 1],
         }
     )  # fmt: skip
-    figure = plots.heat_map(table, "kid_alexnet")
+    figure = plots.heat_map(table, "kid_effnet")
     ddim, euler = figure.axes[:2]
     assert [len(axes.patches) for axes in (ddim, euler)] == [0, 1]
     assert {text.get_text() for text in ddim.texts} == {"0.1", "0.2"}
     plots.save(figure, tmp_path / "a.png")
-    plots.save(plots.heat_map(table, "kid_alexnet"), tmp_path / "b.png")
+    plots.save(plots.heat_map(table, "kid_effnet"), tmp_path / "b.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
@@ -163,7 +163,7 @@ def workplace(folder: Path, model: Path, monkeypatch, *, template="{contrast} {p
         images = rng.integers(0, 255, (6, 64, 64), dtype=np.uint8)
         imageset.write(Path(name), imageset.ImageSet(images, rows))
     Path("features").mkdir()
-    np.save("features/alexnet.npy", features.alexnet(images))
+    np.save("features/effnet.npy", features.effnet(images))
     Path("model").symlink_to(model)
 
 
@@ -185,7 +185,7 @@ def test_the_stage_scores_every_combination_and_sample_reads_its_choice(tiny_mod
     assert list(zip(table.guidance_scale, table.steps, table.network_evaluations, strict=True)) == [
         (7.0, 2, 4), (1.0, 1, 1), (1.0, 2, 2),
     ]  # fmt: skip
-    assert np.isfinite(table[["kid_alexnet", "fd_alexnet", "kid_gain_std"]]).all(axis=None) and set(table.n) == {8}
+    assert np.isfinite(table[["kid_effnet", "fd_effnet", "kid_gain_std"]]).all(axis=None) and set(table.n) == {8}
     best = table[table.chosen == 1].iloc[0]
     assert choice == {name: best[name] for name in ("guidance_scale", "steps", "scheduler")}
     assert Image.open("sweep.png").size[0] > 100
@@ -201,7 +201,7 @@ def test_too_few_people_choose_nothing(tiny_model, tmp_path, monkeypatch, capsys
     table, choice = run_sweep()
     assert "2 validation people are too few to choose by" in capsys.readouterr().err
     assert list(table.chosen) == [1, 0, 0] and "kid_gain" not in table
-    assert np.isfinite(table.kid_alexnet).all() and choice["steps"] == 2
+    assert np.isfinite(table.kid_effnet).all() and choice["steps"] == 2
 
 
 def test_with_empty_prompts_guidance_is_said_to_do_nothing(tiny_model, tmp_path, monkeypatch, capsys):
@@ -244,7 +244,7 @@ def test_nothing_is_drawn_where_there_is_nothing_to_choose(tmp_path, monkeypatch
     workplace(tmp_path, tmp_path / "no model", monkeypatch, guidance_scale=[], steps=[], scheduler=[])
     table, choice = run_sweep()
     assert choice == {"guidance_scale": 7.0, "steps": 2, "scheduler": "dpmsolver++"}
-    assert list(table.n) == [0] and list(table.chosen) == [1] and "kid_alexnet" not in table
+    assert list(table.n) == [0] and list(table.chosen) == [1] and "kid_effnet" not in table
     assert Path("sweep.png").stat().st_size > 1000
 
 
@@ -267,3 +267,23 @@ def test_guidance_without_words_changes_nothing(tiny_model):
         output_type="np",
     ).images[0].mean(-1)  # fmt: skip
     assert np.abs(ours - theirs).max() < 2 / 255
+
+
+def test_the_base_is_drawn_with_the_adapted_decoder(tiny_model, tmp_path, monkeypatch):
+    """What tells the decoder's share from that of fine-tuning: same seeds and prompts, another autoencoder."""
+    from diffusers import AutoencoderKL
+
+    from stages import sample
+
+    workplace(tmp_path, tiny_model, monkeypatch)
+    Path("sampling.json").write_text(json.dumps({"guidance_scale": 1.0, "steps": 2, "scheduler": "ddim"}))
+    vae = AutoencoderKL.from_pretrained(tiny_model / "vae")
+    vae.save_pretrained("same")
+    vae.decoder.conv_out.bias.data += 0.5
+    vae.save_pretrained("brighter")
+    drawn = {}
+    for name in (None, "same", "brighter"):
+        arguments = ("latent_diffusion", *map(Path, ("model", "train", "out", "sheet.png", "sampling.json")))
+        sample.main(*arguments, vae=name and Path(name))
+        drawn[name] = np.load("out/images.npy").astype(float)
+    assert (drawn["same"] == drawn[None]).all() and (drawn["brighter"] - drawn[None]).mean() > 10

@@ -82,24 +82,24 @@ def test_a_task_that_cannot_be_learnt_is_called_so():
 
 
 def test_scores_are_those_of_scikit_learn():
-    rng, held_out = np.random.default_rng(0), labelled(9, seed=0)
+    rng, test = np.random.default_rng(0), labelled(9, seed=0)
     values = rng.dirichlet([1, 1, 1], (2, 54))
-    held_out = downstream.Labelled(held_out.images, held_out.who % 3, held_out.who)
-    scores = downstream._scores(values, held_out, SMALL)
-    areas = [roc_auc_score(held_out.labels, each, multi_class="ovr") for each in values]
-    f1 = [f1_score(held_out.labels, each.argmax(1), average="macro") for each in values]
+    test = downstream.Labelled(test.images, test.who % 3, test.who)
+    scores = downstream._scores(values, test, SMALL)
+    areas = [roc_auc_score(test.labels, each, multi_class="ovr") for each in values]
+    f1 = [f1_score(test.labels, each.argmax(1), average="macro") for each in values]
     assert scores["auroc"] == pytest.approx(np.mean(areas)) and scores["f1"] == pytest.approx(np.mean(f1))
     assert scores["auroc_low"] < scores["auroc"] < scores["auroc_high"]
 
 
 def test_p_is_uniform_where_nothing_differs():
     """Two arms of random predictions, alike within a person: a test that took slices for people would reject often."""
-    rng, held_out = np.random.default_rng(0), labelled(10, seed=0)
+    rng, test = np.random.default_rng(0), labelled(10, seed=0)
     rejected = 0
     for _ in range(100):
-        first, second = (rng.random(10)[held_out.who] + 0.05 * rng.random(60) for _ in range(2))
+        first, second = (rng.random(10)[test.who] + 0.05 * rng.random(60) for _ in range(2))
         arms = [np.stack([1 - each, each], 1)[None] for each in (first, second)]
-        rejected += downstream._against(*arms, held_out, SMALL)["auroc_p"] < 0.05
+        rejected += downstream._against(*arms, test, SMALL)["auroc_p"] < 0.05
     assert rejected <= 12
 
 
@@ -136,7 +136,7 @@ def test_people_with_slices_of_both_labels_are_a_kind_of_their_own():
     assert list(kinds[[1, 2]]) == [0, 1] and kinds[0] == kinds[3] > 1
     assert downstream.obstacle(labels, (labels, who), np.array([0, 1]), ["a", "b"]) == ""
     found = downstream.obstacle(labels, (labels[2:6], who[2:6]), np.array([0, 1]), ["a", "b"])
-    assert found.startswith("1 held-out subject(s) have the label `a`")
+    assert found.startswith("1 test subject(s) have the label `a`")
 
 
 def test_the_verdict_is_about_all_real_slices():
@@ -191,7 +191,7 @@ def test_stage_says_whether_it_helped_and_gives_the_same_bytes_again(folder):
     "name, column, value, why",
     [
         ("train", "label", "none", "1 label(s)"),
-        ("test", "label", "none", "0 held-out subject(s) have the label `lesions`"),
+        ("test", "label", "none", "0 test subject(s) have the label `lesions`"),
         ("samples", "label", "", "no synthetic slice was drawn for the label `lesions`"),
     ],
 )

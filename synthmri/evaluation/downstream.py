@@ -1,6 +1,6 @@
 """What synthetic slices are good for: a small classifier that trains on real ones, synthetic ones, or both.
 
-It learns the manifest's `label` and is judged on held-out people, with as few real people as a share says, against the
+It learns the manifest's `label` and is judged on the test people, with as few real people as a share says, against the
 fair rival: the same real slices with classical augmentation.
 """
 
@@ -106,14 +106,14 @@ def augmented(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 def predictions(
     sources: list[tuple[torch.Tensor, np.ndarray]],
     shares: list[float],
-    held_out: torch.Tensor,
+    test: torch.Tensor,
     classes: int,
     p: Utility,
     *,
     augment: bool,
     seed: int,
 ) -> np.ndarray:
-    """Train on (images, labels) of each source and judge `held_out` (M, 1, S, S): probabilities float64 (M, classes).
+    """Train on (images, labels) of each source and judge `test` (M, 1, S, S): probabilities float64 (M, classes).
 
     Every image of a batch is of a source by `shares`, then of a class that it holds, all alike, then of any slice of
     that: neither the size of a source nor a rare class decides. The number of steps is the same whatever the sources.
@@ -140,7 +140,7 @@ def predictions(
         optimizer.step()
     net.eval()
     with torch.no_grad():
-        return torch.cat([net((x - mean) / spread) for x in held_out.split(256)]).double().softmax(1).numpy()
+        return torch.cat([net((x - mean) / spread) for x in test.split(256)]).double().softmax(1).numpy()
 
 
 def kinds(labels: np.ndarray, who: np.ndarray) -> np.ndarray:
@@ -161,17 +161,15 @@ def few(labels: np.ndarray, who: np.ndarray, fraction: float, seed: int) -> np.n
     return np.flatnonzero(np.isin(who, kept))
 
 
-def obstacle(
-    train: np.ndarray, held_out: tuple[np.ndarray, np.ndarray], synthetic: np.ndarray, names: list[str]
-) -> str:
-    """Why the experiment cannot be done, or "". train, synthetic: labels (N,); held_out: labels and who, (M,) each."""
+def obstacle(train: np.ndarray, test: tuple[np.ndarray, np.ndarray], synthetic: np.ndarray, names: list[str]) -> str:
+    """Why the experiment cannot be done, or "". train, synthetic: labels (N,); test: labels and who, (M,) each."""
     if len(names) < 2:
         return f"the training slices have {len(names)} label(s), and a classifier needs two"
-    labels, who = held_out
+    labels, who = test
     for label, name in enumerate(names):
         people = len(np.unique(who[labels == label]))
         if people < 2:
-            return f"{people} held-out subject(s) have the label `{name}`, and an interval needs two"
+            return f"{people} test subject(s) have the label `{name}`, and an interval needs two"
         if not (synthetic == label).any():
             return f"no synthetic slice was drawn for the label `{name}`; prompt.template needs {{label}}"
     return ""
@@ -179,7 +177,7 @@ def obstacle(
 
 def measured(
     train: Labelled,
-    held_out: Labelled,
+    test: Labelled,
     synthetic: tuple[torch.Tensor, np.ndarray],
     classes: int,
     p: Utility,
@@ -188,9 +186,9 @@ def measured(
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Arm -> per cent of the real training people -> scores; a share that gives no more people than a smaller is out.
 
-    `auroc` (one class against the rest, mean over classes) and `f1` (macro) are over held-out slices, means over
+    `auroc` (one class against the rest, mean over classes) and `f1` (macro) are over test slices, means over
     p.trainings trainings that differ in the people drawn, the start and the batches; _low and _high are 95 % intervals
-    that resample held-out people and trainings. `_gain` is the difference to classical augmentation of the same real
+    that resample test people and trainings. `_gain` is the difference to classical augmentation of the same real
     slices (for synthetic ones alone: of all), `_p` its permutation test over people, two-sided.
     """
     made: dict[tuple[str, str], np.ndarray] = {}
@@ -208,18 +206,16 @@ def measured(
                 sources = [(train.images[rows], train.labels[rows])] if real else []
                 sources += [synthetic] if artificial else []
                 shares = [1 - p.synthetic_share, p.synthetic_share] if len(sources) == 2 else [1.0]
-                outcomes.append(
-                    predictions(sources, shares, held_out.images, classes, p, augment=augment, seed=p.seed + k)
-                )
+                outcomes.append(predictions(sources, shares, test.images, classes, p, augment=augment, seed=p.seed + k))
                 tick()
             made[arm, share] = np.stack(outcomes)
     most = list(used)[-1]
     result: dict[str, dict[str, dict[str, float]]] = {}
     for (arm, share), values in made.items():
-        scores = _scores(values, held_out, p)
+        scores = _scores(values, test, p)
         scores |= {"train_subjects": used[share][0], "train_slices": used[share][1]}
         if arm != RIVAL:
-            scores |= _against(values, made[RIVAL, share if ARMS[arm][1] else most], held_out, p)
+            scores |= _against(values, made[RIVAL, share if ARMS[arm][1] else most], test, p)
         result.setdefault(arm, {})[share] = scores
     return result
 
@@ -256,9 +252,9 @@ def _resampled(tables: list, of: np.ndarray, p: Utility) -> np.ndarray:
     return sum(_both(table, weights) * chosen[:, k] for k, table in enumerate(tables))
 
 
-def _scores(values: np.ndarray, held_out: Labelled, p: Utility) -> dict[str, float]:
-    of = kinds(held_out.labels, held_out.who)
-    tables = [_tables(each, held_out.labels, held_out.who, len(of)) for each in values]
+def _scores(values: np.ndarray, test: Labelled, p: Utility) -> dict[str, float]:
+    of = kinds(test.labels, test.who)
+    tables = [_tables(each, test.labels, test.who, len(of)) for each in values]
     points = np.mean([_both(table, np.ones((1, len(of))))[:, 0] for table in tables], axis=0)
     result = {}
     for name, point, spread in zip(("auroc", "f1"), points, _resampled(tables, of, p), strict=True):
@@ -267,18 +263,18 @@ def _scores(values: np.ndarray, held_out: Labelled, p: Utility) -> dict[str, flo
     return result
 
 
-def _against(values: np.ndarray, rival: np.ndarray, held_out: Labelled, p: Utility) -> dict[str, float]:
+def _against(values: np.ndarray, rival: np.ndarray, test: Labelled, p: Utility) -> dict[str, float]:
     """Gains over the rival; the test swaps the two arms' predictions person by person.
 
     Both arms stand in one table as people 0 .. P - 1 and P .. 2 P - 1, so that a swap, too, is a choice of weights.
     """
-    of = kinds(held_out.labels, held_out.who)
+    of = kinds(test.labels, test.who)
     tables = []
     for ours, theirs in zip(values, rival, strict=True):
         # Swapped scores must be of one scale: ranks of ours stand beside ranks of theirs, the class chosen as it was.
         pair = np.concatenate([rankdata(ours, axis=0), rankdata(theirs, axis=0)]) / len(ours)
-        who = np.concatenate([held_out.who, held_out.who + len(of)])
-        labels = np.tile(held_out.labels, 2)
+        who = np.concatenate([test.who, test.who + len(of)])
+        labels = np.tile(test.labels, 2)
         curves, _ = _tables(pair, labels, who, 2 * len(of))
         _, confusion = _tables(np.concatenate([ours, theirs]), labels, who, 2 * len(of))
         tables.append((curves, confusion))
@@ -295,8 +291,7 @@ def _against(values: np.ndarray, rival: np.ndarray, held_out: Labelled, p: Utili
     by_chance = np.abs(gain(np.concatenate([1 - swap, swap], axis=1)))
     # The same draws of people and trainings for both arms, which is what pairs them.
     ours, theirs = (
-        _resampled([_tables(each, held_out.labels, held_out.who, len(of)) for each in arm], of, p)
-        for arm in (values, rival)
+        _resampled([_tables(each, test.labels, test.who, len(of)) for each in arm], of, p) for arm in (values, rival)
     )
     result = {}
     for i, name in enumerate(("auroc", "f1")):

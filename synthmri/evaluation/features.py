@@ -1,7 +1,7 @@
 """Pretrained extractors: images -> feature vectors. The weights come inside installed packages; nothing is downloaded.
 
-Three of them: AlexNet (the main one), EfficientNet-Lite0 (a second opinion with another texture bias), and Inception-V3
-(the one of FID) where its weights can be had.
+EfficientNet-Lite0 decides: no training looks through it. AlexNet is the one that LPIPS, a loss of the autoencoder,
+looks through. Inception-V3 (the one of FID), and any other that transformers' AutoModel opens, where their weights are.
 
 AlexNet is the ImageNet network of Krizhevsky 2014 ("One weird trick for parallelizing convolutional neural networks",
 arXiv 1404.5997) as torchvision trained it. torchvision fetches the weights on first use, so the convolutions are read
@@ -33,10 +33,14 @@ _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
 
 
-def extract(name: str, images: np.ndarray, *, batch: int = 64, device: str = "cpu", weights: str = "") -> np.ndarray:
-    """Features by the name of the extractor; weights: of inception, "download" or a file. Returns float32 (N, D)."""
+def extract(
+    name: str, images: np.ndarray, *, batch: int = 64, device: str = "cpu", weights: str = "", further: str = ""
+) -> np.ndarray:
+    """Features by the name of the extractor; weights: of inception, further: of further. Returns float32 (N, D)."""
     if name == "inception":
         return inception(images, weights, batch=batch, device=device)
+    if name == "further":
+        return automodel(images, further, batch=batch, device=device)
     return {"alexnet": alexnet, "effnet": effnet}[name](images, batch=batch, device=device)
 
 
@@ -114,6 +118,42 @@ def inception(images: np.ndarray, weights: str, *, batch: int = 64, device: str 
         return network(grey[:, None].expand(-1, 3, -1, -1))[0]
 
     return _in_batches(images, pool, 2048, batch, device)
+
+
+def automodel(images: np.ndarray, source: str, *, batch: int = 64, device: str = "cpu") -> np.ndarray:
+    """Features by a model that transformers' AutoModel opens, such as DINOv2, prepared as its own processor says.
+
+    source: a folder, or an id of the hub, which may be followed by @ and a branch, tag or commit. Its pooled output, or
+    where it has none the mean over places or tokens of its last hidden state. Safetensors only, and no code of others.
+    images as for `alexnet`. Returns float32 (N, D). Raises UserError where it cannot be opened or used.
+    """
+    from transformers import AutoImageProcessor, AutoModel
+
+    name, _, revision = (source, "", "") if Path(source).is_dir() else source.partition("@")
+    given = {"revision": revision} if revision else {}
+    try:
+        processor = AutoImageProcessor.from_pretrained(name, use_fast=False, **given)
+        network = AutoModel.from_pretrained(name, use_safetensors=True, trust_remote_code=False, **given)
+        network = network.requires_grad_(False).eval().float().to(device)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"evaluate.features = {source} cannot be opened by transformers' AutoModel ({reason}); name a folder with "
+            "config.json, preprocessor_config.json and model.safetensors, or an id of the hub, or '' to do without"
+        ) from None
+
+    def head(grey):
+        colours = [np.repeat(image[..., None], 3, axis=2) for image in grey.cpu().numpy()]
+        out = network(processor(colours, return_tensors="pt")["pixel_values"].to(device))
+        pooled = getattr(out, "pooler_output", None)
+        if pooled is not None:
+            return pooled.flatten(1)
+        hidden = out.last_hidden_state
+        return hidden.mean(dim=1 if hidden.ndim == 3 else (2, 3))
+
+    with torch.inference_mode():
+        size = head(torch.from_numpy(np.array(images[:1]))).shape[1]
+    return _in_batches(images, head, size, batch, device)
 
 
 def _in_batches(images: np.ndarray, network, size: int, batch: int, device: str) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,9 @@ from synthmri import imageset
 from synthmri.evaluation import copies, distances, pairs, uncertainty
 from synthmri.params import Section
 
-NAMES = {"alexnet": "fd_alexnet", "effnet": "fd_effnet", "inception": "fid"}  # only Inception may be called FID
+# Extractor -> name of its Frechet distance; only Inception's may be called FID.
+NAMES = {"effnet": "fd_effnet", "alexnet": "fd_alexnet", "inception": "fid", "further": "fd_further"}
+JUDGE = "effnet"  # what decides: no loss of a training looks through it, as LPIPS does through AlexNet
 
 
 class Evaluate(Section):
@@ -20,6 +23,7 @@ class Evaluate(Section):
     batch_size: int = Field(ge=1)
     min_images: int = Field(ge=2)
     inception_weights: str
+    features: str
     pairwise_features: int = Field(ge=100)
     pairwise_images: int = Field(ge=1)
     subsample_rounds: int = Field(ge=2)
@@ -38,7 +42,8 @@ class Reference:
     test: np.ndarray
     train_features: dict[str, np.ndarray]
     test_features: dict[str, np.ndarray]
-    subjects: pd.Series | None  # of the held-out images; None where not all are known, or are of one: `known`
+    subjects: pd.Series | None  # of the test images; None where not all are known, or are of one: `known`
+    likeness: np.ndarray  # float64 (.,): of test images, of other people, to the train ones (`copies.likeness`)
 
 
 def draw(rows: np.ndarray | int, most: int, seed: int) -> np.ndarray:
@@ -54,35 +59,37 @@ def draw(rows: np.ndarray | int, most: int, seed: int) -> np.ndarray:
 
 def distribution(
     features: dict[str, np.ndarray], rows: np.ndarray, reference: Reference, p: Evaluate
-) -> dict[str, float]:
-    """Distances between `rows` of a set and the held-out one, and `*_std`: their spread over held-out subjects.
+) -> tuple[dict[str, float], pd.DataFrame]:
+    """Distances between `rows` of a set and the test one, and `*_std`: their spread over test subjects.
 
-    Frechet distances take all rows, what compares every pair at most `pairwise_features` of each set.
+    Frechet distances, by every extractor, take all rows; what compares every pair, by the judge alone, takes at most
+    `pairwise_features` of each set. The table has the rounds that the spreads come from, a column a score: of two sets
+    they are of the same people (`uncertainty.rounds_by_subject`). It is empty where no spread is known.
     """
     made = {name: distances.gaussian(values, rows) for name, values in features.items()}
-    ours = features["alexnet"][draw(rows, p.pairwise_features, p.seed)]
+    ours = features[JUDGE][draw(rows, p.pairwise_features, p.seed)]
     theirs = draw(len(reference.test), p.pairwise_features, p.seed)
 
-    def all_of(part: np.ndarray) -> dict[str, float]:  # of the rows of the held-out set
-
-        def frechet(name: str) -> float:
-            return distances.frechet_distance(made[name], distances.gaussian(reference.test_features[name], part))
-
-        some = reference.test_features["alexnet"][np.intersect1d(part, theirs)]
-        result = {"fd_alexnet": frechet("alexnet"), "kid_alexnet": distances.kernel_distance(ours, some)}
-        result |= distances.precision_recall_density_coverage(some, ours)
-        return result | {NAMES[name]: frechet(name) for name in features if name != "alexnet"}
+    def all_of(part: np.ndarray) -> dict[str, float]:  # of the rows of the test set
+        some = reference.test_features[JUDGE][np.intersect1d(part, theirs)]
+        fits = {name: distances.gaussian(reference.test_features[name], part) for name in made}
+        result = {NAMES[name]: distances.frechet_distance(made[name], fits[name]) for name in made}
+        result[f"kid_{JUDGE}"] = distances.kernel_distance(ours, some)
+        return result | distances.precision_recall_density_coverage(some, ours)
 
     every = np.arange(len(reference.test))
     result = all_of(every)
+    rounds = pd.DataFrame(columns=list(result))
     least = distances.NEIGHBOURS + 2
-    if reference.subjects is not None and _enough(reference.subjects.iloc[theirs], least, "held-out", p):
-        spread = uncertainty.by_subject(
+    if reference.subjects is not None and _enough(reference.subjects.iloc[theirs], least, "test", p):
+        values = uncertainty.rounds_by_subject(
             lambda part: np.array(list(all_of(part).values())), every, reference.subjects,
             rounds=p.subsample_rounds, fraction=p.subsample_fraction, seed=p.seed,
         )  # fmt: skip
-        result |= {f"{name}_std": float(value) for name, value in zip(list(result), spread, strict=True)}
-    return result
+        rounds = pd.DataFrame(values, columns=list(result))
+        result |= {f"{name}_std": float(value) for name, value in rounds.std(ddof=1).items()}
+        result["test_people"] = float(reference.subjects.nunique())
+    return result, rounds
 
 
 def known(manifest: pd.DataFrame) -> pd.Series | None:
@@ -103,55 +110,68 @@ def _enough(subjects: pd.Series, least: int, which: str, p: Evaluate) -> bool:
 
 
 def validation(
-    features: np.ndarray, rows: np.ndarray, held_back: np.ndarray, subjects: pd.Series | None, p: Evaluate
+    features: np.ndarray, rows: np.ndarray, val: np.ndarray, subjects: pd.Series | None, p: Evaluate
 ) -> dict[str, float]:
-    """`val_kid_alexnet` of rows of features (N, D) against those of the validation slices (M, D), to choose models by.
+    """`val_kid_effnet` of rows of the judge's features (N, D) against those of the validation slices (M, D).
 
-    And `val_kid_alexnet_std`, its standard error over validation subjects, where two or more are known.
+    Models are chosen by it. And `val_kid_effnet_std`, its standard error over validation subjects, where two or more
+    are known.
     """
     ours = features[draw(rows, p.pairwise_features, p.seed)]
-    theirs = draw(len(held_back), p.pairwise_features, p.seed)
-    result = {"val_kid_alexnet": distances.kernel_distance(ours, held_back[theirs])}
+    theirs = draw(len(val), p.pairwise_features, p.seed)
+    name = f"val_kid_{JUDGE}"
+    result = {name: distances.kernel_distance(ours, val[theirs])}
     if subjects is not None and _enough(subjects.iloc[theirs], 2, "validation", p):
         spread = uncertainty.by_subject(
-            lambda part: distances.kernel_distance(ours, part), held_back[theirs], subjects.iloc[theirs],
+            lambda part: distances.kernel_distance(ours, part), val[theirs], subjects.iloc[theirs],
             rounds=p.subsample_rounds, fraction=p.subsample_fraction, seed=p.seed,
         )  # fmt: skip
-        result["val_kid_alexnet_std"] = float(spread)
+        result[f"{name}_std"] = float(spread)
     return result
 
 
-def against_train(
-    images: np.ndarray, features: dict[str, np.ndarray], rows: np.ndarray, reference: Reference, p: Evaluate,
-    lpips,
-) -> tuple[dict[str, float], np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
-    """What tells of resemblance and copying, image by image, for `rows` of uint8 (N, H, W) and of its features.
+class Pairs(NamedTuple):
+    """Of the images compared with the train set: rows (which they are), likeness and closest as `copies.Likeness`."""
 
-    At most `pairwise_images` of them, drawn at random, are compared with every train image by their pixels, and
-    `pairwise_features` by their features. Returns the numbers by name, and of the images compared by pixels: which rows
-    they are, the largest correlation with a train image, and which that is.
+    rows: np.ndarray
+    likeness: np.ndarray
+    closest: np.ndarray
+
+
+def against_train(
+    images: np.ndarray, rows: np.ndarray, reference: Reference, p: Evaluate, lpips
+) -> tuple[dict[str, float], Pairs]:
+    """What tells of resemblance and copying, image by image, for `rows` of uint8 (N, H, W).
+
+    At most `pairwise_images` of them, drawn at random, are compared with every train image and its mirror image.
+    Returns the numbers by name, and the pairs that resemble most.
     """
     some = draw(rows, p.pairwise_images, p.seed)
     compared = imageset.rows(images, some)
     closest = copies.closest_by_pixels(compared, reference.train)
-    nearest = imageset.rows(reference.train, closest.nearest)
+    like = copies.likeness(compared, reference.train)
+    nearest = copies.views(reference.train, closest.nearest)
     result = pairs.resemblance(compared, nearest, lpips, batch=p.batch_size)
-    result["memorised"] = copies.memorised(
-        features["alexnet"][draw(rows, p.pairwise_features, p.seed)],
-        reference.test_features["alexnet"][draw(len(reference.test), p.pairwise_features, p.seed)],
-        reference.train_features["alexnet"],
-    )
+    result["memorised"] = copies.memorised(like.largest, reference.likeness)
     result["largest_correlation"] = float(closest.correlation.max())
     diversity = pairs.ms_ssim(compared, seed=p.seed)
     if diversity is not None:
         result["ms_ssim"] = diversity
-    return result | {"n": float(len(rows))}, some, closest.correlation, closest.correlated
+    return result | {"n": float(len(rows))}, Pairs(some, like.largest, like.closest)
+
+
+class Score(NamedTuple):
+    """Of a set. numbers: by name, docs/evaluation.md says what each means; rounds: of `distribution`; pairs."""
+
+    numbers: dict[str, float]
+    rounds: pd.DataFrame
+    pairs: Pairs
 
 
 def score(
-    images: np.ndarray, features: dict[str, np.ndarray], rows: np.ndarray, reference: Reference, p: Evaluate,
-    lpips,
-) -> tuple[dict[str, float], np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
-    """All numbers of `rows` of a set by name; docs/evaluation.md says what each means. Otherwise as `against_train`."""
-    result, *closest = against_train(images, features, rows, reference, p, lpips)
-    return distribution(features, rows, reference, p) | result, *closest
+    images: np.ndarray, features: dict[str, np.ndarray], rows: np.ndarray, reference: Reference, p: Evaluate, lpips
+) -> Score:
+    """All numbers of `rows` of a set, of images and of features by extractor."""
+    numbers, rounds = distribution(features, rows, reference, p)
+    resembling, found = against_train(images, rows, reference, p, lpips)
+    return Score(numbers | resembling, rounds, found)

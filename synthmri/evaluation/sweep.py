@@ -39,23 +39,23 @@ def grid(p: Sweep, own: sampling.Sample, *, guided: bool) -> list[sampling.Sampl
 
 
 def gains(
-    drawn: list[np.ndarray], held_out: np.ndarray, subjects: np.ndarray, *, seed: int
+    drawn: list[np.ndarray], val: np.ndarray, subjects: np.ndarray, *, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """By how much the KID of each set lies below that of the first, and the standard error of it; the first's are 0.
 
-    drawn: sets of features (n, D), row i of each of the same seed; held_out: (M, D); subjects: of its rows, at
+    drawn: sets of features (n, D), row i of each of the same seed; val: (M, D); subjects: of its rows, at
     least LEAST_PEOPLE. The error holds the choice of subjects and of seeds: `scores.by_subject`, over each in turn.
     """
 
-    def below_first(rows: np.ndarray, held_out: np.ndarray) -> np.ndarray:
-        kid = np.array([distances.kernel_distance(features[rows], held_out) for features in drawn])
+    def below_first(rows: np.ndarray, val: np.ndarray) -> np.ndarray:
+        kid = np.array([distances.kernel_distance(features[rows], val) for features in drawn])
         return kid[0] - kid
 
     settings = dict(rounds=ROUNDS, fraction=0.5, seed=seed)
     every = np.arange(len(drawn[0]))
-    of_seeds = uncertainty.by_subject(lambda rows: below_first(rows, held_out), every, every, **settings)
-    of_people = uncertainty.by_subject(lambda part: below_first(every, part), held_out, subjects, **settings)
-    return below_first(every, held_out), np.hypot(of_seeds, of_people)
+    of_seeds = uncertainty.by_subject(lambda rows: below_first(rows, val), every, every, **settings)
+    of_people = uncertainty.by_subject(lambda part: below_first(every, part), val, subjects, **settings)
+    return below_first(every, val), np.hypot(of_seeds, of_people)
 
 
 def choose(gain: np.ndarray, spread: np.ndarray, people: int) -> int:

@@ -5,13 +5,14 @@ from pathlib import Path
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
 NAMED = {
-    "fd_alexnet": "Frechet distance of AlexNet features (no FID)",
     "fd_effnet": "Frechet distance of EfficientNet-Lite0 features (no FID)",
+    "fd_alexnet": "Frechet distance of AlexNet features (no FID), which a loss of the autoencoder looks through",
     "fid": "FID (Inception-V3)",
-    "kid_alexnet": "KID of AlexNet features, held-out people",
-    "val_kid_alexnet": "KID of AlexNet features, validation people",
+    "fd_further": "Frechet distance of the features that evaluate.features names (no FID)",
+    "kid_effnet": "KID of EfficientNet-Lite0 features, test people",
+    "val_kid_effnet": "KID of EfficientNet-Lite0 features, validation people",
     "precision": "precision", "recall": "recall", "density": "density", "coverage": "coverage",
-    "memorised": "share of images that look memorised (0.05 is what honest data gives)",
+    "memorised": "share of images that look memorised (honest data: 0.05; what it misses: docs/evaluation.md)",
     "mia_auroc": "best attack on membership, AUROC (0.5 is chance)",
     "mia_auroc_high": "largest upper 95 % bound of the attacks",
     "largest_correlation": "largest correlation of pixels with a training slice",
@@ -54,7 +55,7 @@ def model_card(
     results = [
         EvalResult(
             task_type="text-to-image" if code == "latent_diffusion" else "unconditional-image-generation",
-            dataset_type="simulated" if simulated else "private", dataset_name=f"{source}, held-out people",
+            dataset_type="simulated" if simulated else "private", dataset_name=f"{source}, test people",
             metric_type=name, metric_name=text, metric_value=scores[name],
         )
         for name, text in NAMED.items() if name in scores
@@ -109,7 +110,7 @@ Split by subject: {people}. Contrasts: {", ".join(tree["data"]["contrasts"]) or 
 
 ## Scores
 
-Of {scores["n"]:.0f} images; ± is the standard error over held-out subjects, and holds no luck of training.
+Of {scores["n"]:.0f} images; ± is the standard error over test people, and holds no luck of training.
 
 {chr(10).join(rows)}
 

@@ -7,52 +7,72 @@ import pandas as pd
 MODELS = {
     "vae": "VAE", "dcgan": "DCGAN", "ddpm": "DDPM", "unet_gan": "U-Net GAN", "latent_diffusion": "latent diffusion",
 }  # fmt: skip
-REFERENCES = {
-    "held_out": "real, other people", "blurred": "held-out, blurred", "mean_image": "mean image",
-    "train_copies": "train copies",
+# What models are compared with: the model that fine-tuning starts from, before and after its decoder was adapted, then
+# those of stage `references`.
+BASES = {"base": "base, before all training", "base_adapted": "base, decoder adapted"}
+REFERENCES = BASES | {
+    "real": "real, other people", "blurred": "real, blurred", "mean_image": "mean image",
+    "train_copies": "train copies", "train_copies_mirrored": "train copies, mirrored",
 }  # fmt: skip
 # Column -> heading, and which way is better: 1 up, -1 down, 0 neither (resemblance and effort are not quality).
 COLUMNS = {
-    "fid": ("FID ↓", -1), "fd_alexnet": ("FD AlexNet ↓", -1), "fd_effnet": ("FD EffNet ↓", -1),
-    "kid_alexnet": ("KID ↓", -1), "precision": ("precision ↑", 1), "recall": ("recall ↑", 1),
-    "density": ("density ↑", 1), "coverage": ("coverage ↑", 1), "ssim": ("SSIM", 0), "psnr": ("PSNR dB", 0),
-    "lpips": ("LPIPS", 0), "ms_ssim": ("MS-SSIM within", 0), "memorised": ("memorised", 0),
+    "fd_effnet": ("FD EffNet ↓", -1), "fd_alexnet": ("FD AlexNet (seen by a loss) ↓", -1), "fid": ("FID ↓", -1),
+    "fd_further": ("FD further ↓", -1), "kid_effnet": ("KID ↓", -1), "precision": ("precision ↑", 1),
+    "recall": ("recall ↑", 1), "density": ("density ↑", 1), "coverage": ("coverage ↑", 1), "ssim": ("SSIM", 0),
+    "psnr": ("PSNR dB", 0), "lpips": ("LPIPS", 0), "ms_ssim": ("MS-SSIM within", 0), "memorised": ("memorised", 0),
     "largest_correlation": ("largest r", 0), "manual_score": ("manual 1-5 ↑", 1), "n": ("N", 0),
     "parameters": ("parameters", 0), "images_seen": ("images seen", 0), "teraflop": ("TFLOP", 0),
 }  # fmt: skip
+DISTANCES = ("fd_effnet", "fd_alexnet", "fid", "fd_further")  # shown with their ratio to the floor
+SPREAD = ("fd_effnet", "kid_effnet", "coverage")  # shown with their uncertainty
 MANUAL = "manual_score"  # always shown: an empty column says that nobody has rated these images
 CAPTION = (
-    "FD, KID and precision to coverage compare each set with slices of people that nothing was trained on; ± is the "
-    'standard error over these people. "real, other people" is the floor; FD is no FID.  \n'
-    "SSIM, PSNR and LPIPS compare each image with the training slice nearest to it: resemblance, not quality, as the "
-    "last rows show.  \n"
-    '"memorised": 0.05 is what honest data gives. "manual": blinded readers\' realism with its 95 % interval; empty: '
-    "nobody has rated; ⚠: too few.  \n"
-    "Effort is that of training alone, without a pretrained base. Bold: best, by more than the uncertainty. Every "
-    "column: docs/evaluation.md."
+    "FD, KID and precision to coverage compare each set with slices of the test people, whom nothing was trained on or "
+    'chosen by; ± is the standard error over these people. FD is no FID; "×" is its ratio to the floor, "real, other '
+    'people".  \n'
+    "EfficientNet decides (KID and precision to coverage are its too): no training looks through it. A loss of the "
+    "autoencoder (LPIPS) looks through AlexNet, whose FD therefore flatters models with that autoencoder.  \n"
+    "SSIM, PSNR and LPIPS compare each image with the training slice, or its mirror image, nearest to it: resemblance, "
+    "not quality, as the last rows show.  \n"
+    '"memorised": 0.05 is what honest data gives; what it finds and misses: docs/evaluation.md. "manual": blinded '
+    "readers' realism with its 95 % interval; empty: nobody has rated; ⚠: too few.  \n"
+    "Effort is that of training alone, without a pretrained base. Bold: better than every other model with "
+    "{sure:.0f} % confidence, by differences against the same test people; it holds no luck of "
+    "training. Every column: docs/evaluation.md."
 )
 
 
 def table(models: dict[str, dict[str, float]], references: dict[str, dict[str, float]]) -> pd.DataFrame:
-    """One row a model in the order of the original, then the references; numbers, empty where there is none."""
+    """One row a model in the order of the original, then the references; numbers, empty where there is none.
+
+    `*_ratio`: each Frechet distance over that of real slices of other people.
+    """
     rows = {**{name: models[name] for name in MODELS}, **{name: references[name] for name in REFERENCES}}
     frame = pd.DataFrame.from_dict(rows, orient="index")
     known = [column for column in COLUMNS if column in frame or column == MANUAL]
     spread = [f"{column}_{end}" for end in ("std", "low", "high") for column in known if f"{column}_{end}" in frame]
-    return frame.reindex(columns=known + spread).rename_axis("model")
+    ratios = {
+        f"{column}_ratio": frame[column] / frame.loc["real", column]
+        for column in DISTANCES
+        if frame.get(column, {}).get("real", 0) > 0
+    }
+    return frame.assign(**ratios).reindex(columns=[*known, *spread, *ratios]).rename_axis("model")
 
 
-def best(models: dict[str, dict[str, float]], column: str) -> str | None:
-    """The model that leads a column by more than the combined uncertainty of the two best; None where none does."""
-    sign = COLUMNS[column][1]
-    ranked = sorted((m for m in models if column in models[m]), key=lambda m: -sign * models[m][column])
-    if sign == 0 or len(ranked) < 2:
-        return None
-    first, second = (models[name] for name in ranked[:2])
-    if f"{column}_std" not in first or f"{column}_std" not in second:
-        return None  # a lead of unknown uncertainty is no lead
-    spread = math.hypot(first[f"{column}_std"], second[f"{column}_std"])
-    return ranked[0] if abs(first[column] - second[column]) > spread else None
+def finetuning(models: dict[str, dict[str, float]], references: dict[str, dict[str, float]]) -> str:
+    """A sentence: what the adapted decoder does to the Frechet distance of the base, and what fine-tuning does then."""
+    base, adapted, tuned = (
+        row["fd_effnet"] for row in (references["base"], references["base_adapted"], models["latent_diffusion"])
+    )
+
+    def change(before: float, after: float) -> str:
+        share = 100 * abs(after - before) / before
+        return "unchanged" if round(share) == 0 else f"{share:.0f} % {'less' if after < before else 'more'}"
+
+    return (
+        f"fd_effnet is {base:.3g} for the base, {adapted:.3g} ({change(base, adapted)}) with its decoder adapted, and "
+        f"{tuned:.3g} ({change(adapted, tuned)}) after fine-tuning (N = {models['latent_diffusion']['n']:.0f})."
+    )
 
 
 def manual(group: dict[str, float]) -> dict[str, float]:
@@ -73,25 +93,35 @@ def readers_note(readers: dict[str, dict[str, float]]) -> str:
     return " ".join(parts)
 
 
-def markdown(models: dict[str, dict[str, float]], references: dict[str, dict[str, float]], note: str = "") -> str:
-    """The table as Markdown with arrows, uncertainties, the best in bold, the caption, and a note below it."""
+def markdown(
+    models: dict[str, dict[str, float]],
+    references: dict[str, dict[str, float]],
+    leaders: dict[str, str],
+    sure: float,
+    note: str = "",
+) -> str:
+    """The table as Markdown with arrows, uncertainties, the caption, and a note below it.
+
+    leaders: column -> the model that leads it, in bold; sure: how sure that is, from 0 to 1.
+    """
     frame = table(models, references)
     columns = [column for column in COLUMNS if column in frame]
     lines = ["| model | " + " | ".join(COLUMNS[column][0] for column in columns) + " |"]
     lines.append("|---" * (len(columns) + 1) + "|")
     rows = models | references
-    leaders = {column: best(models, column) for column in columns}
     for name, row in frame.iterrows():
         cells = []
         for column in columns:
             text = _manual(rows[name]) if column == MANUAL else _number(column, row[column])
-            spread = row.get(f"{column}_std", math.nan)
-            if text and not math.isnan(spread) and column in ("fd_alexnet", "kid_alexnet", "coverage"):
+            spread, ratio = row.get(f"{column}_std", math.nan), row.get(f"{column}_ratio", math.nan)
+            if text and not math.isnan(spread) and column in SPREAD:
                 text += f" ± {_number(column, spread)}"
-            cells.append(f"**{text}**" if leaders[column] == name else text)
+            if text and not math.isnan(ratio):
+                text += f" ({_number(column, ratio)}×)"
+            cells.append(f"**{text}**" if leaders.get(column) == name else text)
         title = MODELS.get(name) or f"*{REFERENCES[name]}*"
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    return "\n\n".join(filter(None, ["\n".join(lines), CAPTION, note])) + "\n"
+    return "\n\n".join(filter(None, ["\n".join(lines), CAPTION.format(sure=100 * sure), note])) + "\n"
 
 
 def _manual(row: dict[str, float]) -> str:

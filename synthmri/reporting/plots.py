@@ -44,16 +44,16 @@ def contact_sheet(images: np.ndarray, columns: int, captions: Sequence[str] | No
     return sheet
 
 
-def held_out_against_synthetic(
-    held_out: np.ndarray, synthetic: np.ndarray, *, title: str, columns: int = 4, rows: int = 4
+def real_against_synthetic(
+    real: np.ndarray, synthetic: np.ndarray, *, title: str, columns: int = 4, rows: int = 4
 ) -> Figure:
-    """Two sheets side by side: held-out images under `title` on the left, generated ones on the right.
+    """Two sheets side by side: real images under `title` on the left, generated ones on the right.
 
-    held_out: uint8 (N, H, W), synthetic: uint8 (M, H, W). Of each set `columns * rows` images are shown, at even steps
+    real: uint8 (N, H, W), synthetic: uint8 (M, H, W). Of each set `columns * rows` images are shown, at even steps
     through the set and not by choice; fewer where the set is smaller.
     """
     figure = Figure(figsize=(12, 12 * rows / columns / 2 + 0.9), dpi=150, layout="constrained")
-    for axes, images, heading in zip(figure.subplots(1, 2), (held_out, synthetic), (title, "Synthetic"), strict=True):
+    for axes, images, heading in zip(figure.subplots(1, 2), (real, synthetic), (title, "Synthetic"), strict=True):
         steps = imageset.evenly(len(images), columns * rows)
         axes.imshow(np.asarray(contact_sheet(images[steps], columns)), cmap="gray", vmin=0, vmax=255)
         axes.set_title(f"{heading} ({len(steps)} of {len(images)})", fontsize=16)
