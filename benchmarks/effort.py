@@ -54,7 +54,7 @@ def of_latent_diffusion(tree: dict, slices: int) -> dict[str, float]:
     tried = sweep.Sweep.model_validate(tree["sweep"], strict=False)
     swept = sum(sampling.evaluations(["a prompt"], each) for each in sweep.grid(tried, drawing, guided=True))
     return _petaflop(operations / 2, p.epochs * slices, 2 * drawing.n * evaluations) | {  # of the base too
-        "sweep_petaflop": _petaflop(operations / 2, 0, tried.n * swept)["drawing_petaflop"]
+        "sweep_petaflop": _petaflop(operations / 2, 0, drawing.n * swept)["drawing_petaflop"]
     }
 
 

@@ -94,7 +94,7 @@ def main(
     some, once = np.array(train.images[:64]), params.read(_cli.PARAMS, "encode", autoencoder.Encode)
 
     def encode():
-        return autoencoder.encode(pipe.vae, some, batch_size=once.batch_size, precision=precision)
+        return autoencoder.encode(pipe.vae, some, batch_size=16, precision=precision)
 
     mean, std = encode()
     one = measure.seconds(encode) / len(some)

@@ -15,7 +15,7 @@ def main(out: Annotated[Path, typer.Option(help="folder of the pipeline")]):
     """Copy finetune.base_model, checked; in half precision where no weight changes by that, else in float32."""
     _cli.start()
     p = params.read(_cli.PARAMS, "finetune", latent_diffusion.Finetune)
-    pipe = latent_diffusion.load(p.base_model, revision=p.base_revision)
+    pipe = latent_diffusion.load(p.base_model)
     weights = [weight for part in (pipe.unet, pipe.vae) for weight in part.state_dict().values()]
     half = all(torch.equal(weight.half().to(weight.dtype), weight) for weight in weights)  # as its files were
     with _files.replacing(out) as folder:

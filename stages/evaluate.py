@@ -53,7 +53,7 @@ def main(
         )
     # A Frechet distance grows as N falls, so all that is compared has one N and one reference: every test image.
     n = min(len(made), len(reference_set.train))
-    rows, lpips = scorecard.draw(len(made), n, p.seed), features.lpips_model(device=runtime.device)
+    rows, lpips = scorecard.draw(len(made), n), features.lpips_model(device=runtime.device)
     found = scorecard.score(made.images, values, rows, reference_set, p, lpips)
     result = found.numbers
     seen = imageset.read(validation)  # what a champion is chosen on: the test split must not be
@@ -117,7 +117,7 @@ def reference(
     # Equal sets leave a rounding error, some 1e-14.
     if distances.frechet_distance(*(values[scorecard.JUDGE] for values in (train_values, test_values))) < 1e-9:
         raise UserError(f"{test} holds the images of {train}; split by subject again")
-    some = imageset.rows(test_set.images, scorecard.draw(len(test_set), p.pairwise_images, p.seed))
+    some = imageset.rows(test_set.images, scorecard.draw(len(test_set), p.pairwise_images))
     honest = copies.likeness(some, train_set.images).largest
     return scorecard.Reference(train_set.images, test_set.images, train_values, test_values, subjects, honest)
 

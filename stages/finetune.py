@@ -48,7 +48,7 @@ def main(
     # Settings of its own: a change of section `sample` must not train the model again.
     fast = sampling.Sample(
         n=progress.n, seed=0, steps=progress.steps, guidance_scale=1.0, scheduler="sde-dpmsolver++",
-        batch_size=progress.batch_size,
+        batch_size=min(progress.n, 16),
     )  # fmt: skip
     settings = (
         seed, p.model_dump(), prompt.model_dump(), progress.model_dump(exclude={"baseline_points"}),

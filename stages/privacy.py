@@ -40,7 +40,7 @@ def main(
     block = sets["train"].meta.get("data", {}).get("border_gap", 1)
     members = sets["train"].manifest
     others = pd.concat([sets["val"].manifest, sets["test"].manifest], ignore_index=True)
-    ours, theirs = membership.matched(members, others, p.seed)
+    ours, theirs = membership.matched(members, others)
     most = imageset.evenly(len(ours), MOST_PAIRS)
     ours, theirs = ours[most], theirs[most]
     people = auroc.people(members, block)[ours], auroc.people(others, block)[theirs]
@@ -63,7 +63,7 @@ def main(
             if hasattr(generators.find(name), "denoising_errors"):
                 errors = [
                     generators.find(name).load(models / each, device=runtime.device).denoising_errors(
-                        pictures, texts, p.timesteps, seed=p.seed, batch_size=p.batch_size, precision=precision
+                        pictures, texts, p.timesteps, seed=0, batch_size=16, precision=precision
                     )
                     for each in (name, BEFORE.get(name)) if each
                 ]  # fmt: skip

@@ -38,8 +38,8 @@ def main(
             "a little too large beside the others",
             file=sys.stderr,
         )
-    rows = scorecard.draw(len(reference.train), n, p.seed)
-    others = scorecard.draw(len(reference.test), n, p.seed)
+    rows = scorecard.draw(len(reference.train), n)
+    others = scorecard.draw(len(reference.test), n)
     names = list(reference.train_features)
 
     def extracted(images: np.ndarray) -> dict[str, np.ndarray]:

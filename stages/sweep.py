@@ -34,9 +34,8 @@ def main(
     precision = _cli.precision(runtime)
     p = params.read(_cli.PARAMS, "sweep", sweep.Sweep)
     own = params.read(_cli.PARAMS, "sample", sampling.Sample)
-    own = own.model_copy(update={"batch_size": min(own.batch_size, p.n)})  # a batch is filled up, which would cost time
     words = params.read(_cli.PARAMS, "prompt", prompts.Prompt)
-    seeds = list(range(own.seed + own.n, own.seed + own.n + p.n))  # those that `sample` draws would know their choice
+    seeds = list(range(own.seed + own.n, own.seed + 2 * own.n))  # those that `sample` draws would know their choice
     texts = prompts.drawn(prompts.prompts(imageset.read(images).manifest, words), seeds)
     guided = any(texts)
     if not guided and len({own.guidance_scale, *p.guidance_scale}) > 1:
@@ -63,7 +62,7 @@ def main(
         people = auroc.people(val.manifest, val.meta.get("data", {}).get("border_gap", 1))
         for k, row in enumerate(rows):
             row |= {
-                "n": p.n,
+                "n": own.n,
                 f"kid_{scorecard.JUDGE}": distances.kernel_distance(drawn[k], reference),
                 scorecard.NAMES[scorecard.JUDGE]: distances.frechet_distance(drawn[k], reference),
             }

@@ -34,7 +34,7 @@ def main(
     progress = params.read(_cli.PARAMS, "progression", Progression)
     distributed.check(p.batch_size, f"baselines.{model}.batch_size")
     drawing = sampling.Sample(
-        n=progress.n, seed=0, steps=1, guidance_scale=1.0, scheduler="ddpm", batch_size=progress.batch_size
+        n=progress.n, seed=0, steps=1, guidance_scale=1.0, scheduler="ddpm", batch_size=min(progress.n, 16)
     )
     settings = (
         seed, p.model_dump(), progress.model_dump(exclude={"points", "steps"}), runtime.model_dump(), precision,

@@ -62,7 +62,7 @@ def main(
         real, test_set = (downstream.Labelled(images[key], classes[key], people[key]) for key in ("train", "test"))
         done = iter(_cli.progress(range(downstream.cost(p)), "trained classifiers"))
         synthetic = (images["samples"], classes["samples"])
-        arms = downstream.measured(real, test_set, synthetic, len(names), p, tick=lambda: next(done))
+        arms = downstream.measured(real, test_set, synthetic, len(names), p, seed=_cli.seed(), tick=lambda: next(done))
         known = (sets["test"].manifest["subject"] != "").any()
         text = "\n\n".join(
             [

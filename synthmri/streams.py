@@ -17,15 +17,20 @@ def sequence(seed: int, *purpose: str | int) -> np.random.SeedSequence:
     return np.random.SeedSequence(seed, spawn_key=key)
 
 
+def number(seed: int, *purpose: str | int) -> int:
+    """A whole number below 2^32 of one purpose: the seed of what takes one."""
+    return int(sequence(seed, *purpose).generate_state(1)[0])
+
+
 def generator(seed: int, *purpose: str | int) -> torch.Generator:
     """torch's generator of one purpose, on the CPU: what is random about step n comes from (seed, ..., n) alone, so a
     training that was stopped goes on as if it never was."""
-    return torch.Generator().manual_seed(int(sequence(seed, *purpose).generate_state(1)[0]))
+    return torch.Generator().manual_seed(number(seed, *purpose))
 
 
 @contextmanager
 def weights(seed: int, *purpose: str | int) -> Iterator[None]:
     """Within it, torch draws the initial weights of networks from the stream of one purpose; afterwards as before."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(sequence(seed, *purpose).generate_state(1)[0]))
+        torch.manual_seed(number(seed, *purpose))
         yield

@@ -79,7 +79,7 @@ def of_latent_diffusion(folder: Path) -> dict:
     for method in ("full", "lora"):
         pipe = pipeline(folder.parent)
         p = section(
-            "finetune", latent_diffusion.Finetune, epochs=2, batch_size=4, warmup_steps=1, method=method,
+            "finetune", latent_diffusion.Finetune, epochs=2, batch_size=4, method=method,
             train_text_encoder=method == "full",
         )  # fmt: skip
         history, _ = latent_diffusion.finetune(

@@ -10,7 +10,7 @@ from synthmri.generators import autoencoder, autoencoder_training, latent_diffus
 
 
 def section(**change):
-    small = dict(steps=3, batch_size=2, crop_px=32)
+    small = dict(steps=3, batch_size=2)
     return params.read("params.yaml", "adapt", autoencoder_training.Adapt).model_copy(update=small | change)
 
 

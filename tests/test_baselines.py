@@ -110,7 +110,7 @@ def test_loss_falls(name, tmp_path):
 
 def test_a_generator_approaches_its_one_image(tmp_path):
     """A DCGAN shown one grey level comes to draw about that grey level."""
-    p = section("dcgan", steps=150, batch_size=8, learning_rate=2e-3, ema_decay=0.9)
+    p = section("dcgan", steps=150, batch_size=8, learning_rate=2e-3)
     flat_images = np.full((8, 32, 32), 200, np.uint8)
     model, *_ = fit("dcgan", p, tmp_path / "c.pt", of=flat_images, points=1)
     drawn = draw(model, range(8), batch_size=8).astype(float)

@@ -178,7 +178,6 @@ def world():
         pairwise_images=100,
         subsample_rounds=5,
         subsample_fraction=0.5,
-        seed=0,
     )
     lpips = features.lpips_model()
 

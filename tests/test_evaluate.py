@@ -36,7 +36,6 @@ PARAMS = {
         "pairwise_images": 100,
         "subsample_rounds": 5,
         "subsample_fraction": 0.8,
-        "seed": 0,
     },
 }
 

@@ -221,7 +221,7 @@ def test_a_mutated_checkpoint_is_refused_or_a_state(tmp_path):
 
 SECTIONS = {"runtime": params.Runtime, "data": slicing.Data, "baselines.vae": vae.Params}
 VAE = {
-    "width": 4, "latent_dim": 4, "steps": 4, "batch_size": 2, "learning_rate": 0.002, "ema_decay": 0.9,
+    "width": 4, "latent_dim": 4, "steps": 4, "batch_size": 2, "learning_rate": 0.002,
 }  # fmt: skip
 
 

@@ -24,7 +24,7 @@ def section(name, cls, **change):
 
 
 SAMPLE = dict(steps=3, batch_size=2, scheduler="dpmsolver++")
-FINETUNE = dict(epochs=2, batch_size=4, warmup_steps=1)
+FINETUNE = dict(epochs=2, batch_size=4)
 
 
 def data(n=6, views=2, seed=0):

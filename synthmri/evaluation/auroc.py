@@ -39,6 +39,9 @@ def area(wins: np.ndarray, pairs: np.ndarray, weights: np.ndarray) -> np.ndarray
     return np.divide(won, total, out=np.full(len(weights), np.nan), where=total > 0)
 
 
+ROUNDS = 1000  # resamplings of people that an interval comes from
+
+
 def resampled(kinds: np.ndarray, rounds: int, rng: np.random.Generator) -> np.ndarray:
     """Bootstrap of people within each kind: float64 (rounds, len(kinds)), how often each is drawn."""
     out = np.zeros((rounds, len(kinds)))

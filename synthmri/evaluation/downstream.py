@@ -28,6 +28,7 @@ ARMS = {
     "both": ("real + synthetic", True, True, False),
     "both_augmented": ("real + synthetic, classical augmentation", True, True, True),
 }
+WIDTH = 8  # channels at half the picture's size; doubled at each of three more halvings
 RIVAL, JUDGED = "real_augmented", "both_augmented"
 ROTATION_RAD, SHIFT, ZOOM, CONTRAST = 0.17, 0.08, 0.08, 0.15  # largest change, relative to half the image or to 1
 
@@ -36,15 +37,12 @@ class Utility(Section):
     """Section `utility`."""
 
     image_px: int = Field(ge=16, le=512, multiple_of=16)
-    width: int = Field(ge=1, le=256)
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=2)
     learning_rate: float = Field(gt=0, le=0.1)
     synthetic_share: float = Field(gt=0, lt=1)
     fractions: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(min_length=1)
     trainings: int = Field(ge=1, le=100)
-    rounds: int = Field(ge=100)
-    seed: int = Field(ge=0)
 
     @field_validator("fractions")
     @classmethod
@@ -72,10 +70,10 @@ def shrunk(images: np.ndarray, size: int) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def network(classes: int, p: Utility, seed: int) -> nn.Module:
+def network(classes: int, seed: int) -> nn.Module:
     """Four convolutions, each halving the picture, their mean over the picture, and one linear layer."""
     torch.manual_seed(seed)
-    widths = [1, *(p.width * 2**k for k in range(4))]
+    widths = [1, *(WIDTH * 2**k for k in range(4))]
     layers = []
     for before, after in zip(widths, widths[1:], strict=False):
         layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
@@ -124,7 +122,7 @@ def predictions(
         rows.append([start + np.flatnonzero(labels == label) for label in range(classes)])
     targets = torch.from_numpy(np.concatenate([labels for _, labels in sources]))
     mean, spread = images.mean(), images.std().clamp_min(1e-3)
-    net = network(classes, p, seed)
+    net = network(classes, seed)
     optimizer = torch.optim.AdamW(net.parameters(), lr=p.learning_rate, weight_decay=0.01)
     for step in range(p.steps):
         generator, rng = streams.generator(seed, "utility", step), np.random.default_rng([seed, step])
@@ -182,6 +180,7 @@ def measured(
     classes: int,
     p: Utility,
     *,
+    seed: int,
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Arm -> per cent of the real training people -> scores; a share that gives no more people than a smaller is out.
@@ -191,10 +190,11 @@ def measured(
     that resample test people and trainings. `_gain` is the difference to classical augmentation of the same real
     slices (for synthetic ones alone: of all), `_p` its permutation test over people, two-sided.
     """
+    luck = [streams.number(seed, "utility", k) for k in range(p.trainings)]
     made: dict[tuple[str, str], np.ndarray] = {}
     used: dict[str, tuple[float, float]] = {"0": (0.0, 0.0)}
     for fraction in sorted(p.fractions):
-        rows = few(train.labels, train.who, fraction, p.seed)
+        rows = few(train.labels, train.who, fraction, luck[0])
         size = float(len(np.unique(train.who[rows])))
         if size not in (people for people, _ in used.values()):
             used[f"{100 * fraction:g}"] = (size, float(len(rows)))
@@ -202,20 +202,20 @@ def measured(
         for share in list(used)[1:] if real else ["0"]:
             outcomes = []
             for k in range(p.trainings):
-                rows = few(train.labels, train.who, float(share) / 100, p.seed + k) if real else []
+                rows = few(train.labels, train.who, float(share) / 100, luck[k]) if real else []
                 sources = [(train.images[rows], train.labels[rows])] if real else []
                 sources += [synthetic] if artificial else []
                 shares = [1 - p.synthetic_share, p.synthetic_share] if len(sources) == 2 else [1.0]
-                outcomes.append(predictions(sources, shares, test.images, classes, p, augment=augment, seed=p.seed + k))
+                outcomes.append(predictions(sources, shares, test.images, classes, p, augment=augment, seed=luck[k]))
                 tick()
             made[arm, share] = np.stack(outcomes)
     most = list(used)[-1]
     result: dict[str, dict[str, dict[str, float]]] = {}
     for (arm, share), values in made.items():
-        scores = _scores(values, test, p)
+        scores = _scores(values, test)
         scores |= {"train_subjects": used[share][0], "train_slices": used[share][1]}
         if arm != RIVAL:
-            scores |= _against(values, made[RIVAL, share if ARMS[arm][1] else most], test, p)
+            scores |= _against(values, made[RIVAL, share if ARMS[arm][1] else most], test)
         result.setdefault(arm, {})[share] = scores
     return result
 
@@ -244,26 +244,26 @@ def _both(table, weights: np.ndarray) -> np.ndarray:
     return np.stack([areas, f1.mean(axis=1)])
 
 
-def _resampled(tables: list, of: np.ndarray, p: Utility) -> np.ndarray:
+def _resampled(tables: list, of: np.ndarray) -> np.ndarray:
     """(2, rounds): AUROC and F1 as means over trainings drawn with replacement, of people drawn with replacement."""
-    rng = np.random.default_rng([p.seed, 1])
-    weights = auroc.resampled(of, p.rounds, rng)
-    chosen = rng.multinomial(len(tables), np.full(len(tables), 1 / len(tables)), p.rounds) / len(tables)
+    rng = np.random.default_rng(1)
+    weights = auroc.resampled(of, auroc.ROUNDS, rng)
+    chosen = rng.multinomial(len(tables), np.full(len(tables), 1 / len(tables)), auroc.ROUNDS) / len(tables)
     return sum(_both(table, weights) * chosen[:, k] for k, table in enumerate(tables))
 
 
-def _scores(values: np.ndarray, test: Labelled, p: Utility) -> dict[str, float]:
+def _scores(values: np.ndarray, test: Labelled) -> dict[str, float]:
     of = kinds(test.labels, test.who)
     tables = [_tables(each, test.labels, test.who, len(of)) for each in values]
     points = np.mean([_both(table, np.ones((1, len(of))))[:, 0] for table in tables], axis=0)
     result = {}
-    for name, point, spread in zip(("auroc", "f1"), points, _resampled(tables, of, p), strict=True):
+    for name, point, spread in zip(("auroc", "f1"), points, _resampled(tables, of), strict=True):
         low, high = auroc.interval(spread)
         result |= {name: float(point), f"{name}_low": low, f"{name}_high": high}
     return result
 
 
-def _against(values: np.ndarray, rival: np.ndarray, test: Labelled, p: Utility) -> dict[str, float]:
+def _against(values: np.ndarray, rival: np.ndarray, test: Labelled) -> dict[str, float]:
     """Gains over the rival; the test swaps the two arms' predictions person by person.
 
     Both arms stand in one table as people 0 .. P - 1 and P .. 2 P - 1, so that a swap, too, is a choice of weights.
@@ -284,14 +284,14 @@ def _against(values: np.ndarray, rival: np.ndarray, test: Labelled, p: Utility) 
         other = np.roll(weights, len(of), axis=1)
         return np.mean([_both(table, weights) - _both(table, other) for table in tables], axis=0)
 
-    rng = np.random.default_rng([p.seed, 2])
-    swap = rng.integers(0, 2, (p.rounds, len(of))).astype(float)
+    rng = np.random.default_rng(2)
+    swap = rng.integers(0, 2, (auroc.ROUNDS, len(of))).astype(float)
     none = np.zeros((1, len(of)))
     observed = gain(np.concatenate([none + 1, none], axis=1))[:, 0]
     by_chance = np.abs(gain(np.concatenate([1 - swap, swap], axis=1)))
     # The same draws of people and trainings for both arms, which is what pairs them.
     ours, theirs = (
-        _resampled([_tables(each, test.labels, test.who, len(of)) for each in arm], of, p) for arm in (values, rival)
+        _resampled([_tables(each, test.labels, test.who, len(of)) for each in arm], of) for arm in (values, rival)
     )
     result = {}
     for i, name in enumerate(("auroc", "f1")):
@@ -299,7 +299,7 @@ def _against(values: np.ndarray, rival: np.ndarray, test: Labelled, p: Utility) 
         as_large = (by_chance[i] >= abs(observed[i]) - 1e-12).sum()
         result |= {
             f"{name}_gain": float(observed[i]), f"{name}_gain_low": low, f"{name}_gain_high": high,
-            f"{name}_p": float((1 + as_large) / (1 + p.rounds)),
+            f"{name}_p": float((1 + as_large) / (1 + auroc.ROUNDS)),
         }  # fmt: skip
     return result
 

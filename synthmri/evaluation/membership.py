@@ -12,6 +12,7 @@ from pydantic import Field
 
 from synthmri.evaluation import auroc
 from synthmri.params import Section
+from synthmri.scans import prompts
 
 FALSE_POSITIVES = 0.01
 LEAST_PEOPLE = 5  # on each side, for an interval; a bootstrap of fewer would be sure of what it cannot know
@@ -22,23 +23,20 @@ class Privacy(Section):
 
     loss_pairs: int = Field(ge=2)
     timesteps: tuple[int, ...] = Field(min_length=1)
-    batch_size: int = Field(ge=1)
-    rounds: int = Field(ge=100)
-    seed: int = Field(ge=0)
 
 
-def matched(members: pd.DataFrame, others: pd.DataFrame, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def matched(members: pd.DataFrame, others: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Rows of two manifests, as many of each, alike in contrast, plane, label and level (whole cm): two int64 (K,).
 
     Without that an attack could win by a difference of the sets that has nothing to do with training. K may be 0.
     """
 
     def key(manifest: pd.DataFrame) -> pd.Series:
-        level = [str(round(float(depth) / 10)) if depth else "" for depth in manifest["depth_mm"]]
+        level = [str(prompts.level(float(depth))) if depth else "" for depth in manifest["depth_mm"]]
         columns = [manifest[name] for name in ("contrast", "plane", "label")]
         return pd.Series(["/".join(parts) for parts in zip(*columns, level, strict=True)], index=manifest.index)
 
-    ours, theirs, rng = key(members).to_numpy(), key(others).to_numpy(), np.random.default_rng(seed)
+    ours, theirs, rng = key(members).to_numpy(), key(others).to_numpy(), np.random.default_rng(0)
     first, second = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for name in sorted(set(ours) & set(theirs)):
         a, b = np.flatnonzero(ours == name), np.flatnonzero(theirs == name)
@@ -84,7 +82,7 @@ def attack(
     }
     if result["people"] < LEAST_PEOPLE:
         return result
-    weights = auroc.resampled(sides, p.rounds, np.random.default_rng(p.seed))
+    weights = auroc.resampled(sides, auroc.ROUNDS, np.random.default_rng(0))
     low, high = auroc.interval(auroc.area(wins, pairs, weights))
     return result | {"auroc_low": low, "auroc_high": high}
 

@@ -28,7 +28,6 @@ class Evaluate(Section):
     pairwise_images: int = Field(ge=1)
     subsample_rounds: int = Field(ge=2)
     subsample_fraction: float = Field(gt=0, lt=1)
-    seed: int = Field(ge=0)
 
 
 @dataclass(frozen=True)
@@ -46,15 +45,15 @@ class Reference:
     likeness: np.ndarray  # float64 (.,): of test images, of other people, to the train ones (`copies.likeness`)
 
 
-def draw(rows: np.ndarray | int, most: int, seed: int) -> np.ndarray:
+def draw(rows: np.ndarray | int, most: int) -> np.ndarray:
     """`most` of the rows (a number: of 0 .. rows - 1) in ascending order, at random; all where there are no more.
 
-    At random, as a set may be sorted by subject or by prompt.
+    At random, as a set may be sorted by subject or by prompt; always the same ones, on which models are compared.
     """
     rows = np.arange(rows) if isinstance(rows, int) else rows
     if len(rows) <= most:
         return rows
-    return rows[np.sort(np.random.default_rng(seed).choice(len(rows), most, replace=False))]
+    return rows[np.sort(np.random.default_rng(0).choice(len(rows), most, replace=False))]
 
 
 def distribution(
@@ -67,8 +66,8 @@ def distribution(
     they are of the same people (`uncertainty.rounds_by_subject`). It is empty where no spread is known.
     """
     made = {name: distances.gaussian(values, rows) for name, values in features.items()}
-    ours = features[JUDGE][draw(rows, p.pairwise_features, p.seed)]
-    theirs = draw(len(reference.test), p.pairwise_features, p.seed)
+    ours = features[JUDGE][draw(rows, p.pairwise_features)]
+    theirs = draw(len(reference.test), p.pairwise_features)
 
     def all_of(part: np.ndarray) -> dict[str, float]:  # of the rows of the test set
         some = reference.test_features[JUDGE][np.intersect1d(part, theirs)]
@@ -84,7 +83,7 @@ def distribution(
     if reference.subjects is not None and _enough(reference.subjects.iloc[theirs], least, "test", p):
         values = uncertainty.rounds_by_subject(
             lambda part: np.array(list(all_of(part).values())), every, reference.subjects,
-            rounds=p.subsample_rounds, fraction=p.subsample_fraction, seed=p.seed,
+            rounds=p.subsample_rounds, fraction=p.subsample_fraction, seed=0,
         )  # fmt: skip
         rounds = pd.DataFrame(values, columns=list(result))
         result |= {f"{name}_std": float(value) for name, value in rounds.std(ddof=1).items()}
@@ -117,14 +116,14 @@ def validation(
     Models are chosen by it. And `val_kid_effnet_std`, its standard error over validation subjects, where two or more
     are known.
     """
-    ours = features[draw(rows, p.pairwise_features, p.seed)]
-    theirs = draw(len(val), p.pairwise_features, p.seed)
+    ours = features[draw(rows, p.pairwise_features)]
+    theirs = draw(len(val), p.pairwise_features)
     name = f"val_kid_{JUDGE}"
     result = {name: distances.kernel_distance(ours, val[theirs])}
     if subjects is not None and _enough(subjects.iloc[theirs], 2, "validation", p):
         spread = uncertainty.by_subject(
             lambda part: distances.kernel_distance(ours, part), val[theirs], subjects.iloc[theirs],
-            rounds=p.subsample_rounds, fraction=p.subsample_fraction, seed=p.seed,
+            rounds=p.subsample_rounds, fraction=p.subsample_fraction, seed=0,
         )  # fmt: skip
         result[f"{name}_std"] = float(spread)
     return result
@@ -146,7 +145,7 @@ def against_train(
     At most `pairwise_images` of them, drawn at random, are compared with every train image and its mirror image.
     Returns the numbers by name, and the pairs that resemble most.
     """
-    some = draw(rows, p.pairwise_images, p.seed)
+    some = draw(rows, p.pairwise_images)
     compared = imageset.rows(images, some)
     closest = copies.closest_by_pixels(compared, reference.train)
     like = copies.likeness(compared, reference.train)
@@ -154,7 +153,7 @@ def against_train(
     result = pairs.resemblance(compared, nearest, lpips, batch=p.batch_size)
     result["memorised"] = copies.memorised(like.largest, reference.likeness)
     result["largest_correlation"] = float(closest.correlation.max())
-    diversity = pairs.ms_ssim(compared, seed=p.seed)
+    diversity = pairs.ms_ssim(compared, seed=0)
     if diversity is not None:
         result["ms_ssim"] = diversity
     return result | {"n": float(len(rows))}, Pairs(some, like.largest, like.closest)

@@ -20,7 +20,6 @@ FALSE_ALARM = 0.05  # chance that any of the others is taken although none is be
 class Sweep(Section):
     """Section `sweep`."""
 
-    n: int = Field(ge=8, le=10_000)
     guidance_scale: tuple[Annotated[float, Field(ge=1, le=50)], ...]
     steps: tuple[Annotated[int, Field(ge=1, le=1000)], ...]
     scheduler: tuple[sampling.Scheduler, ...]

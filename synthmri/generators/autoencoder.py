@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import Field
 
 from synthmri.imageset import to_uint8
 from synthmri.params import Section
@@ -17,7 +16,6 @@ from synthmri.training.precision import Precision, autocast
 class Encode(Section):
     """Section `encode`."""
 
-    batch_size: int = Field(ge=1, le=1024)
     flip: bool
 
 

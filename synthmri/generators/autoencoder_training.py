@@ -15,13 +15,14 @@ from synthmri.params import Section
 from synthmri.training import distributed, loop, patch_discriminator
 from synthmri.training.precision import Precision, autocast
 
+CROP_PX = 128  # edge of the crops that an autoencoder is adapted on, or the slices' where that is less
+
 
 class Adapt(Section):
     """Section `adapt`."""
 
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1, le=1024)
-    crop_px: int = Field(ge=32, le=1024, multiple_of=8)
     learning_rate: float = Field(gt=0, le=0.01)
     perceptual_weight: float = Field(ge=0)
     adversarial_weight: float = Field(ge=0)
@@ -162,7 +163,7 @@ def adapt(
     tick: Callable[[int, float], None] = lambda step, loss: None,
 ) -> None:
     """Train `vae` in place on random, half of them mirrored crops of uint8 (N, H, W); the rest as for `train`."""
-    crop = min(p.crop_px, *images.shape[1:])
+    crop = min(CROP_PX, *images.shape[1:])
 
     def draw(generator: torch.Generator) -> torch.Tensor:
         return autoencoder.to_tensor(_crops(images, p.batch_size, crop, generator))

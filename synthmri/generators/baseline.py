@@ -70,7 +70,7 @@ class Baseline(Generator):
         """
         model = cls.untrained(p, images.shape[1], seed=seed)
         model.network.to(device)
-        average = loop.averaged(model.network, p.ema_decay)
+        average = loop.averaged(model.network, max(0.0, 1 - 10 / p.steps))  # over about the last tenth of the training
         averaged = cls(average.module, model.config)
         parts, update = model.learner(
             p, lambda generator: loop.batch(images, p.batch_size, generator).to(device), seed=seed, precision=precision

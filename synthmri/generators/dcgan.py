@@ -23,7 +23,6 @@ class Params(Section):
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=2)
     learning_rate: float = Field(gt=0, le=0.1)
-    ema_decay: float = Field(ge=0, lt=1)
 
 
 def _widths(p: Params, size: int) -> list[int]:

@@ -36,14 +36,12 @@ class Finetune(Section):
     """Section `finetune`."""
 
     base_model: str = Field(min_length=1)
-    base_revision: str
     method: Literal["full", "lora"]
     lora: Lora
     autoencoder: Literal["none", "decoder", "full"]
     epochs: int = Field(ge=0, le=10_000)
     batch_size: int = Field(ge=1, le=4096)
     learning_rate: float = Field(gt=0, le=0.01)
-    warmup_steps: int = Field(ge=1)
     snr_gamma: float = Field(ge=0, le=100)
     max_grad_norm: float = Field(gt=0)
     ema_decay: float = Field(ge=0, lt=1)
@@ -52,8 +50,8 @@ class Finetune(Section):
     train_text_encoder: bool
 
 
-def load(model: str | Path, *, revision: str = "", device: str = "cpu"):
-    """Open a StableDiffusionPipeline in float32 from a directory or a hub id; safetensors only, never a pickle.
+def load(model: str | Path, *, device: str = "cpu"):
+    """Open a StableDiffusionPipeline in float32 from a directory, or a hub id, or id@revision; safetensors only.
 
     Its safety checker and what belongs to it stay out: they judge photographs. Where half-precision files are all there
     is (`*.fp16.safetensors`), these are opened. Raises UserError with the remedies when it is missing, gated, or not in
@@ -69,11 +67,12 @@ def load(model: str | Path, *, revision: str = "", device: str = "cpu"):
     name = str(model)
     if Path(name).is_dir() and not (Path(name) / "model_index.json").is_file():
         raise UserError(f"{name} is no Stable Diffusion directory: model_index.json is missing")
+    source, _, revision = (name, "", "") if Path(name).is_dir() else name.partition("@")
     failures = []
     for variant in (None, "fp16"):
         try:
             pipe = StableDiffusionPipeline.from_pretrained(
-                name, revision=revision or None, variant=variant, safety_checker=None, requires_safety_checker=False,
+                source, revision=revision or None, variant=variant, safety_checker=None, requires_safety_checker=False,
                 feature_extractor=None, image_encoder=None, dtype=torch.float32, use_safetensors=True,
             )  # fmt: skip
             break
@@ -236,7 +235,7 @@ def finetune(
                 accelerator.backward(value)
             distributed.sum_gradients(weights)
             operations = operations or round(distributed.total(counter.get_total_flops()))
-            rate = p.learning_rate * loop.warm_cosine(step, total, p.warmup_steps)
+            rate = p.learning_rate * loop.warm_cosine(step, total, max(1, total // 10))
             loop.set_rate(optimizer, rate)
             accelerator.clip_grad_norm_(weights, p.max_grad_norm)
             optimizer.step()

@@ -27,7 +27,6 @@ class Params(Section):
     batch_size: int = Field(ge=2)
     learning_rate: float = Field(gt=0, le=0.1)
     discriminator_learning_rate: float = Field(gt=0, le=0.1)
-    ema_decay: float = Field(ge=0, lt=1)
 
 
 def _widths(p: Params, size: int) -> list[int]:

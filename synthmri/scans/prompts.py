@@ -1,5 +1,6 @@
 """Prompts: the words that name a slice, in training and in sampling."""
 
+import math
 import string
 
 import numpy as np
@@ -37,6 +38,11 @@ def check_template(template: str) -> None:
             )
 
 
+def level(depth_mm: float) -> int:
+    """Whole centimetres below the vertex, halves upwards: rounded to the even, odd levels would have fewer slices."""
+    return math.floor(depth_mm / 10 + 0.5)
+
+
 def prompts(manifest: pd.DataFrame, p: Prompt) -> list[str]:
     """One prompt a row of a manifest; a part between commas whose field is empty is left out.
 
@@ -45,8 +51,10 @@ def prompts(manifest: pd.DataFrame, p: Prompt) -> list[str]:
     out = []
     for row in manifest.to_dict("records"):
         depth = row.get("depth_mm", "")
-        level = str(round(float(depth) / 10)) if depth else ""
-        fields = {"token": p.token, "level": level} | {key: row.get(key, "") for key in ("contrast", "plane", "label")}
+        level_cm = str(level(float(depth))) if depth else ""
+        fields = {"token": p.token, "level": level_cm} | {
+            key: row.get(key, "") for key in ("contrast", "plane", "label")
+        }
         fields = {key: "" if value == "unknown" else value for key, value in fields.items()}
         parts = []
         for part in p.template.split(","):

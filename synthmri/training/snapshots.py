@@ -17,7 +17,6 @@ class Progression(Section):
     points: int = Field(ge=1, le=1000)
     baseline_points: int = Field(ge=1, le=1000)
     steps: int = Field(ge=1, le=1000)
-    batch_size: int = Field(ge=1, le=1024)
 
 
 class Store:
