@@ -132,7 +132,7 @@ def measured(train: np.ndarray, vae) -> Callable[[np.ndarray], dict[str, np.ndar
     known = {name: features.extract(name, both, batch=BATCH) for name in ("alexnet", "effnet")}
 
     def latents(images: np.ndarray) -> np.ndarray:
-        return autoencoder.encode(vae, images, batch=BATCH)[0].reshape(len(images), -1)
+        return autoencoder.encode(vae, images, batch_size=BATCH)[0].reshape(len(images), -1)
 
     known["latents"] = latents(both)
     mean, spread = known["latents"].mean(axis=0), known["latents"].std(axis=0) + 1e-6
@@ -209,7 +209,7 @@ def planted(
     if kind == "another lesion":
         return _grey(np.stack([_with_lesion(image.astype(float), rng) for image in images]))
     if kind == "through the autoencoder":
-        return autoencoder.reconstruct(pipe.vae, images, batch=BATCH)
+        return autoencoder.reconstruct(pipe.vae, images, batch_size=BATCH)
     return _denoised(pipe, images, strength, texts, rng)
 
 
@@ -244,7 +244,7 @@ def _denoised(pipe, images: np.ndarray, start: float, texts: list[str], rng: np.
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
     for first in range(0, len(images), BATCH):
         part = slice(first, first + BATCH)
-        z = torch.from_numpy(autoencoder.encode(pipe.vae, images[part], batch=BATCH)[0])
+        z = torch.from_numpy(autoencoder.encode(pipe.vae, images[part], batch_size=BATCH)[0])
         z = (z - (getattr(config, "shift_factor", None) or 0)) * config.scaling_factor
         z = scheduler.add_noise(z, torch.randn(z.shape, generator=generator), steps[0].expand(len(z)))
         words = latent_diffusion.embed(pipe, texts[part])

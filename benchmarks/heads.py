@@ -178,7 +178,7 @@ def main(
         with tempfile.TemporaryDirectory() as folder:
             older, prompts, took = older_slices(before, 3 * n, Path(folder))
         found["milliseconds_a_slice"]["before"] = round(took, 1)
-    for levels, views in ((1, 1), (p.levels, p.views), (4, 4)):
+    for levels, views in ((1, 1), (2, 2), (p.levels, p.views), (4, 4)):
         share = p.model_copy(update={"levels": levels, "views": views})
         found["milliseconds_a_slice"][f"{levels} levels, {views} views"] = round(milliseconds(atlas, share, 32), 1)
     for name, (folder, contrast, _, _) in SETS.items():
@@ -196,7 +196,7 @@ def main(
             sheets.mkdir(parents=True, exist_ok=True)
             few = imageset.evenly(n, 20)
             plots.save(
-                plots.held_out_against_synthetic(real[few % len(real)], made[few], title=name),
+                plots.real_against_synthetic(real[few % len(real)], made[few], title=name),
                 sheets / f"{name.replace(' ', '_')}.png",
             )
     measure.write("heads", found)

@@ -141,6 +141,9 @@ def _warnings(images: dict[str, int], least: int, data: slicing.Data) -> Iterato
 def _alike(images: np.ndarray, rows: pd.DataFrame) -> Iterator[str]:
     """Who may be one person under two names: for the screen alone."""
     known = rows[rows["person"] != ""]
+    if known["person"].nunique() > likeness.MOST:
+        yield f"more than {likeness.MOST} people: who looks like whom is not looked at"
+        return
     for contrast, part in known.groupby("contrast"):
         for one, other, value in likeness.alike(images, part.index.to_numpy(), list(part["person"])):
             yield (

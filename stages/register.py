@@ -110,7 +110,7 @@ def _sync() -> None:
         here = {}
         for name in comparison.MODELS:
             tree = _tree(repo, name)
-            entry = _entry(name, p, tree, _made_with(repo, name, tree), locked, Path(scratch), elsewhere=elsewhere)
+            entry = _entry(name, p, tree, _made_with(repo, name), locked, Path(scratch), elsewhere=elsewhere)
             there = mlflow_store.find(client, entry.name, entry.identity)
             if elsewhere and (held := _held_back(name, p, tree)):
                 if there is None:
@@ -297,7 +297,7 @@ def _tree(repo, name: str) -> dict:
     return tree
 
 
-def _made_with(repo, name: str, tree: dict) -> dict[str, str]:
+def _made_with(repo, name: str) -> dict[str, str]:
     """Parameter -> its value for the stages that a model, its samples and its scores come from, as text.
 
     Where they differ, as after a `dvc repro` of some stages alone, each with its stages. Of what `sweep` chose, that.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_preprocess import contents, here, nifti, parameters, picture, run  # noqa: F401
+from test_preprocess import contents, head, here, nifti, parameters, picture, run  # noqa: F401
 from test_readers import AXIAL, save_dicom, volume
 
 from stages import _console, _files, check
@@ -168,6 +168,19 @@ def test_what_is_left_out_stands_in_the_table_and_can_be_taken(here):  # noqa: F
     assert rows["sub-00/anat/sub-00_desc-brain_mask.nii.gz"] == "no: mask"
     write([{"path": "*_mask.nii.gz", "use": "yes"}])
     assert len(inventory.take(Path("raw"), data()).sources) == 6
+
+
+def test_dicom_beside_the_nifti_made_of_it_is_one_person(here, capfd):  # noqa: F811
+    for n in range(5):
+        for k in range(24):
+            place = {"ImagePositionPatient": [0, 0, 4.0 * k], "PixelSpacing": [4, 4], "PatientID": f"47{n}"}
+            place |= {"SeriesInstanceUID": f"1.{n}", "ImageOrientationPatient": AXIAL["ImageOrientationPatient"]}
+            save_dicom(Path(f"raw/P000{n}/dicom/{k}"), head(n)[:, :, k].T, **place)
+        nifti(f"P000{n}/nifti/FLAIR.nii.gz", n)
+    sets, metrics = run()
+    people = [set(part.manifest["subject"]) for part in sets.values()]
+    assert [len(found) for found in people] == [3, 1, 1] and len(set.union(*people)) == 5
+    assert metrics["files"]["used"] == 10 and "look alike" not in capfd.readouterr().err
 
 
 def test_dicom_has_a_row_a_series(here):  # noqa: F811

@@ -27,7 +27,7 @@ from synthmri import imageset, params
 from synthmri.errors import UserError
 from synthmri.evaluation import distances
 from synthmri.generators import vae
-from synthmri.scans import prompts, read, scan, slicing
+from synthmri.scans import inventory, prompts, read, scan, slicing
 from synthmri.training import loop
 
 FACTOR = int(os.environ.get("SYNTHMRI_FUZZ", "1"))
@@ -171,6 +171,19 @@ def test_a_mutated_list_of_participants_is_refused_or_read(tmp_path):
         (tmp_path / "participants.tsv").write_bytes(changed)
         found = attempt(read.find, tmp_path)
         assert found is None or isinstance(found[0][0].label, str), seed
+
+
+def test_a_mutated_table_of_subjects_is_refused_or_rows_of_text(tmp_path):
+    rows = [inventory.Row("anna/*", "anna", "T1w", "glioma", "yes"), inventory.Row("b[1].nii", use="no: mask")]
+    content = inventory.text(rows).encode()
+    (tmp_path / "subjects.csv").write_bytes(content)
+    assert inventory.read_rows(tmp_path / "subjects.csv") == rows
+    write_scan(tmp_path, "sub-01_T1w.nii")
+    data = params.parse(DATA, "data", slicing.Data)
+    for seed, changed in cases("subjects", content, 60):
+        (tmp_path / "subjects.csv").write_bytes(changed)
+        held = attempt(inventory.take, tmp_path, data)
+        assert held is None or all(isinstance(source.subject, str | None) for source in held.sources), seed
 
 
 # What stages hand on --------------------------------------------------------------------------------------------------

@@ -36,8 +36,8 @@ def test_the_models_are_those_of_the_pipeline():
     baselines = set(yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["baselines"])
     assert set(generators.GENERATORS) == baselines | {"latent_diffusion"}
     assert set(tree["train"]["foreach"]) == baselines
-    assert set(tree["sample"]["foreach"]) == {*generators.GENERATORS, "base"}
-    assert set(tree["evaluate"]["foreach"]) == set(generators.GENERATORS)
+    assert set(tree["sample"]["foreach"]) == {*generators.GENERATORS, "base", "base_adapted"}
+    assert set(tree["evaluate"]["foreach"]) == {*generators.GENERATORS, "base", "base_adapted"}
 
 
 def test_a_sixth_model_is_one_file(tmp_path, monkeypatch):

@@ -23,6 +23,7 @@ NAMES = ["anna", "berta", "carla", "dora", "emma"]
 
 KINDS = {".gz": "nifti", ".nii": "nifti", ".npy": "tensor", ".pt": "tensor"}
 KINDS |= dict.fromkeys([".png", ".jpg", ".tif"], "picture")
+YALE = [(2001, "PRE"), (2002, "POST")]
 GROUPS = ["AD", "AD", "CN", "CN", "MCI"]
 
 
@@ -86,6 +87,18 @@ CERTAIN = {
     "header other than folder": {n: [(f"P000{n}/s{v}/IM0001", f"4711{n}") for v in (1, 2)] for n in FIVE},
     "visit in the header": {n: [(f"d{n}{v}/IM1", f"UPENN-GBM-0000{n}_{v}1") for v in (1, 2)] for n in FIVE},
     "dicom and nifti of it": {n: [(f"dicom/P000{n}/x/IM1", f"47-{n}"), f"nifti/P000{n}_T1.nii.gz"] for n in FIVE},
+    "archive of cancer images": {
+        n: [
+            (f"Foo-Bar-0{n}/0{n}-25-2005-NA-BRAIN-9804{n}/{k}.0-T1 Axial-{n}1/1-0{k}.dcm", f"Foo-Bar-0{n}")
+            for k in (1, 2)
+        ]
+        for n in FIVE
+    },
+    "oasis 1": {n: [f"disc1/OAS1_000{n}_MR{v}/RAW/OAS1_000{n}_MR{v}_mpr-1_anon.nii" for v in (1, 2)] for n in FIVE},
+    "ppmi": {
+        n: [f"PPMI/300{n}/x/2011-01-2{v}_15_22_47.0/S99/PPMI_300{n}_MR_raw_{v}.nii" for v in (1, 2)] for n in FIVE
+    },
+    "spaces": {n: [f"Pat {n} Visit {v}.nii" for v in (1, 2)] for n in FIVE},
     "zeros": {n: [f"sub-{n:03d}/anat/sub-{n:03d}_T1w.nii"] for n in (1, 10, 100, 2, 20)},
 }
 GUESSED = {
@@ -120,6 +133,8 @@ GUESSED = {
         n: [f"{n} (MRT Kopf)/Neuer Ordner/T1 - Kopie (2).nii.gz"]
         for n in ("Müller, A", "Weiß, B", "Öz, C", "Ek, D", "Noé, E")
     },
+    "copies": {n: [f"{n}/T1.nii", f"{n} - Kopie/T1.nii", f"{n} (2)/T2.nii", f"Copy of {n}/T1.nii"] for n in NAMES},
+    "yale": {n: [f"YG_{n}XYZ{n}/{y}-0{n}-01/YG_{n}XYZ{n}_{y}-0{n}-01_{c}.nii.gz" for y, c in YALE] for n in FIVE},
     "calgary": {n: [f"X{n:04d}_philips_15_5{n}_M.nii.gz"] for n in FIVE},
     "pictures by number": {n: [f"Q000{n}/{k}.png" for k in FIVE] for n in FIVE},
     "dates that differ": {

@@ -39,8 +39,8 @@ SMALL = {
     "ddpm": dict(channels=(16, 32), sample_steps=2),
 }  # fmt: skip
 SCORES = {
-    "kid_alexnet": 0.1,
-    "fd_alexnet": 9.0,
+    "kid_effnet": 0.1,
+    "fd_effnet": 9.0,
     "memorised": 0.02,
     "coverage": 0.3,
     "largest_correlation": 0.8,
@@ -95,6 +95,7 @@ def template(tiny_model, tmp_path_factory):
             score(name, val_kid_effnet=KIDS[name])
         attacks = {name: {"mia_auroc": 0.55, "mia_auroc_high": 0.65} for name in comparison.MODELS}
         Path("metrics/privacy.json").write_text(json.dumps(attacks))
+        Path("metrics/references.json").write_text(json.dumps({"real": SCORES}))
         Path("dvc.yaml").write_text(yaml.safe_dump(pipeline()), encoding="utf-8")
         shutil.copytree(ROOT / ".dvc", ".dvc", ignore=shutil.ignore_patterns("tmp", "cache"))
         git(folder, "init", "-q")

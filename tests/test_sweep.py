@@ -153,8 +153,8 @@ def workplace(folder: Path, model: Path, monkeypatch, *, template="{contrast} {p
     yaml.preserve_quotes = True
     tree = yaml.load(Path("params.yaml"))
     tree["prompt"]["template"] = template
-    tree["sample"].update({"guidance_scale": 7.0, "steps": 2, "scheduler": "dpmsolver++", "batch_size": 4, "n": 2})
-    tree["sweep"].update({"n": 8} | lists)
+    tree["sample"].update({"guidance_scale": 7.0, "steps": 2, "scheduler": "dpmsolver++", "batch_size": 4, "n": 8})
+    tree["sweep"].update(lists)
     yaml.dump(tree, folder / "params.yaml")
     monkeypatch.chdir(folder)
     rng = np.random.default_rng(0)

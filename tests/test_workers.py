@@ -65,7 +65,7 @@ def test_one_process_is_this_one(tmp_path):
 def test_preprocessing_gives_the_same_bytes_anywhere(tmp_path, monkeypatch, cluster):
     monkeypatch.chdir(tmp_path)
     cohort(4)
-    Path("raw/broken.nii").write_bytes(b"x" * 400)
+    Path("raw/patient0/broken_FLAIR.nii").write_bytes(b"x" * 400)
     for name, settings in {"one": {}, "two": {"workers": 2}, "cluster": {"cluster": cluster}}.items():
         parameters(max_bad_fraction=0.5, **settings)
         preprocessed(name)

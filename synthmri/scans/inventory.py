@@ -146,12 +146,12 @@ def _corrected(source: Source, row: Row) -> Source:
 
 
 def _rows(sources: Iterable[Source], bad: Iterable[BadFile]) -> list[Row]:
-    """A row a scan, and one a folder of pictures or DICOM where all in it have the same answers."""
+    """A row a scan or what was left out; one a folder of pictures or DICOM where all in it have the same answers."""
     answers = [
         Row(source.name, source.subject or UNKNOWN, source.contrast or UNKNOWN, source.label, "yes")
         for source in sources
     ]
-    answers += [Row(error.name, use=f"no: {error.category}") for error in bad if error.name]
+    answers += [Row(error.name, use=f"no: {error.category}") for error in bad if isinstance(error, LeftOut)]
     inside, kinds = defaultdict(set), defaultdict(set)
     for row in answers:
         inside[PurePosixPath(row.path).parent].add(row[1:])
@@ -174,10 +174,10 @@ def read_rows(path: Path) -> list[Row]:
         return []
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        head = text.partition("\n")[0]
+        lines = list(csv.reader(io.StringIO(text), delimiter=max(",;\t", key=head.count)))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}); save it as CSV in UTF-8, or remove it") from None
-    head = text.partition("\n")[0]
-    lines = list(csv.reader(io.StringIO(text), delimiter=max(",;\t", key=head.count)))
     columns = [cell.strip().casefold() for cell in lines[0]] if lines else []
     if "path" not in columns:
         raise UserError(f"{path} has no column `path`; its first row is {','.join(Row._fields)}")

@@ -14,18 +14,23 @@ TURNS_DEG = (-12, -6, 0, 6, 12)
 # copy that is turned, moved, mirrored and brightened 0.87 to 0.95 (lgg-flair, 12); two people 0.48 (open-ms, FLAIR and
 # T1w) and 0.40 (lgg-flair, 2,701 pairs) at most.
 LEAST = 0.55
+MOST = 1000  # people; the time grows with their square
 
 
 def alike(
-    images: np.ndarray, where: np.ndarray, people: Sequence[str], *, slices: int = 24
+    images: np.ndarray, where: np.ndarray, people: Sequence[str], *, slices: int | None = None
 ) -> list[tuple[str, str, float]]:
     """Pairs of people half of whose slices are nearly the same, and how alike these are, the most alike first.
 
     images: uint8 (N, H, W), may be memory-mapped; where: M of its indices; people: their M names. Of each person up to
-    `slices` are looked at, and a third of them in each turn, mirrored too.
+    `slices` are looked at (None: 24, or as many as keep memory below 150 MB), and a third of them in each turn,
+    mirrored too. Nobody is looked at where there are more than MOST people.
     """
     people = np.asarray(people)
     names = [str(name) for name in sorted(set(people))]
+    if len(names) > MOST:
+        return []
+    slices = slices or min(24, 6 * MOST // len(names))
     rows = [np.asarray(where)[people == name] for name in names]
     rows = [found[imageset.evenly(len(found), slices)] for found in rows]
     heads = [[_centred(image) for image in images[found]] for found in rows]
@@ -49,9 +54,8 @@ def alike(
 
 
 def _centred(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 (H, W) -> the same small, float32 (1.5 SIDE, 1.5 SIDE), and the middle of its head in pixels, (2,)."""
+    """uint8 (H, W) -> the same small, uint8 (1.5 SIDE, 1.5 SIDE), and the middle of its head in pixels, (2,)."""
     small = np.asarray(Image.fromarray(np.asarray(image)).resize((3 * SIDE // 2,) * 2, Image.Resampling.BOX))
-    small = small.astype(np.float32)
     head = small > max(10.0, 0.15 * float(np.percentile(small, 99)))
     middle = np.array(ndimage.center_of_mass(head)) if head.any() else np.array(small.shape) / 2
     return small, middle
@@ -63,7 +67,9 @@ def _details(heads: list[tuple[np.ndarray, np.ndarray]], turn_deg: float = 0, mi
     turn = np.array([[cos, -sin], [sin, cos]]) * ([1, -1] if mirrored else [1, 1])
     shown = np.stack(
         [
-            ndimage.affine_transform(small, turn, middle - turn @ np.full(2, (SIDE - 1) / 2), (SIDE, SIDE), order=1)
+            ndimage.affine_transform(
+                small, turn, middle - turn @ np.full(2, (SIDE - 1) / 2), (SIDE, SIDE), np.float32, order=1
+            )
             for small, middle in heads
         ]
     )

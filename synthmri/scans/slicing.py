@@ -164,7 +164,7 @@ def on_black(image: np.ndarray) -> np.ndarray:
     values that pad. A background that is dark as usual stays as it is. Raises BadFile where it is bright otherwise, as
     in a negative.
     """
-    border = np.concatenate([np.take(image, side, axis).ravel() for axis in range(image.ndim) for side in (0, -1)])
+    border = _border(image)
     lo, hi, ground = float(image.min()), float(image.max()), float(np.median(border))
     span = hi - lo
     constant = (border == ground).mean() >= 0.5
@@ -187,11 +187,17 @@ def on_black(image: np.ndarray) -> np.ndarray:
         return image
     slack = 0.06 if white else 0.0 if (border == ground).mean() >= 0.5 else 0.015
     parts, _ = ndimage.label(np.abs(image - ground) <= slack * span)
-    at_border = np.concatenate([np.take(parts, side, axis).ravel() for axis in range(image.ndim) for side in (0, -1)])
-    outside = np.isin(parts, np.unique(at_border[at_border > 0]))
+    at_border = np.unique(_border(parts))
+    outside = np.isin(parts, at_border[at_border > 0])
     if white and image.ndim == 2:  # and the rim between paper and head, and specks on it
         outside = ~_largest(ndimage.binary_erosion(~outside))
     return np.where(outside, image[~outside].min(initial=hi), image)
+
+
+def _border(image: np.ndarray) -> np.ndarray:
+    """The values on all sides of an array, in a row."""
+    sides = [np.moveaxis(image, axis, 0)[side] for axis in range(image.ndim) for side in (0, -1)]
+    return np.concatenate([side.ravel() for side in sides])
 
 
 def head_mask(image: np.ndarray, spacing_mm: tuple[float, ...] | None = None) -> np.ndarray:

@@ -71,7 +71,7 @@ def simulate_one(atlas: maps.Atlas, p: Cohort, i: int) -> Subject:
         fractions = slices.seen(atlas, head, field, points, (0, 0, 1), p.slice_mm)
         lesion.append(fractions[TISSUES.index("lesion")].reshape(nx, ny))
         clean = scanner.signals(atlas, fractions, scans, points.reshape(-1, 3)).reshape(-1, nx, ny)
-        images.append(scanner.acquire(clean, scans, p.pixel_mm, noise))
+        images.append(scanner.acquire(clean, scans, p.pixel_mm, p.slice_mm, noise))
     volumes = (torch.stack(images, -1) * UNITS).round().clamp(0, 32767).to(torch.int16).numpy()
     lesion = torch.stack(lesion, -1)
     affine = np.diag([p.pixel_mm, p.pixel_mm, p.slice_mm, 1.0])

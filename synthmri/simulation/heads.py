@@ -183,8 +183,11 @@ def _smooth(knots: torch.Tensor, factor: int) -> torch.Tensor:
     """Knots on a finer grid without the creases of linear interpolation (twice a box: a quadratic spline)."""
     size = [(k - 1) * factor + 1 for k in knots.shape[2:]]
     fine = F.interpolate(knots, size=size, mode="trilinear", align_corners=True)
-    padded = F.pad(fine, [factor // 2] * 6, mode="replicate")
-    return F.avg_pool3d(padded, 2 * (factor // 2) + 1, stride=1)
+    fine = F.pad(fine, [factor // 2] * 6, mode="replicate")
+    for axis in range(3):
+        width = [2 * (factor // 2) + 1 if axis == i else 1 for i in range(3)]
+        fine = F.avg_pool3d(fine, width, stride=1)
+    return fine
 
 
 def rotation(angles_deg: torch.Tensor) -> torch.Tensor:
@@ -279,8 +282,8 @@ def _outside(atlas: Atlas, head: Head, at, layers, room) -> torch.Tensor:
     out[row("muscle")] += scalp * strands * (1 - vessel)
     out[row("vein")] += scalp * vessel
     cranial = torch.sigmoid((bone_mm + 13 - skull) / 2.5)
-    fine = sample_tile(atlas.noise, at / at.new_tensor([2.0, 2.0, 4.0]) + head.noise_offset)[0]
-    streaks = torch.sigmoid(6 * (0.6 * wobble[3] + 0.7 * fine + 0.25 + 0.9 * cranial))
+    fine = sample_tile(atlas.noise, at / at.new_tensor([2.5, 2.5, 6.0]) + head.noise_offset)[0]
+    streaks = 0.2 + 0.75 * torch.sigmoid(5 * (0.4 * wobble[3] + 0.8 * fine + 0.4 + 0.9 * cranial))
     out[row("muscle")] += soft * under_fat * streaks
     out[row("fat")] += soft * under_fat * (1 - streaks)
     return out

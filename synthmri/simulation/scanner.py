@@ -24,11 +24,18 @@ class Sequence(Section):
     fat: Range = (1.0, 1.0)
     contrast_medium: bool = False
 
-    @field_validator("tr_ms", "te_ms", "ti_ms", "fat")
+    @field_validator("tr_ms", "te_ms", "ti_ms")
     @classmethod
     def _range(cls, value: Range) -> Range:
         if value[0] < 0:
-            raise ValueError(f"a time or factor is at least 0, not {value[0]}")
+            raise ValueError(f"a time is at least 0, not {value[0]}")
+        return ordered(value)
+
+    @field_validator("fat")
+    @classmethod
+    def _factor(cls, value: Range) -> Range:
+        if value[0] <= 0:
+            raise ValueError(f"above 0, not {value[0]}")
         return ordered(value)
 
 
@@ -62,10 +69,11 @@ def draw_scans(ranges: Scanner, contrasts: list[str], generator: torch.Generator
     """Everything random about len(contrasts) acquisitions: tissue signals, texture, bias, noise, point spread."""
     n = len(contrasts)
     sequences = [ranges.sequences[c] for c in contrasts]
-    tr, te, ti, fat = (
-        torch.cat([uniform(getattr(s, key), 1, generator) for s in sequences])
-        for key in ("tr_ms", "te_ms", "ti_ms", "fat")
+    tr, te, ti = (
+        torch.cat([uniform(getattr(s, key), 1, generator) for s in sequences]) for key in ("tr_ms", "te_ms", "ti_ms")
     )
+    # On a logarithmic scale, as a suppression of 5 and none are equally likely.
+    fat = torch.cat([uniform((math.log(s.fat[0]), math.log(s.fat[1])), 1, generator) for s in sequences]).exp()
     table = torch.tensor(list(RELAXATION.values()))  # (T, 4)
     given = torch.tensor([s.contrast_medium for s in sequences])[:, None]
     t1 = torch.where(given, table[:, 3], table[:, 1])
@@ -134,16 +142,17 @@ def blur(images: torch.Tensor, sigma_px: torch.Tensor) -> torch.Tensor:
     return F.conv2d(out, kernel[:, None, None, :], padding=(0, reach), groups=n)[0]
 
 
-def acquire(clean: torch.Tensor, scans: dict[str, torch.Tensor], pixel_mm: float, generator) -> torch.Tensor:
-    """What the console shows of noise-free images (C, H, W): point spread, Rician noise, edge enhancement.
+def acquire(clean: torch.Tensor, scans: dict[str, torch.Tensor], pixel_mm: float, slice_mm: float, generator):
+    """What the console shows of noise-free images (C, H, W), as such: point spread, Rician noise, edge enhancement.
 
-    Neighbouring pixels see other depths of a thick slice (slices.seen); weights of 1, 2, 1, which let nothing through
-    that changes from pixel to pixel, average these, so that the point spread is at least sqrt(1/2) pixels.
+    Neighbouring pixels see other depths of a slice (slices.seen). They are averaged, by weights that let nothing
+    through that changes from pixel to pixel (1, 2, 1), and less where the slice is thin and these depths are close.
     """
-    binomial = clean.new_tensor([0.25, 0.5, 0.25])
+    share = min(0.25, slice_mm / 8)
+    weights = clean.new_tensor([share, 1 - 2 * share, share])
     padded = F.pad(clean[:, None], (1, 1, 1, 1), mode="replicate")
-    clean = F.conv2d(padded, (binomial[:, None] * binomial)[None, None])[:, 0]
-    more = ((scans["blur_mm"] / pixel_mm) ** 2 - 0.5).clamp_min(0).sqrt()
+    clean = F.conv2d(padded, (weights[:, None] * weights)[None, None])[:, 0]
+    more = ((scans["blur_mm"] / pixel_mm) ** 2 - 2 * share).clamp_min(0).sqrt()
     images = rician(blur(clean, more), scans["noise"], generator)
     soft = blur(images, torch.full_like(scans["sharpen"], 1.1))
     return (images + scans["sharpen"].to(images)[:, None, None] * (images - soft)).clamp_min(0)

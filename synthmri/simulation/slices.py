@@ -1,5 +1,6 @@
 """Random slices of random heads, each with the words that say what it shows."""
 
+import math
 from typing import NamedTuple
 
 import pandas as pd
@@ -35,6 +36,7 @@ class Slices(Section):
     planes: dict[str, float] = Field(description="share of each plane")
     tumours: float = Field(ge=0, le=1, description="share of heads with a mass")
     stripped: float = Field(ge=0, le=1, description="share of slices that show the brain alone")
+    masked: float = Field(ge=0, le=1, description="share of slices whose background is black, without noise")
     depth_mm: Range = Field(description="of axial slices below the vertex; others lie anywhere in the brain")
     slice_mm: Range = Field(description="thickness")
     field_of_view_mm: Range
@@ -74,7 +76,7 @@ def plane_points(centre_mm: torch.Tensor, plane: str, pixel_mm: float, size: int
 def seen(atlas: Atlas, head: heads.Head, field: torch.Tensor, points: torch.Tensor, normal, slice_mm: float):
     """Tissue fractions (T, S * S) of a slice `slice_mm` thick about points (S, S, 3) mm.
 
-    Four neighbouring points look at four depths of the slice, twice as many if it is thick, and the point spread
+    Four neighbouring points look at four depths of the slice, twice as many if it is thick, and scanner.acquire
     averages them: two or three planes through all of it would show as double contours. What surely is air, by every
     fourth point, is not looked at.
     """
@@ -128,13 +130,14 @@ def _slice(atlas: Atlas, p: Slices, head: heads.Head, field, views: int, size: i
     views = len(contrasts)
     shares = torch.tensor([p.planes.get(plane, 0.0) for plane in PLANES])
     plane = list(PLANES)[int(torch.multinomial(shares, 1, generator=generator))]
-    pixel_mm, slice_mm = number(*p.field_of_view_mm) / size, number(*p.slice_mm)
+    pixel_mm = number(*p.field_of_view_mm) / size
+    slice_mm = math.exp(number(math.log(p.slice_mm[0]), math.log(p.slice_mm[1])))  # thin ones as often as thick ones
     spot, through, beside, shift_mm = number(0, 1), number(0, 1), number(-0.6, 0.6), number(0, 12)
     off = p.off_centre_mm * (2 * torch.rand(3, generator=generator) - 1)
     scans = scanner.draw_scans(p.scanner, contrasts, generator)
-    stripped = torch.rand(views, generator=generator) < p.stripped
+    stripped, masked = (torch.rand(views, generator=generator) < share for share in (p.stripped, p.masked))
     flip = torch.rand(views, generator=generator) < 0.5
-    ceiling = uniform((0.95, 1.5), views, generator).tolist()
+    ceiling = uniform((0.92, 1.35), views, generator).tolist()
     named = torch.rand(views, generator=generator) < 0.5
     noise = torch.Generator(device).manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
 
@@ -151,7 +154,8 @@ def _slice(atlas: Atlas, p: Slices, head: heads.Head, field, views: int, size: i
     if stripped.any():
         brain = fractions[[TISSUES.index(t) for t in BRAIN]].sum(0)
         clean[stripped.to(device)] *= (brain > 0.5).to(clean)
-    images = scanner.acquire(clean.reshape(views, size, size), scans, pixel_mm, noise)
+    images = scanner.acquire(clean.reshape(views, size, size), scans, pixel_mm, slice_mm, noise)
+    images = torch.where(masked.to(device)[:, None, None], images * (fractions[0] < 0.98).reshape(size, size), images)
     images = torch.stack([
         window(image, brain > 0.5 if bare else within, top)
         for image, bare, top in zip(images, stripped.tolist(), ceiling, strict=True)
