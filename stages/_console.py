@@ -13,6 +13,7 @@ COMMANDS = {
     "summary": ("stages.summary", "what the last `dvc repro` gave"),
     "registry": ("stages.register", "synchronise, browse and ask the MLflow registry; export a model"),
     "study": ("stages.study", "make, serve and export a blinded reader study"),
+    "draw": ("stages.draw", "draw simulated slices, many and once, for pretraining"),
     "pretrain": ("stages.pretrain", "train a base model on simulated heads, for hours"),
 }
 

@@ -1,0 +1,70 @@
+"""Draw simulated slices, many and once, for all that is pretrained on them; not part of `dvc repro`.
+
+Resumable: pieces of PIECE slices, each of a seed of its own, wait beside the output until all are there.
+"""
+
+import functools
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+import typer
+
+from stages import _cli, _files, _workers
+from synthmri import imageset, params, streams
+from synthmri.simulation import atlas, pretraining, slices
+
+PIECE, COLUMNS = 500, ("contrast", "plane", "depth_mm", "label")
+
+
+def main(
+    n: Annotated[int, typer.Option(min=PIECE, help=f"slices, rounded up to a multiple of {PIECE}")] = 100_000,
+    out: Annotated[Path, typer.Option(help="folder of the ImageSet")] = Path(".ckpt/heads"),
+) -> None:
+    """Slices by pretrain.unet.slices of pretrained/params.yaml, with the words of their prompts in the manifest."""
+    _cli.start()
+    run = params.read(_cli.PRETRAINING, "pretrain", pretraining.Pretrain)
+    key = _files.digest(run.seed, run.image_size, run.unet.slices.model_dump())
+    pieces = out.with_name(f"{out.name}-{key}")
+    pieces.mkdir(parents=True, exist_ok=True)
+    numbers = range(-(-n // PIECE))
+    missing = [number for number in numbers if not (pieces / f"{number}.npz").is_file()]
+    drawn = _workers.ordered(
+        partial(_piece, run=run, folder=pieces.absolute()), missing, *_workers.shared(threads=1),
+        name=lambda number: f"slices {number * PIECE} to {(number + 1) * PIECE}",
+    )  # fmt: skip
+    for _ in _cli.progress(drawn, f"pieces of {PIECE} slices", len(missing)):
+        pass
+    loaded = [np.load(pieces / f"{number}.npz", allow_pickle=False) for number in numbers]  # opened, not read
+    manifest = pd.concat([pd.DataFrame({name: piece[name] for name in COLUMNS}) for piece in loaded])
+    shape, meta = (run.image_size, run.image_size), {"seed": run.seed, "simulated": True}
+    with _files.replacing(out) as folder:
+        imageset.write_pieces(folder, (piece["images"] for piece in loaded), shape, manifest, meta)
+    shutil.rmtree(pieces)
+
+
+def _piece(number: int, *, run: pretraining.Pretrain, folder: Path) -> None:
+    """Draw one piece and keep it: a name that is there is a piece that is whole."""
+    import torch
+
+    torch.set_num_threads(1)
+    batch = slices.draw(
+        _atlas(), run.unet.slices, PIECE, run.image_size, streams.generator(run.seed, "drawn slices", number)
+    )
+    table = batch.table.assign(depth_mm=[f"{depth:.2f}" for depth in batch.table["depth_mm"]]).astype(str)
+    with _files.replacing(folder / f"{number}.npz") as part, open(part, "wb") as file:
+        np.savez(
+            file,
+            images=imageset.to_uint8(batch.images.numpy()),
+            **{name: table[name].to_numpy(dtype=str) for name in COLUMNS},
+        )
+
+
+_atlas = functools.cache(atlas.load_atlas)
+
+
+if __name__ == "__main__":
+    _cli.run(main)
