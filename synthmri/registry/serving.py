@@ -77,7 +77,9 @@ class Model(PythonModel):
             if asked and not self.trained.prompted:
                 raise _refused(f"{', '.join(asked)}: this model ({self.code}) draws from the seed alone; leave it out")
             prompt = asked.pop("prompt", None)
-            texts = [prompt] * request.n if prompt is not None else prompts.drawn(self.prompts, seeds)
+            texts = [prompt or ""] * request.n
+            if prompt is None and self.trained.prompted:
+                texts = prompts.drawn(self.prompts, seeds)
             p = self.p.model_copy(update=asked)
             images = self.trained.sample(seeds, p, texts=texts, precision=self.precision)
         except UserError as error:
