@@ -16,7 +16,7 @@ def small(tmp_path, monkeypatch):
     copy_parameters(tmp_path)
     file, yaml = tmp_path / "pretrained/params.yaml", YAML()
     tree = yaml.load(file)
-    tree["pretrain"]["image_size"] = 32
+    tree["pretrain"]["image_size"] = 64
     yaml.dump(tree, file)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(draw, "PIECE", 3)

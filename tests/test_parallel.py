@@ -116,7 +116,7 @@ def project(tmp_path, monkeypatch):
     tree = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     tree["runtime"]["threads"], tree["parallel"]["processes"] = 1, 2
     tree["baselines"]["vae"] |= {"width": 4, "latent_dim": 4, "steps": 2, "batch_size": 3}
-    tree["progression"] |= {"n": 3, "baseline_points": 1, "batch_size": 2}
+    tree["progression"] |= {"n": 3, "baseline_points": 1}
     tree["sample"] |= {"n": 5, "batch_size": 2}
     monkeypatch.chdir(tmp_path)
     Path("params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
@@ -153,11 +153,11 @@ def test_stages_start_their_processes_and_write_once(project):
     assert done.returncode == 0 and "Warning" not in done.stderr, done.stderr
     assert np.load("s.npy").shape == (2, 3, 16, 16) and len(Path("l.csv").read_text().splitlines()) == 3
     options = ["--generator", "vae", "--model", "vae", "--images", "slices"]
-    done = run("stages.sample", *options, "--out", "two", "--sheet", "two.png")
+    done = run("stages.sample", *options, "--out", "two/vae", "--sheet", "two.png")
     assert done.returncode == 0, done.stderr
     project["parallel"]["processes"] = 1
     Path("params.yaml").write_text(yaml.safe_dump(project), encoding="utf-8")
-    sample.main("vae", Path("vae"), Path("slices"), Path("one"), Path("one.png"))
+    sample.main("vae", Path("vae"), Path("slices"), Path("one/vae"), Path("one.png"))
     one, two = ({f.relative_to(name): f.read_bytes() for f in Path(name).rglob("*.*")} for name in ("one", "two"))
     assert one == two and len(one) == 5 + 3
     assert Path("one.png").read_bytes() == Path("two.png").read_bytes()

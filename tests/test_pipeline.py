@@ -392,7 +392,7 @@ def test_notebook_runs(repro, tmp_path, monkeypatch):
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": repro / "notebooks"}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     text = "".join(output.get("text", "") for output in outputs)
-    assert "up to date" in text and "fell by" in text and (repro / "dvc.lock").read_bytes() == before
+    assert "up to date" in text and "for the base" in text and (repro / "dvc.lock").read_bytes() == before
     shown = [output["data"] for output in outputs if output.output_type == "display_data"]
     assert sum("image/png" in data for data in shown) == 4
     assert "latent diffusion" in shown[-1]["text/markdown"]
@@ -406,22 +406,19 @@ def test_a_changed_parameter_reruns_what_depends_on_it_alone(repro):
         stale = read(repro, "dvc", "status")
     finally:
         (repro / "params.yaml").write_text(text)
-    assert set(stale) == {"sweep", "report", "register"}  # and what is sampled, should the sweep then choose otherwise
+    assert set(stale) == {"sweep", "report"}  # and what is sampled, should the sweep then choose otherwise
 
 
 @pytest.mark.slow
 def test_a_baselines_parameter_reruns_that_model_alone(repro):
     text = (repro / "params.yaml").read_text()
     try:
-        (repro / "params.yaml").write_text(text.replace("latent_dim: 64 ", "latent_dim: 32 ", 1))
+        (repro / "params.yaml").write_text(re.sub(r"(vae:(?:.*\n)+?.*learning_rate: )2", r"\g<1>1", text, count=1))
         stale = read(repro, "dvc", "status")
     finally:
         (repro / "params.yaml").write_text(text)
-    assert set(stale) == {  # and what is sampled, should the model then be another
-        "train@vae",
-        "report",
-        "register",
-    }  # and all that comes after them, once these have run
+    # And what is sampled, should the model then be another, and all that comes after it.
+    assert set(stale) == {"train@vae", "report"}
 
 
 @pytest.mark.slow
