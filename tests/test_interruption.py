@@ -250,7 +250,7 @@ def fails(project, name: str, **limits) -> str:
 
 @pytest.mark.parametrize("name", DISTURBED)
 def test_a_disk_that_takes_no_more_is_told_and_costs_nothing(project, name):
-    """By a limit at half of the largest file that the stage writes, or just below a small one, which any user can set."""
+    """By a limit, which any user can set, at half of the largest file that the stage writes, or just below a small."""
     project.until(name)
     largest = max(size for size, _ in project.made[name].values())
     told = fails(project, name, file_bytes=max(largest // 2, min(largest - 1, 2000)))
