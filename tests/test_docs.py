@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import copies, layouts, membership, repro
+from benchmarks import copies, layouts, membership, repro, weighting
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -52,10 +52,11 @@ def block(page: str, name: str) -> str:
     [
         (repro, "docs/measurements.md"),
         (layouts, "docs/measurements.md"),
+        (weighting, "docs/measurements.md"),
         (membership, "docs/utility_privacy.md"),
         (copies, "docs/evaluation.md"),
     ],
-    ids=["repro", "layouts", "membership", "copies"],
+    ids=["repro", "layouts", "weighting", "membership", "copies"],
 )
 def test_tables_of_measurements_are_those_of_the_result_files(module, page):
     name = module.__name__.rsplit(".", 1)[1]
