@@ -29,6 +29,7 @@ from benchmarks import (
     repro,
     sampling,
     scaling,
+    weighting,
 )
 from stages import profile
 from synthmri import generators, imageset
@@ -130,6 +131,18 @@ def test_a_slice_between_two_is_of_one_person():
     images = np.arange(5, dtype=np.uint8)[:, None, None] * np.full((1, 2, 2), 10, np.uint8)
     found = copies.between(images, np.array(["a", "a", "b", "b", "b"]))
     assert found[:, 0, 0].tolist() == [5, 25, 35]
+
+
+@pytest.mark.parametrize("tiny_model", ["v_prediction"], indirect=True)
+def test_weights_of_noise_levels_differ_in_nothing_else(small, tiny_model, monkeypatch):
+    """The same form under two names scores the same to the bit; the form for x0, which `training` has not, another."""
+    text = (small / "params.yaml").read_text(encoding="utf-8")
+    (small / "params.yaml").write_text(text.replace("pretrained/base", str(tiny_model)), encoding="utf-8")
+    monkeypatch.setattr(weighting, "FORMS", weighting.FORMS | {"again": weighting.FORMS["every level alike"]})
+    made = weighting.compared(slices(8), slices(8), small, epochs=1, n=8, seeds=1, precision="fp32")["forms"]
+    assert made["again"] == made["every level alike"] != made["min(SNR, 5) / (SNR + 1)"]
+    table = weighting.table({"forms": made})
+    assert table.count("\n") == 5 and f"| {made['again']['kid']:g} |" in table
 
 
 def test_base_against_heads_of_its_own_distribution(small, tiny_model, monkeypatch):
