@@ -18,6 +18,7 @@ import typer
 from benchmarks import measure
 from stages import _cli
 from synthmri.evaluation import distances, features, pairs
+from synthmri.training import perceptual
 
 
 class Pooled(torch.nn.Module):
@@ -42,7 +43,7 @@ def main(n: Annotated[int, typer.Option(min=50, help="images in each set")] = 20
     """Write benchmarks/results/evaluation.json."""
     _cli.start()
     made, real = textures(n, 0), textures(n, 1)
-    lpips = features.lpips_model()
+    lpips = perceptual.lpips_model()
 
     def ours() -> dict[str, float]:
         x, y = (features.alexnet(images, batch=16) for images in (made, real))
@@ -65,7 +66,7 @@ def main(n: Annotated[int, typer.Option(min=50, help="images in each set")] = 20
             StructuralSimilarityIndexMeasure(data_range=255.0),
             PeakSignalNoiseRatio(data_range=255.0, dim=(1, 2, 3), reduction="elementwise_mean"),
         )
-        perceptual = []
+        distances_seen = []
         for start in range(0, n, 16):
             a, b = (torch.from_numpy(images[start : start + 16])[:, None] for images in (made, real))
             for metric in (frechet, kernel):
@@ -75,17 +76,17 @@ def main(n: Annotated[int, typer.Option(min=50, help="images in each set")] = 20
                 metric.update(a.float(), b.float())
             with torch.no_grad():
                 pair = [(x.float() / 127.5 - 1).expand(-1, 3, -1, -1) for x in (a, b)]
-                perceptual += lpips(*pair).flatten().tolist()
+                distances_seen += lpips(*pair).flatten().tolist()
         return {
             "fd": frechet.compute().item(),
             "kid": kernel.compute()[0].item(),
             "ssim": ssim.compute().item(),
             "psnr": psnr.compute().item(),
-            "lpips": float(np.mean(perceptual)),
+            "lpips": float(np.mean(distances_seen)),
         }
 
     # Either side builds the extractor once: torchmetrics calls it for every batch, which is no work of its own.
-    with patch.object(features, "alexnet_convolutions", cache(features.alexnet_convolutions)):
+    with patch.object(perceptual, "alexnet_convolutions", cache(perceptual.alexnet_convolutions)):
         our_values, their_values = ours(), theirs()
         our_seconds, their_seconds = measure.seconds(ours, repeats=2), measure.seconds(theirs, repeats=2)
     measure.write(

@@ -26,7 +26,7 @@ from synthmri.errors import UserError
 from synthmri.evaluation import distances, features
 from synthmri.generators import autoencoder, autoencoder_training, latent_diffusion
 from synthmri.scans import prompts
-from synthmri.training import sampling
+from synthmri.training import perceptual, sampling
 
 SETS = {  # what differs from params.yaml
     "open-ms": {"source": "raw", "contrasts": ["FLAIR"], "split": {"train": 0.4, "val": 0.2, "test": 0.4}},
@@ -88,7 +88,7 @@ def both(train: imageset.ImageSet, test: imageset.ImageSet, folder: Path, steps:
         images,
         "decoder",
         how,
-        features.lpips_model(),
+        perceptual.lpips_model(),
         seed=seed,
         checkpoint=folder / "adapt.pt",
         precision=precision,

@@ -22,10 +22,11 @@ from PIL import Image
 from benchmarks import measure
 from stages import _cli
 from synthmri import imageset, params
-from synthmri.evaluation import features, pairs
+from synthmri.evaluation import pairs
 from synthmri.generators import autoencoder, autoencoder_training
 from synthmri.reporting import plots
 from synthmri.scans import read, slicing
+from synthmri.training import perceptual
 
 
 def real_sets(root: Path, data: slicing.Data) -> dict[str, np.ndarray]:
@@ -92,7 +93,7 @@ def main(
     if (simulated / "images.npy").is_file():
         sets["simulated"] = np.asarray(imageset.read(simulated).images)
     vae = autoencoder.load(model / "vae")
-    lpips, rows = features.lpips_model(), {}
+    lpips, rows = perceptual.lpips_model(), {}
 
     def row(decoded: np.ndarray, images: np.ndarray) -> dict[str, float]:
         values = pairs.resemblance(decoded, images, lpips)

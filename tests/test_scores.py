@@ -10,6 +10,7 @@ from skimage import data
 
 from synthmri.errors import UserError
 from synthmri.evaluation import copies, distances, features, pairs, uncertainty
+from synthmri.training import perceptual
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def lpips_model():
-    return features.lpips_model()
+    return perceptual.lpips_model()
 
 
 def _gaussians(n, m, d, seed=0):

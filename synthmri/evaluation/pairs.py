@@ -67,7 +67,7 @@ def psnr(images: np.ndarray, references: np.ndarray) -> float:
 def lpips_distance(images: np.ndarray, references: np.ndarray, model: nn.Module, *, batch: int = 64) -> float:
     """Mean perceptual distance of the pairs: LPIPS, Zhang 2018 (arXiv 1801.03924), eq. 1; of equal ones it is 0.
 
-    images, references: uint8 (N, H, W); grey is repeated for red, green and blue. model: `features.lpips_model()`.
+    images, references: uint8 (N, H, W); grey is repeated for red, green and blue. model: `perceptual.lpips_model()`.
     Returns a number >= 0, 0 for equal images.
     Raises UserError for other types, sizes or counts.
     """
