@@ -26,10 +26,13 @@ def main(
     for name in comparison.MODELS:
         effort = _files.read_json(efforts / f"{name}.json")
         models[name] = _files.read_json(scores / f"{name}.json") | {
-            key: effort[key] for key in ("parameters", "images_seen", "teraflop")
+            key: effort[key] for key in effort if key in comparison.COLUMNS
         }
     references = {name: _files.read_json(scores / f"{name}.json") for name in comparison.BASES}
     references |= _files.read_json(scores / "references.json")
+    references["real"] |= comparison.asked(models["latent_diffusion"], "asked_of_real")
+    for row in (models["latent_diffusion"], *(references[name] for name in comparison.BASES)):
+        row |= comparison.asked(row)
     readers = _files.read_json(scores / "readers.json")
     for name, group in readers.get("models", {}).items():
         models[name] |= comparison.manual(group)

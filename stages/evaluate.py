@@ -10,8 +10,9 @@ import typer
 from stages import _cli, _files
 from synthmri import generators, imageset, params
 from synthmri.errors import UserError
-from synthmri.evaluation import copies, distances, features, pairs, scorecard
+from synthmri.evaluation import conditioning, copies, distances, features, pairs, scorecard
 from synthmri.reporting import plots
+from synthmri.training import perceptual
 
 Set = Annotated[Path, typer.Option(help="ImageSet to read")]
 Features = Annotated[Path, typer.Option(help="features of that set, folder of stages.features")]
@@ -53,7 +54,7 @@ def main(
         )
     # A Frechet distance grows as N falls, so all that is compared has one N and one reference: every test image.
     n = min(len(made), len(reference_set.train))
-    rows, lpips = scorecard.draw(len(made), n), features.lpips_model(device=runtime.device)
+    rows, lpips = scorecard.draw(len(made), n), perceptual.lpips_model(device=runtime.device)
     found = scorecard.score(made.images, values, rows, reference_set, p, lpips)
     result = found.numbers
     seen = imageset.read(validation)  # what a champion is chosen on: the test split must not be
@@ -66,6 +67,12 @@ def main(
             f"val_kid_{scorecard.JUDGE}, so no model can become champion of the registry",
             file=sys.stderr,
         )
+    if generators.find(generator).prompted:
+        ours = _files.read_features(train_features, len(reference_set.train))[scorecard.JUDGE]
+        known = ours, imageset.read(train).manifest
+        result["asked"] = conditioning.agreement(*known, values[scorecard.JUDGE], made.manifest)
+        theirs = _files.read_features(validation_features, len(seen))[scorecard.JUDGE]
+        result["asked_of_real"] = conditioning.agreement(*known, theirs, seen.manifest)
     some = imageset.evenly(len(reference_set.test), RECONSTRUCTED)
     originals = np.array(reference_set.test[some])
     rebuilt = reconstruction(generator, model, originals, device=runtime.device, precision=precision)

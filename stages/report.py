@@ -46,6 +46,7 @@ def main(
         model=model,
         finetuning=comparison.finetuning(scores["models"], scores["references"]),
         autoencoder=_files.read_json(metrics / "autoencoder.json"),
+        asked={"synthetic": model.get("asked", {}), "real": model.get("asked_of_real", {})},
         poor=model["recon_lpips"] > POOR_LPIPS,
         models=comparison.MODELS,
         picture=lambda name: _inline(metrics / name),

@@ -42,11 +42,11 @@ def main(
     trained = generators.find(generator).load(model, device=runtime.device)
     if vae is not None:
         trained.pipe.vae = autoencoder.load(vae, device=runtime.device)
-    texts = labels = [""] * p.n
+    texts, asked = [""] * p.n, pd.DataFrame({"label": [""] * p.n})
     if trained.prompted:
         prompt = params.read(_cli.PARAMS, "prompt", prompts.Prompt)
         texts = prompts.drawn(prompts.prompts(train.manifest, prompt), seeds)
-        labels = prompts.drawn(prompts.labels(train.manifest, prompt), seeds)
+        asked = prompts.asked(train.manifest, prompt).iloc[prompts.drawn(range(len(train)), seeds)]
         if p.guidance_scale > sampling.guidance(texts, p.guidance_scale) and distributed.is_main():
             print(
                 f"every prompt is empty, so guidance {p.guidance_scale:g} changes nothing and is left out",
@@ -56,8 +56,8 @@ def main(
     if not distributed.is_main():
         return
     used = p.model_dump(include=set(trained.settings))
-    columns = {"model": out.name, "seed": [str(seed) for seed in seeds], "prompt": texts, "label": labels}
-    manifest = pd.DataFrame(columns)
+    columns = {"model": out.name, "seed": [str(seed) for seed in seeds], "prompt": texts}
+    manifest = pd.DataFrame(columns | {name: list(asked[name]) for name in asked})
     keep = {key: train.meta[key] for key in ("pixel_mm", "orientation") if key in train.meta}
     made = imageset.ImageSet(drawn, manifest, {"model": out.name, "sample": used, **keep})
     with _files.replacing(out) as folder, _files.replacing(sheet) as picture:

@@ -4,8 +4,8 @@ A folder of three files, or four:
 
 - `images.npy`    uint8, N x H x W, opened memory-mapped; 0 = black, 255 = white.
 - `manifest.csv`  N rows; row i describes image i. Real slices: subject, source, contrast, plane, label, slice_mm,
-                  depth_mm, split. Generated slices: model, seed, prompt, label (the prompt's). Empty
-                  cells mean "not known".
+                  depth_mm, split. Generated slices: model, seed, prompt; contrast, depth_mm and label are what
+                  the prompt asks for. Empty cells mean "not known".
 - `meta.json`     what made the set: parameters, pixel spacing in mm, orientation.
 - `masks.npy`     where masks of lesions are known: as images.npy, 255 in a lesion.
 """

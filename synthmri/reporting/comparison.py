@@ -20,8 +20,10 @@ COLUMNS = {
     "fd_further": ("FD further ↓", -1), "kid_effnet": ("KID ↓", -1), "precision": ("precision ↑", 1),
     "recall": ("recall ↑", 1), "density": ("density ↑", 1), "coverage": ("coverage ↑", 1), "ssim": ("SSIM", 0),
     "psnr": ("PSNR dB", 0), "lpips": ("LPIPS", 0), "ms_ssim": ("MS-SSIM within", 0), "memorised": ("memorised", 0),
-    "largest_correlation": ("largest r", 0), "manual_score": ("manual 1-5 ↑", 1), "n": ("N", 0),
-    "parameters": ("parameters", 0), "images_seen": ("images seen", 0), "teraflop": ("TFLOP", 0),
+    "largest_correlation": ("largest r", 0), "level_error_cm": ("level off by cm", 0),
+    "contrast_seen": ("contrast seen", 0), "label_seen": ("label seen", 0), "manual_score": ("manual 1-5 ↑", 1),
+    "n": ("N", 0), "parameters": ("parameters", 0), "pretraining_images_seen": ("slices seen, pretraining", 0),
+    "pretraining_teraflop": ("TFLOP, pretraining", 0), "images_seen": ("slices seen", 0), "teraflop": ("TFLOP", 0),
 }  # fmt: skip
 DISTANCES = ("fd_effnet", "fd_alexnet", "fid", "fd_further")  # shown with their ratio to the floor
 SPREAD = ("fd_effnet", "kid_effnet", "coverage")  # shown with their uncertainty
@@ -36,7 +38,9 @@ CAPTION = (
     "not quality, as the last rows show.  \n"
     '"memorised": 0.05 is what honest data gives; what it finds and misses: docs/evaluation.md. "manual": blinded '
     "readers' realism with its 95 % interval; empty: nobody has rated; ⚠: too few.  \n"
-    "Effort is that of training alone, without a pretrained base. Bold: better than every other model with "
+    '"level off", "seen": does an image show the level, contrast and label that its prompt asks for? As examiners see '
+    "it that learnt on training slices; real, other people: validation slices, the best to be had.  \n"
+    "Pretraining is on simulated heads, and none where it says nothing. Bold: better than every other model with "
     "{sure:.0f} % confidence, by differences against the same test people; it holds no luck of "
     "training. Every column: docs/evaluation.md."
 )
@@ -73,6 +77,11 @@ def finetuning(models: dict[str, dict[str, float]], references: dict[str, dict[s
         f"fd_effnet is {base:.3g} for the base, {adapted:.3g} ({change(base, adapted)}) with its decoder adapted, and "
         f"{tuned:.3g} ({change(adapted, tuned)}) after fine-tuning (N = {models['latent_diffusion']['n']:.0f})."
     )
+
+
+def asked(scores: dict, of: str = "asked") -> dict[str, float]:
+    """What the table shows of how far images are what was asked for; of: "asked", or "asked_of_real" for real ones."""
+    return {name: value for name, value in scores.get(of, {}).items() if not isinstance(value, dict)}
 
 
 def manual(group: dict[str, float]) -> dict[str, float]:

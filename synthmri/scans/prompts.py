@@ -2,6 +2,7 @@
 
 import math
 import string
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -65,12 +66,16 @@ def prompts(manifest: pd.DataFrame, p: Prompt) -> list[str]:
     return out
 
 
-def labels(manifest: pd.DataFrame, p: Prompt) -> list[str]:
-    """The label that the prompt of each row names; "" where the template has no {label}."""
-    return list(manifest["label"]) if "{label}" in p.template else [""] * len(manifest)
+def asked(manifest: pd.DataFrame, p: Prompt) -> pd.DataFrame:
+    """What the prompt of each row asks for: text columns contrast, depth_mm, label; "" where the template has no such
+    field.
+    """
+    fields = {"contrast": "contrast", "depth_mm": "level", "label": "label"}
+    told = {name: field for name, field in fields.items() if name in manifest and f"{{{field}}}" in p.template}
+    return pd.DataFrame({name: manifest[name] if name in told else "" for name in fields}, index=manifest.index)
 
 
-def drawn(known: list[str], seeds: list[int]) -> list[str]:
-    """A prompt (or its label) for each seed, of the training slices in a fixed random order, however many seeds."""
+def drawn(known: Sequence, seeds: list[int]) -> list:
+    """A prompt for each seed, of the training slices in a fixed random order, however many seeds."""
     order = np.random.default_rng(0).permutation(len(known))
     return [known[order[seed % len(known)]] for seed in seeds]
