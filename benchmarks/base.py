@@ -10,32 +10,25 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import torch
 import typer
 
 from benchmarks import measure
 from stages import _cli
-from synthmri import imageset, params
+from synthmri import params, streams
 from synthmri.evaluation import distances, features
 from synthmri.generators import autoencoder, latent_diffusion
 from synthmri.reporting import plots
+from synthmri.scans import prompts
 from synthmri.simulation import pretraining
-from synthmri.simulation.atlas import load_atlas
 from synthmri.training import sampling
 
-SEED = 900_000  # of the heads; training draws from the seeds pretrain.seed + 0 to 3
+SEED = 900_000  # of the heads
 
 
 def simulated_slices(run: pretraining.Pretrain, n: int, seed: int) -> tuple[np.ndarray, list[str]]:
     """uint8 (n, H, W) of the distribution that the UNet learns, and the prompts that say what each is."""
-    atlas, images, prompts = load_atlas(), [], []
-    whole = run.unet.model_copy(update={"cond_drop_prob": 0.0})
-    for step in range(-(-n // whole.batch_size)):
-        generator = torch.Generator().manual_seed(seed + step)
-        drawn, words = pretraining.unet_images(atlas, whole, run.image_size, generator)
-        images.append(imageset.to_uint8(drawn.numpy()))
-        prompts += words
-    return np.concatenate(images)[:n], prompts[:n]
+    heads = pretraining.draw_heads(run, n, streams.generator(seed, "benchmark"))
+    return heads.images, prompts.prompts(heads.manifest, prompts.Prompt(template=run.unet.template, token=""))
 
 
 def main(
@@ -49,7 +42,7 @@ def main(
     precision = _cli.precision(runtime)
     run = params.read(_cli.PRETRAINING, "pretrain", pretraining.Pretrain)
     p = params.read(_cli.PARAMS, "sample", sampling.Sample).model_copy(update={"steps": steps})
-    first, prompts = simulated_slices(run, n, SEED)
+    first, texts = simulated_slices(run, n, SEED)
     second, _ = simulated_slices(run, n, 2 * SEED)
     pipe = latent_diffusion.load(model, device=runtime.device)
 
@@ -57,7 +50,7 @@ def main(
         return _cli.progress(starts, "sampled batches", count)
 
     drawn = latent_diffusion.sample(
-        pipe, prompts, list(range(n)), p, size=run.image_size, precision=precision, progress=progress
+        pipe, texts, list(range(n)), p, size=run.image_size, precision=precision, progress=progress
     )
     rebuilt = autoencoder.reconstruct(pipe.vae, second, batch_size=16, precision=precision)
     sets = {"other heads": first, "rebuilt": rebuilt, "samples": drawn}

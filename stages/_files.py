@@ -17,6 +17,7 @@ from pathlib import Path
 from synthmri.errors import UserError
 
 LEAST_SECRET = 16  # characters
+PRETRAINING = "pretraining.json"  # beside weights that `stages.pretrain` made: slices seen, operations
 # Where the file system refuses, what its owner can do about it.
 REMEDIES = {
     errno.ENOSPC: "make room on its disk",
@@ -129,6 +130,12 @@ def write_metrics(path: Path, tree: dict) -> None:
             f"{', '.join(bad)} would be no finite number; look at the images and features it is made from"
         ) from None
     path.write_text(text + "\n", encoding="utf-8")
+
+
+def pretraining(folder: Path) -> dict[str, float]:
+    """`pretraining_images_seen` and `pretraining_teraflop` of weights of `stages.pretrain`; of others, nothing."""
+    file = folder / PRETRAINING
+    return {f"pretraining_{key}": value for key, value in read_json(file).items()} if file.is_file() else {}
 
 
 def _not_finite(tree: dict, where: str = "") -> list[str]:

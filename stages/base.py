@@ -1,5 +1,6 @@
 """Bring the model that fine-tuning starts from into models/base: a copy of a local directory, or of a hub's model."""
 
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,9 @@ def main(out: Annotated[Path, typer.Option(help="folder of the pipeline")]):
     half = all(torch.equal(weight.half().to(weight.dtype), weight) for weight in weights)  # as its files were
     with _files.replacing(out) as folder:
         _files.save_pipeline(pipe, folder, half=half)
+        effort = Path(p.base_model) / _files.PRETRAINING
+        if effort.is_file():
+            shutil.copyfile(effort, folder / effort.name)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 Resumable: pieces of PIECE slices, each of a seed of its own, wait beside the output until all are there.
 """
 
-import functools
 import shutil
 from functools import partial
 from pathlib import Path
@@ -15,9 +14,10 @@ import typer
 
 from stages import _cli, _files, _workers
 from synthmri import imageset, params, streams
-from synthmri.simulation import atlas, pretraining, slices
+from synthmri.errors import UserError
+from synthmri.simulation import pretraining
 
-PIECE, COLUMNS = 500, ("contrast", "plane", "depth_mm", "label")
+PIECE = 500
 
 
 def main(
@@ -39,11 +39,31 @@ def main(
     for _ in _cli.progress(drawn, f"pieces of {PIECE} slices", len(missing)):
         pass
     loaded = [np.load(pieces / f"{number}.npz", allow_pickle=False) for number in numbers]  # opened, not read
-    manifest = pd.concat([pd.DataFrame({name: piece[name] for name in COLUMNS}) for piece in loaded])
-    shape, meta = (run.image_size, run.image_size), {"seed": run.seed, "simulated": True}
+    manifest = pd.concat(
+        [pd.DataFrame({name: piece[name] for name in piece.files if name != "images"}) for piece in loaded]
+    )
+    shape, meta = (run.image_size, run.image_size), {"simulated": True} | drawn_by(run)
     with _files.replacing(out) as folder:
         imageset.write_pieces(folder, (piece["images"] for piece in loaded), shape, manifest, meta)
     shutil.rmtree(pieces)
+
+
+def drawn_by(run: pretraining.Pretrain) -> dict:
+    """What the slices depend on."""
+    return {"seed": run.seed, "image_size": run.image_size, "slices": run.unet.slices.model_dump(mode="json")}
+
+
+def drawn(folder: Path, run: pretraining.Pretrain) -> imageset.ImageSet:
+    """Open what was drawn. Raises UserError where it is missing, or was drawn by other settings."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is missing; `synthmri draw` draws the slices that all models are pretrained on")
+    heads = imageset.read(folder)
+    if any(heads.meta.get(key) != value for key, value in drawn_by(run).items()):
+        raise UserError(
+            f"{folder} was drawn by other settings than pretrain.seed, .image_size and .unet.slices now are; draw anew "
+            f"(`synthmri draw --out {folder}`), or set them back"
+        )
+    return heads
 
 
 def _piece(number: int, *, run: pretraining.Pretrain, folder: Path) -> None:
@@ -51,19 +71,13 @@ def _piece(number: int, *, run: pretraining.Pretrain, folder: Path) -> None:
     import torch
 
     torch.set_num_threads(1)
-    batch = slices.draw(
-        _atlas(), run.unet.slices, PIECE, run.image_size, streams.generator(run.seed, "drawn slices", number)
-    )
-    table = batch.table.assign(depth_mm=[f"{depth:.2f}" for depth in batch.table["depth_mm"]]).astype(str)
+    heads = pretraining.draw_heads(run, PIECE, streams.generator(run.seed, "drawn slices", number))
     with _files.replacing(folder / f"{number}.npz") as part, open(part, "wb") as file:
         np.savez(
             file,
-            images=imageset.to_uint8(batch.images.numpy()),
-            **{name: table[name].to_numpy(dtype=str) for name in COLUMNS},
+            images=heads.images,
+            **{name: heads.manifest[name].to_numpy(dtype=str) for name in heads.manifest},
         )
-
-
-_atlas = functools.cache(atlas.load_atlas)
 
 
 if __name__ == "__main__":

@@ -97,7 +97,8 @@ def main(
                     "teraflop": operations / 1e12,
                     "epochs": p.epochs,
                     "precision": precision,
-                },
+                }
+                | _files.pretraining(base),
             )
 
 

@@ -1,8 +1,8 @@
-"""Pretrain the base model on simulated heads; not part of `dvc repro`, which starts from the result in pretrained/base.
+"""Pretrain a model on simulated heads; not part of `dvc repro`, which starts from the results in pretrained.
 
 Resumable: killed at any moment, the same command goes on from its last checkpoint in .ckpt/pretrain. To train longer,
-raise `pretrain.autoencoder.steps` or `pretrain.unet.steps` and run it again, or, where the checkpoint is gone, go on
-from the weights: `--start pretrained/base --out new`.
+raise the steps in pretrained/params.yaml and run it again, or, where the checkpoint is gone, go on from the weights:
+`--start pretrained/base --out new`.
 """
 
 from pathlib import Path
@@ -11,26 +11,37 @@ from typing import Annotated, Literal
 import typer
 from rich.progress import Progress
 
-from stages import _cli, _files, _launch
+from stages import _cli, _files, _launch, draw
 from synthmri import params
 from synthmri.errors import UserError
 from synthmri.training import distributed
 
+SHOWN, POINTS = 16, 20  # slices in a picture of a baseline's samples, and such pictures over its training
+
 
 def main(
-    out: Annotated[Path, typer.Option(help="folder of the pipeline, in Stable Diffusion format")] = Path(
-        "pretrained/base"
-    ),
-    part: Annotated[Literal["all", "autoencoder", "decoder", "unet"], typer.Option(help="what to train")] = "all",
+    model: Annotated[
+        str, typer.Option(help="latent_diffusion, vae, dcgan, ddpm or unet_gan: by pretrain or baselines.MODEL")
+    ] = "latent_diffusion",
+    images: Annotated[Path, typer.Option(help="ImageSet of heads, of `synthmri draw`")] = Path(".ckpt/heads"),
+    out: Annotated[
+        Path | None, typer.Option(help="folder of the weights; without it, pretrained/base or pretrained/MODEL")
+    ] = None,
+    part: Annotated[
+        Literal["all", "autoencoder", "decoder", "unet"], typer.Option(help="what to train of latent_diffusion")
+    ] = "all",
     start: Annotated[
-        Path | None, typer.Option(help="pipeline whose weights training goes on from; without it, random ones")
+        Path | None, typer.Option(help="folder whose weights training goes on from; without it, random ones")
     ] = None,
     checkpoints: Annotated[Path, typer.Option(help="where training goes on from")] = Path(".ckpt/pretrain"),
 ):
-    """Train the autoencoder, then the UNet and text encoder on its latents, and write the pipeline.
+    """Train a baseline, or the autoencoder and then the UNet and text encoder on its latents, and write the weights.
 
     The decoder alone can be trained of a pipeline that is there: its latents, and so its UNet, stay as they are.
     """
+    if model != "latent_diffusion":
+        return _baseline(model, images, out or Path("pretrained") / model, start, checkpoints)
+    out = out or Path("pretrained/base")
     if part == "decoder" and start is None:
         raise UserError("--part decoder needs --start: the pipeline whose decoder it is")
     if out.exists() and any(out.iterdir()) and not (out / "model_index.json").is_file():
@@ -58,13 +69,14 @@ def main(
     # The UNet is one of latents, and these change with every step of the autoencoder, unless that is taken as it is.
     latents = _files.digest(key(run.autoencoder), 0 if start and part == "unet" else run.autoencoder.steps)
     second = checkpoints / f"unet-{key(run.unet)}-{latents}.pt"
+    work: dict[str, int] = {}  # floating-point operations
     with _cli.bars(per_second=1) as progress:
         if part != "unet":
-            from synthmri.evaluation import features
+            from synthmri.training import perceptual
 
             tick = _ticker(progress, "autoencoder", run.autoencoder.steps, first.with_suffix(".csv"))
-            vae = pretraining.fit_autoencoder(
-                run.autoencoder, run, features.lpips_model(device=runtime.device), first, runtime.device, tick,
+            vae, work["autoencoder"] = pretraining.fit_autoencoder(
+                run.autoencoder, run, perceptual.lpips_model(device=runtime.device), first, runtime.device, tick,
                 precision=precision, start=pipe.vae if pipe else None, part="decoder" if part == "decoder" else "full",
             )  # fmt: skip
         elif pipe:
@@ -80,9 +92,11 @@ def main(
                 )
             vae = pretraining.new_autoencoder(run.autoencoder)
             vae.load_state_dict(state["vae"])
+            work["autoencoder"] = state["operations"] * run.autoencoder.steps
             vae.eval()
         if part == "autoencoder":
             return
+        heads = None if part == "decoder" else draw.drawn(images, run)
         if pipe is None:
             from transformers import CLIPTokenizer
 
@@ -92,15 +106,62 @@ def main(
             new = distributed.spread(lambda _: pretraining.new_tokenizer(), [] if known.is_dir() else [0])
             tokenizer = new[0] if new else CLIPTokenizer.from_pretrained(known)
             pipe = pretraining.new_pipeline(run, vae, tokenizer)
-        elif part == "all":
-            pretraining.standardise(vae, run)  # its encoder has moved
+        if part == "all" or start is None:  # its encoder has moved
+            pretraining.standardise(vae, heads)
         if part != "decoder":
             tick = _ticker(progress, "unet", run.unet.steps, second.with_suffix(".csv"))
-            pretraining.fit_unet(pipe, run, second, runtime.device, tick, precision=precision)
+            work["unet"] = pretraining.fit_unet(pipe, heads, run, second, runtime.device, tick, precision=precision)
     if not distributed.is_main():
         return
+    seen = {name: getattr(run, name).steps * getattr(run, name).batch_size for name in work}
     with _files.replacing(out) as part_folder:
         _files.save_pipeline(pipe, part_folder, half=True)
+        _effort(part_folder, start, seen.get("unet", 0), sum(work.values()))
+
+
+def _baseline(model: str, images: Path, out: Path, start: Path | None, checkpoints: Path) -> None:
+    """By section baselines.`model` of pretrained/params.yaml; pictures of its samples lie beside the checkpoint."""
+    if out.exists() and any(out.iterdir()) and not (out / "config.json").is_file():
+        raise UserError(f"{out} holds something else than a model, which would be replaced; name another --out")
+    runtime = _launch.start()
+    precision = _cli.precision(runtime)
+    from synthmri import generators
+    from synthmri.reporting import plots
+    from synthmri.simulation import pretraining
+    from synthmri.training import sampling
+
+    run = params.read(_cli.PRETRAINING, "pretrain", pretraining.Pretrain)
+    generator = generators.find(model)
+    p = params.read(_cli.PRETRAINING, f"baselines.{model}", generator.Params)
+    distributed.check(p.batch_size, f"baselines.{model}.batch_size")
+    heads = draw.drawn(images, run)
+    named = p.model_dump(exclude={"steps"}), runtime.model_dump(), precision, heads.meta, len(heads)
+    checkpoint = checkpoints / f"{model}-{_files.digest(*named, *[start] if start else [])}.pt"
+    drawing = sampling.Sample(n=SHOWN, seed=0, steps=1, guidance_scale=1.0, scheduler="ddpm", batch_size=SHOWN)
+
+    def snapshot(point: int, trained) -> None:
+        drawn = trained.sample(range(SHOWN), drawing, precision=precision)
+        if distributed.is_main():
+            checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            plots.save(plots.contact_sheet(drawn, 8), checkpoint.with_name(f"{checkpoint.stem}-{point:02d}.png"))
+
+    with _cli.counter(f"pretraining {model}", p.steps) as tick:
+        trained, _, operations = generator.fit(
+            heads.images, p, seed=run.seed, points=POINTS, checkpoint=checkpoint, start=start, device=runtime.device,
+            precision=precision, tick=tick, snapshot=snapshot,
+        )  # fmt: skip
+    if distributed.is_main():
+        with _files.replacing(out) as folder:
+            trained.save(folder, beside=True)
+            _effort(folder, start, p.steps * p.batch_size, operations)
+
+
+def _effort(folder: Path, start: Path | None, seen: int, operations: int) -> None:
+    """pretraining.json: slices seen, crops of the autoencoder not among them, and operations; with those of `start`."""
+    before = _files.pretraining(start) if start else {}
+    effort = {"images_seen": seen, "teraflop": operations / 1e12}
+    total = {key: value + before.get(f"pretraining_{key}", 0) for key, value in effort.items()}
+    _files.write_metrics(folder / _files.PRETRAINING, total)
 
 
 def _ticker(progress: Progress, name: str, steps: int, log: Path):

@@ -24,6 +24,7 @@ def main(
     snapshots: Annotated[Path, typer.Option(help="NPY of images of the same seeds over the training")],
     log: Annotated[Path, typer.Option(help="CSV: step and losses")],
     effort: Annotated[Path, typer.Option(help="JSON: parameters, images seen, floating-point operations")],
+    start: Annotated[Path, typer.Option(help="pretrained weights, where baselines.MODEL.pretrained")],
     checkpoints: Annotated[Path, typer.Option(help="where an interrupted run goes on from")] = Path(".ckpt/train"),
 ):
     """Train by section baselines.MODEL."""
@@ -40,7 +41,7 @@ def main(
         seed, p.model_dump(), progress.model_dump(exclude={"points", "steps"}), runtime.model_dump(), precision,
         distributed.count(),
     )  # fmt: skip
-    with _unfinished.checkpoints(checkpoints / model, [images], *settings) as unfinished:
+    with _unfinished.checkpoints(checkpoints / model, [images], *settings, *[start] * p.pretrained) as unfinished:
         store = Store(unfinished / "snapshots")
 
         def snapshot(point: int, trained) -> None:
@@ -52,7 +53,7 @@ def main(
             trained, history, operations = generator.fit(
                 np.array(imageset.read(images).images), p, seed=seed, points=progress.baseline_points,
                 checkpoint=unfinished / "train.pt", device=runtime.device, precision=precision,
-                tick=tick, snapshot=snapshot,
+                tick=tick, snapshot=snapshot, start=start if p.pretrained else None,
             )  # fmt: skip
         if not distributed.is_main():
             return
@@ -81,7 +82,8 @@ def main(
                     "images_seen": p.steps * p.batch_size,
                     "teraflop": operations / 1e12,
                     "precision": precision,
-                },
+                }
+                | (_files.pretraining(start) if p.pretrained else {}),
             )
 
 

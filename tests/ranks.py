@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from synthmri import generators, params
 from synthmri.generators import latent_diffusion
+from synthmri.imageset import ImageSet
 from synthmri.simulation import pretraining
 from synthmri.training import distributed, sampling
 
@@ -32,7 +34,7 @@ def flat(*modules):
 
 def baselines(folder: Path) -> dict:
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 255, (6, 16, 16), dtype=np.uint8)
+    images = rng.integers(0, 255, (6, 64, 64), dtype=np.uint8)
     made = {}
     for name, small in SMALL.items():
         generator = generators.find(name)
@@ -44,7 +46,7 @@ def baselines(folder: Path) -> dict:
         made[name] = flat(model.network)
         made[f"{name} losses"] = torch.tensor([list(row.values()) for row in history])
         drawing = section("sample", sampling.Sample, batch_size=2)
-        made[f"{name} drawn"] = generator.untrained(p, 16, seed=1).sample([1, 2, 3, 4, 5], drawing)
+        made[f"{name} drawn"] = generator.untrained(p, 64, seed=1).sample([1, 2, 3, 4, 5], drawing)
     return made
 
 
@@ -64,11 +66,24 @@ def pipeline(folder: Path):
 def smallest() -> pretraining.Pretrain:
     run = params.read("pretrained/params.yaml", "pretrain", pretraining.Pretrain)
     run = run.model_copy(update={"image_size": 64})
-    first = dict(width=8, blocks=1, batch_size=3, crop_px=64, adversarial_weight=0.5)
+    first = dict(
+        width=8,
+        encoder_blocks=(0, 1, 0, 1),
+        decoder_blocks=(1, 0, 1, 0),
+        batch_size=3,
+        crop_px=64,
+        adversarial_weight=0.5,
+    )
     second = dict(channels=(16, 32), text_width=16, text_layers=1, steps=3, batch_size=3, reuse=2)
     return run.model_copy(
         update=dict(autoencoder=run.autoencoder.model_copy(update=first), unet=run.unet.model_copy(update=second))
     )
+
+
+def heads() -> ImageSet:
+    images = np.random.default_rng(1).integers(0, 255, (7, 64, 64), dtype=np.uint8)
+    words = pd.DataFrame({"contrast": "T1w", "plane": "axial", "depth_mm": "60.00", "label": "none"}, index=range(7))
+    return ImageSet(images, words)
 
 
 def of_latent_diffusion(folder: Path) -> dict:
@@ -103,7 +118,7 @@ def pretrained(folder: Path) -> dict:
         return pretraining.fit_autoencoder(
             run.autoencoder.model_copy(update={"steps": steps}), run, lambda x, y: (x - y).square().mean(), checkpoint,
             "cpu", lambda step, loss: losses.append(loss),
-        )  # fmt: skip
+        )[0]  # fmt: skip
 
     # Gradients are compared after one step: the second's is of weights that Adam has moved, by steps of rounding too.
     autoencoder(1, folder / "autoencoder.pt")
@@ -112,7 +127,7 @@ def pretrained(folder: Path) -> dict:
     distributed.total(0.0)  # until it is there
     vae = autoencoder(2, folder / "longer.pt")
     pipe = pipeline(folder.parent)
-    pretraining.fit_unet(pipe, run, folder / "unet.pt", "cpu", lambda step, loss: later.append(loss))
+    pretraining.fit_unet(pipe, heads(), run, folder / "unet.pt", "cpu", lambda step, loss: later.append(loss))
     return {
         "autoencoder": flat(vae), "autoencoder losses": torch.tensor(losses),
         "unet": flat(pipe.unet, pipe.text_encoder), "unet losses": torch.tensor(later),

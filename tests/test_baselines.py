@@ -10,9 +10,10 @@ from torch import nn
 from synthmri import generators, params
 from synthmri.errors import UserError
 from synthmri.generators import ddpm, unet_gan, vae
-from synthmri.training import diffaugment, loop, sampling
+from synthmri.training import adversarial, diffaugment, loop, sampling
 
 NAMES = ["vae", "dcgan", "ddpm", "unet_gan"]
+SIZE = 64  # px: the least for a perceptual distance at half the size
 SMALL = {
     "vae": dict(width=4, latent_dim=4), "dcgan": dict(width=4, latent_dim=4), "unet_gan": dict(width=4, latent_dim=4),
     "ddpm": dict(channels=(16, 32), sample_steps=2),
@@ -26,7 +27,7 @@ def section(name, **change):
     )
 
 
-def images(n=6, size=32):
+def images(n=6, size=SIZE):
     rows = np.linspace(40, 220, size)
     one = np.sqrt(np.outer(rows, rows))
     return np.stack([np.clip(one + 5 * i, 0, 255) for i in range(n)]).astype(np.uint8)
@@ -64,7 +65,7 @@ def test_a_killed_training_ends_like_an_undisturbed_one(name, tmp_path):
     assert torch.equal(flat(whole), flat(again))
     assert history_again == history and len(history) == 4
     assert operations_again == operations > 0
-    assert whole.config == {"params": p.model_dump(), "size": 32}
+    assert whole.config == {"params": p.model_dump(), "size": SIZE}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -78,7 +79,7 @@ def test_another_seed_is_other_luck(name, tmp_path):
 def test_image_depends_on_its_seed_alone_and_survives_the_disk(name, tmp_path):
     model, *_ = fit(name, section(name), tmp_path / "c.pt")
     five = draw(model, [1, 2, 3, 4, 5])
-    assert five.shape == (5, 32, 32) and five.dtype == np.uint8
+    assert five.shape == (5, SIZE, SIZE) and five.dtype == np.uint8
     np.testing.assert_array_equal(draw(model, [4, 1]), five[[3, 0]])
     np.testing.assert_array_equal(draw(model, [3]), five[2:3])
     model.save(tmp_path / "model")
@@ -94,7 +95,7 @@ def test_snapshots_are_taken_from_start_to_end(name, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_divergence_names_the_learning_rate(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "batch", lambda images, count, generator: torch.full((count, 1, 32, 32), torch.nan))
+    monkeypatch.setattr(loop, "batch", lambda images, count, generator: torch.full((count, 1, SIZE, SIZE), torch.nan))
     with pytest.raises(UserError, match=f"baselines.{name}.learning_rate"):
         fit(name, section(name), tmp_path / "c.pt")
     assert not (tmp_path / "c.pt").exists()
@@ -111,7 +112,7 @@ def test_loss_falls(name, tmp_path):
 def test_a_generator_approaches_its_one_image(tmp_path):
     """A DCGAN shown one grey level comes to draw about that grey level."""
     p = section("dcgan", steps=150, batch_size=8, learning_rate=2e-3)
-    flat_images = np.full((8, 32, 32), 200, np.uint8)
+    flat_images = np.full((8, SIZE, SIZE), 200, np.uint8)
     model, *_ = fit("dcgan", p, tmp_path / "c.pt", of=flat_images, points=1)
     drawn = draw(model, range(8), batch_size=8).astype(float)
     assert abs(drawn.mean() - 200) < abs(128 - 200)
@@ -185,7 +186,7 @@ def test_ddpm_that_knows_the_answer_draws_it():
 
 
 def test_pictures_that_the_ddpm_cannot_halve_are_refused(tmp_path):
-    with pytest.raises(UserError, match="images of 32 pixels are no multiple of 6 = .* lower stem"):
+    with pytest.raises(UserError, match="images of 64 pixels are no multiple of 6 = .* lower stem"):
         fit("ddpm", section("ddpm", stem=3), tmp_path / "c.pt")
 
 
@@ -235,7 +236,7 @@ def test_cutout_takes_a_square_of_half_the_edge_at_most():
 
 
 def test_batches_are_shifted_and_mirrored_images():
-    source = images()
+    source = images(size=32)
     plain = loop.batch(source, 4, torch.Generator().manual_seed(0))  # of 32 pixels none is moved
     assert plain.shape == (4, 1, 32, 32) and plain.min() >= -1 and plain.max() <= 1
     as_grey = ((plain[:, 0] + 1) * 127.5).round().to(torch.uint8).numpy()
@@ -262,3 +263,79 @@ def test_average_is_exponential():
         nn.init.constant_(model.weight, value)
         average.update_parameters(model)
     assert average.module.weight.item() == pytest.approx(0.9 * 1 + 0.1 * 2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_training_starts_from_pretrained_weights(name, tmp_path):
+    first, *_ = fit(name, section(name), tmp_path / "a.pt")
+    first.save(tmp_path / "start", beside=True)
+    assert set(first.beside) == ({"discriminator"} if name != "ddpm" else set())
+    seen = []
+
+    def snapshot(point, model):
+        if point == 0:
+            seen.append(flat(model))
+            seen.extend(torch.cat([w.flatten() for w in part.parameters()]).clone() for part in model.beside.values())
+
+    found = generators.find(name)
+    settings = dict(seed=3, points=1, tick=lambda step, loss: None, snapshot=snapshot)
+    p = section(name, pretrained=True, learning_rate=1e-9, steps=1)
+    model, *_ = found.fit(images(), p, checkpoint=tmp_path / "b.pt", start=tmp_path / "start", **settings)
+    learnt = [key for key, _ in model.network.named_parameters()]
+    half = {key: value.half().float() for key, value in first.network.state_dict().items()}
+    torch.testing.assert_close({key: model.network.state_dict()[key] for key in learnt}, {k: half[k] for k in learnt})
+    for key, part in first.beside.items():
+        theirs = torch.cat([w.half().float().flatten() for w in part.parameters()])
+        torch.testing.assert_close(seen[1], theirs, msg=key)
+    first.save(tmp_path / "own")
+    assert [file.name for file in sorted((tmp_path / "own").iterdir())] == ["config.json", "model.safetensors"]
+
+
+def test_pretrained_weights_of_another_network_are_refused(tmp_path):
+    first, *_ = fit("dcgan", section("dcgan"), tmp_path / "a.pt")
+    first.save(tmp_path / "start", beside=True)
+    settings = dict(
+        seed=0, points=1, checkpoint=tmp_path / "b.pt", tick=lambda step, loss: None, snapshot=lambda point, model: None
+    )
+    dcgan = generators.find("dcgan")
+    words = "width 4, latent_dim 4 and 64 px; baselines.dcgan and data.image_size ask for width 8, latent_dim 4 and 64"
+    with pytest.raises(UserError, match=words):
+        dcgan.fit(images(), section("dcgan", width=8), start=tmp_path / "start", **settings)
+    with pytest.raises(UserError, match="and 64 px; .* and 32 px: make them equal, or set baselines.dcgan.pretrained"):
+        dcgan.fit(images(size=32), section("dcgan"), start=tmp_path / "start", **settings)
+    with pytest.raises(UserError, match="holds no weights to start from .*`synthmri pretrain --model dcgan`"):
+        dcgan.fit(images(), section("dcgan"), start=tmp_path / "nowhere", **settings)
+
+
+def test_a_vae_is_drawn_from_the_latents_of_its_training_slices():
+    """Mean and covariance of what is drawn are those of the latents, whatever N(0, 1) has."""
+    p = section("vae", latent_dim=3, mixture=4)
+    model = vae.VAE.untrained(p, 32, seed=0)
+
+    class Encoder(torch.nn.Module):
+        def forward(self, x):
+            grey = x.mean(dim=(1, 2, 3))
+            mean = torch.stack([grey.sign() * 3 + 5, grey, grey * 0 - 7], dim=1)
+            return torch.cat([mean, torch.full_like(mean, -4.0)], dim=1)  # log variance
+
+    model.network.down = Encoder()
+    rng = np.random.default_rng(0)
+    slices = np.repeat(rng.integers(0, 256, 80), 32 * 32).reshape(80, 32, 32).astype(np.uint8)
+    model.settle(slices)
+    assert (model.network.shares > 0).sum() == 4
+    model.network.decode = lambda z: z
+    drawn = model.draw([torch.Generator().manual_seed(i) for i in range(4000)]).double().numpy()
+    latents = model.network.down(loop.to_tensor(slices))[:, :3].double().numpy()
+    np.testing.assert_allclose(drawn.mean(0), latents.mean(0), atol=0.15)
+    expected = np.cov(latents, rowvar=False, bias=True) + np.exp(-4) * np.eye(3)
+    np.testing.assert_allclose(np.cov(drawn, rowvar=False), expected, atol=0.3)
+    model.settle(slices[:15])  # too few for two Gaussians
+    assert (model.network.shares > 0).sum() == 1 and model.network.shares[0] == 1
+    assert np.isfinite(model.draw([torch.Generator().manual_seed(0)]).numpy()).all()
+
+
+def test_the_gradient_penalty_is_that_of_a_known_discriminator():
+    x = torch.randn(3, 1, 4, 4, requires_grad=True)
+    weights = torch.randn(1, 4, 4)
+    value = adversarial.steepness((x * weights).sum(dim=(1, 2, 3)), x)  # a linear one's gradient is its weights
+    torch.testing.assert_close(value, weights.square().sum())

@@ -47,7 +47,7 @@ def test_a_sixth_model_is_one_file(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(generators.GENERATORS, "average", "Average")
     tree = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
-    own = {"steps": 400, "batch_size": 8, "learning_rate": 0.02}
+    own = {"pretrained": False, "steps": 400, "batch_size": 8, "learning_rate": 0.02}
     tree["baselines"]["average"], tree["sample"] = own, tree["sample"] | {"n": 5, "batch_size": 5}
     monkeypatch.chdir(tmp_path)
     Path("params.yaml").write_text(yaml.safe_dump(tree))
@@ -55,7 +55,7 @@ def test_a_sixth_model_is_one_file(tmp_path, monkeypatch):
     rows[:, :16] += 100
     imageset.write(Path("slices"), imageset.ImageSet(rows, pd.DataFrame({"subject": [f"sub-{i}" for i in range(12)]})))
 
-    train.main("average", *map(Path, ("slices", "model", "snapshots.npy", "log.csv", "effort.json")))
+    train.main("average", *map(Path, ("slices", "model", "snapshots.npy", "log.csv", "effort.json", "nowhere")))
     sample.main("average", Path("model"), Path("slices"), Path("drawn"), Path("sheet.png"))
 
     drawn = imageset.read(Path("drawn"))

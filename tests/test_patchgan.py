@@ -8,15 +8,20 @@ from synthmri.training import patch_discriminator
 
 
 def test_hinge_losses_of_known_scores():
-    identity = nn.Identity()
+    class Known(nn.Module):
+        """The same at the one scale, 1 more at the other."""
+
+        def forward(self, x):
+            return [x, x + 1]
+
     real, generated = torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 0.0])
-    # max(0, 1 - 2), max(0, 1 - .5); max(0, 1 - 3), max(0, 1 + 0)
-    assert patch_discriminator.discriminator_loss(identity, real, generated).item() == 0.25 + 0.5
-    assert patch_discriminator.generator_loss(identity, generated).item() == 1.5
+    # max(0, 1 - 2), max(0, 1 - .5); max(0, 1 - 3), max(0, 1 + 0); then 3, 1.5; -2, 1
+    assert patch_discriminator.discriminator_loss(Known(), real, generated).item() == (0.25 + 0.5 + 0 + 1) / 2
+    assert patch_discriminator.generator_loss(Known(), generated).item() == (1.5 + 0.5) / 2
 
 
 def test_generator_loss_moves_the_picture_and_not_the_critic():
-    critic = patch_discriminator.discriminator()
+    critic = patch_discriminator.Discriminator()
     picture = torch.zeros(2, 1, 64, 64, requires_grad=True)
     patch_discriminator.generator_loss(critic, picture).backward()
     assert picture.grad.abs().sum() > 0
@@ -25,8 +30,8 @@ def test_generator_loss_moves_the_picture_and_not_the_critic():
 
 def test_critic_sees_a_patch_and_learns_texture_from_blur():
     with streams.weights(0, "critic"):
-        critic = patch_discriminator.discriminator()
-    assert critic(torch.zeros(1, 1, 128, 128)).shape == (1, 1, 16, 16)
+        critic = patch_discriminator.Discriminator()
+    assert [scale.shape for scale in critic(torch.zeros(1, 1, 128, 128))] == [(1, 1, 16, 16), (1, 1, 8, 8)]
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam(critic.parameters(), 2e-3, betas=(0.5, 0.99))
     for _ in range(60):

@@ -2,12 +2,13 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from conftest import copy_parameters
 
-from stages import _cli, _files
-from synthmri import params, streams
+from stages import _cli, _files, draw
+from synthmri import imageset, params, streams
 from synthmri.errors import UserError
 from synthmri.simulation import pretraining
 
@@ -15,7 +16,11 @@ from synthmri.simulation import pretraining
 @pytest.fixture(scope="module")
 def run():
     whole = params.read("pretrained/params.yaml", "pretrain", pretraining.Pretrain)
-    autoencoder = whole.autoencoder.model_copy(update=dict(width=8, blocks=1, steps=4, batch_size=2, crop_px=64))
+    autoencoder = whole.autoencoder.model_copy(
+        update=dict(
+            width=8, encoder_blocks=(0, 1, 0, 1), decoder_blocks=(1, 0, 1, 0), steps=4, batch_size=2, crop_px=64
+        )
+    )
     unet = whole.unet.model_copy(
         update=dict(channels=(16, 32), text_width=16, text_layers=1, steps=4, batch_size=2, reuse=2)
     )
@@ -24,6 +29,12 @@ def run():
 
 def l2(x, y):
     return (x - y).square().mean()
+
+
+def write_heads(run, folder):
+    heads = pretraining.draw_heads(run, 12, streams.generator(0))
+    imageset.write(folder, imageset.ImageSet(heads.images, heads.manifest, draw.drawn_by(run)))
+    return folder
 
 
 class Killed(Exception):
@@ -46,6 +57,7 @@ def test_both_parts_resume_to_the_same_weights_and_load_as_a_pipeline(run, tmp_p
     from diffusers import StableDiffusionPipeline
 
     vaes, pipes, tokenizer = [], [], pretraining.new_tokenizer()
+    heads = pretraining.draw_heads(run, 12, streams.generator(0))
     for name in ("whole", "killed"):
         for fit in ("autoencoder", "unet"):
             for attempt in range(2):
@@ -53,10 +65,10 @@ def test_both_parts_resume_to_the_same_weights_and_load_as_a_pipeline(run, tmp_p
                 path = tmp_path / f"{name}-{fit}.pt"
                 try:
                     if fit == "autoencoder":
-                        vae = pretraining.fit_autoencoder(run.autoencoder, run, l2, path, "cpu", tick)
+                        vae, _ = pretraining.fit_autoencoder(run.autoencoder, run, l2, path, "cpu", tick)
                     else:
                         pipe = pretraining.new_pipeline(run, vae, tokenizer)
-                        pretraining.fit_unet(pipe, run, path, "cpu", tick)
+                        pretraining.fit_unet(pipe, heads, run, path, "cpu", tick)
                 except Killed:
                     continue
                 break
@@ -77,18 +89,21 @@ def test_training_goes_on_from_a_pipeline_and_the_decoder_alone_keeps_its_latent
     import yaml
 
     from stages import pretrain as stage
-    from synthmri.evaluation import features
     from synthmri.generators import latent_diffusion
+    from synthmri.training import perceptual
 
     vae = pretraining.new_autoencoder(run.autoencoder)
     _files.save_pipeline(pretraining.new_pipeline(run, vae, pretraining.new_tokenizer()), tmp_path / "old", half=True)
     copy_parameters(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(features, "lpips_model", lambda device: l2)
+    monkeypatch.setattr(perceptual, "lpips_model", lambda device: l2)
     _cli.PRETRAINING.write_text(yaml.safe_dump({"pretrain": run.model_dump(mode="json")}), encoding="utf-8")
-    changed = {}
+    changed, _ = {}, write_heads(run, tmp_path / "heads")
     for part in ("decoder", "unet"):
-        stage.main(out=tmp_path / part, part=part, start=tmp_path / "old", checkpoints=tmp_path / "checkpoints")
+        stage.main(
+            out=tmp_path / part, part=part, start=tmp_path / "old", checkpoints=tmp_path / "checkpoints",
+            images=tmp_path / "heads",
+        )  # fmt: skip
         old, new = latent_diffusion.load(tmp_path / "old"), latent_diffusion.load(tmp_path / part)
         pieces = {"encoder": "vae.encoder", "decoder": "vae.decoder", "unet": "unet", "text": "text_encoder"}
         changed[part] = {
@@ -106,27 +121,68 @@ def test_a_unet_is_trained_on_the_latents_of_its_autoencoder(run, tmp_path, monk
     import yaml
 
     from stages import pretrain as stage
-    from synthmri.evaluation import features
     from synthmri.generators import latent_diffusion
+    from synthmri.training import perceptual
 
-    monkeypatch.setattr(features, "lpips_model", lambda device: l2)
+    monkeypatch.setattr(perceptual, "lpips_model", lambda device: l2)
     copy_parameters(tmp_path)
     monkeypatch.chdir(tmp_path)
 
     def pretrained(steps, **how):
         longer = run.model_copy(update={"autoencoder": run.autoencoder.model_copy(update={"steps": steps})})
         _cli.PRETRAINING.write_text(yaml.safe_dump({"pretrain": longer.model_dump(mode="json")}), encoding="utf-8")
-        stage.main(out=tmp_path / "base", start=None, checkpoints=tmp_path / "checkpoints", **how)
+        stage.main(
+            out=tmp_path / "base", start=None, checkpoints=tmp_path / "checkpoints", images=tmp_path / "heads", **how
+        )
         return flat(latent_diffusion.load(tmp_path / "base").unet)
 
+    write_heads(run, tmp_path / "heads")
     first = pretrained(4)
     with pytest.raises(UserError, match="has 4 of pretrain.autoencoder.steps = 8; finish it with --part autoencoder"):
         pretrained(8, part="unet")
     assert not torch.equal(first, pretrained(8))
+    effort = _files.read_json(tmp_path / "base/pretraining.json")
+    assert effort["images_seen"] == 4 * 2 and effort["teraflop"] > 0
     (tmp_path / "models").mkdir()
     (tmp_path / "models/vae.safetensors").write_bytes(b"trained")
     with pytest.raises(UserError, match="models holds something else than a pipeline"):
         stage.main(out=tmp_path / "models", start=None, checkpoints=tmp_path / "checkpoints")
+
+
+def test_a_baseline_is_pretrained_on_the_drawn_slices_and_goes_on_from_its_weights(run, tmp_path, monkeypatch):
+    import yaml
+
+    from stages import pretrain as stage
+    from synthmri.generators import dcgan
+
+    small = {"pretrained": False, "width": 4, "latent_dim": 4, "penalty": 1.0, "steps": 6, "batch_size": 2}
+    tree = {"pretrain": run.model_dump(mode="json"), "baselines": {"dcgan": small | {"learning_rate": 1e-3}}}
+    copy_parameters(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    _cli.PRETRAINING.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    settings = dict(model="dcgan", images=write_heads(run, tmp_path / "heads"), checkpoints=tmp_path / "checkpoints")
+    stage.main(**settings)
+    out = tmp_path / "pretrained/dcgan"
+    names = ["config.json", "discriminator.safetensors", "model.safetensors", "pretraining.json"]
+    assert [file.name for file in sorted(out.iterdir())] == names
+    first = dcgan.DCGAN.load(out)
+    assert list((tmp_path / "checkpoints").glob("dcgan-*-20.png"))
+    stage.main(**settings, start=out, out=tmp_path / "longer")
+    longer = _files.read_json(tmp_path / "longer/pretraining.json")
+    assert longer["images_seen"] == 24
+    assert longer["teraflop"] == pytest.approx(2 * _files.read_json(out / "pretraining.json")["teraflop"])
+    assert not torch.equal(flat(first.network), flat(dcgan.DCGAN.load(tmp_path / "longer").network))
+
+    tree["pretrain"]["seed"] = 1
+    _cli.PRETRAINING.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    with pytest.raises(UserError, match=r"heads was drawn by other settings than pretrain.seed"):
+        stage.main(**settings)
+    with pytest.raises(UserError, match="`synthmri draw` draws the slices"):
+        stage.main(**settings | {"images": tmp_path / "nowhere"})
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="models holds something else than a model"):
+        stage.main(**settings, out=tmp_path / "models")
 
 
 def attribute(module, path):
@@ -151,11 +207,10 @@ def test_tokenizer_is_clips_and_knows_the_words(tmp_path):
 
 
 def test_prompts_name_what_was_drawn(run):
-    from synthmri.simulation.atlas import load_atlas
-
     p = run.unet.model_copy(update=dict(batch_size=120, cond_drop_prob=0.2))
-    images, prompts = pretraining.unet_images(load_atlas(), p, 16, streams.generator(0))
-    assert images.shape == (120, 16, 16) and images.min() >= 0 and images.max() <= 1
+    heads = pretraining.draw_heads(run.model_copy(update={"image_size": 16}), 120, streams.generator(0))
+    images, prompts = pretraining.prompted(heads, p, streams.generator(0))
+    assert images.shape == (120, 16, 16) and images.dtype == np.uint8 and images.std() > 10
     assert 10 < prompts.count("") < 40
     named = re.compile(
         r"(T1w|T2w|FLAIR|T1ce|PD) (axial|coronal|sagittal) brain MRI(, level \d+)?"

@@ -1,5 +1,6 @@
 """Training an autoencoder to rebuild slices: the loss, and the adaptation of a pretrained one to a user's own."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def train(
     latent_weight: float = 0.0,
     every: int = 100,
     tick: Callable[[int, float], None] = lambda step, loss: None,
-) -> None:
+) -> int:
     """Train `vae` in place to rebuild the batches (B, 3, H, W) in [-1, 1] that `draw` makes of a generator.
 
     Where p.adversarial_weight is above 0, a discriminator of patches learns beside it: without one the decoder blurs
@@ -81,8 +82,8 @@ def train(
     perceptual_weight, adversarial_weight and latent_noise; perceptual: as for `rebuild`; latent_weight: of a pull of
     the latents towards zero mean and unit variance per channel. Written to `checkpoint` `every` so many steps; a run
     that was killed goes on from there to the same result. Of several processes each takes its share of every batch,
-    and draws whole batches in turn. Raises UserError, naming `section` of the parameters, when the loss stops being
-    finite.
+    and draws whole batches in turn. Returns the floating-point operations. Raises UserError, naming `section` of the
+    parameters, when the loss stops being finite.
     """
     device = next(vae.parameters()).device
     # The pieces by their names in diffusers: both kinds have `decoder`, the KL kind a convolution before it.
@@ -90,7 +91,7 @@ def train(
     vae.requires_grad_(False)
     weights = [w.requires_grad_(True) for name, w in vae.named_parameters() if name.startswith(names)]
     with streams.weights(seed, section, "discriminator"):
-        discriminator = patch_discriminator.discriminator().to(device)
+        discriminator = patch_discriminator.Discriminator().to(device)
     learners = {
         "optimizer": torch.optim.AdamW(weights, lr=p.learning_rate, betas=(0.5, 0.99), weight_decay=0.0),
         "discriminator_optimizer": torch.optim.AdamW(
@@ -100,11 +101,11 @@ def train(
         "discriminator": discriminator,
     }
     optimizer, discriminator_optimizer = learners["optimizer"], learners["discriminator_optimizer"]
-    first = 0
+    first = operations = 0
     if state := loop.load_checkpoint(checkpoint):
         for name, learner in learners.items():
             learner.load_state_dict(state[name])
-        first = state["step"]
+        first, operations = state["step"], state["operations"]
 
     @distributed.ahead
     def batches(step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -113,8 +114,8 @@ def train(
             return draw(generator).cpu(), generator.get_state()
 
     generator = torch.Generator()
-    vae.train()
-    for step in range(first, p.steps):
+
+    def update(step: int) -> float:
         loop.set_rate(optimizer, p.learning_rate * loop.warm_cosine(step, p.steps, min(10, p.steps)))
         x, state = batches(step)
         share = distributed.share(len(x))
@@ -143,11 +144,17 @@ def train(
             with autocast(device, precision):
                 judged = share.weight * patch_discriminator.discriminator_loss(discriminator, x[:, :1], grey)
             loop.descend(discriminator_optimizer, judged)
+        return loss
+
+    vae.train()
+    for step in range(first, p.steps):
+        loss, operations = loop.counted(functools.partial(update, step), operations)
         tick(step, loss)
         if (step + 1) % every == 0 or step + 1 == p.steps:
             state = {name: learner.state_dict() for name, learner in learners.items()}
-            loop.save_checkpoint(checkpoint, state | {"step": step + 1})
+            loop.save_checkpoint(checkpoint, state | {"step": step + 1, "operations": operations})
     vae.requires_grad_(False).eval()
+    return operations * p.steps
 
 
 def adapt(

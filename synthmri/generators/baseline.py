@@ -1,4 +1,4 @@
-"""What the models that are compared with have in common: a network in pixels, trained on slices from nothing."""
+"""What the models that are compared with have in common: a network in pixels, trained on slices."""
 
 import json
 from abc import abstractmethod
@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import nn
 
 from synthmri import streams
@@ -21,30 +22,47 @@ Draw = Callable[[torch.Generator], torch.Tensor]  # -> float32 (B, 1, S, S) in [
 Update = Callable[[int, torch.Generator], dict[str, float]]  # (step, its random numbers) -> losses by name
 
 
+class Training(Section):
+    """What every section baselines.NAME says."""
+
+    pretrained: bool
+    steps: int = Field(ge=1)
+    batch_size: int = Field(ge=2)
+    learning_rate: float = Field(gt=0, le=0.1)
+
+
 class Baseline(Generator):
-    """A network and the {"params": section, "size": pixels} that it was built by."""
+    """A network and the {"params": section, "size": pixels} that it was built by.
+
+    beside: by name, the networks that learnt beside it, such as a discriminator; none where it was opened to draw.
+    """
 
     name: ClassVar[str]
-    Params: ClassVar[type[Section]]  # section baselines.NAME
+    Params: ClassVar[type[Training]]  # section baselines.NAME
+    architecture: ClassVar[tuple[str, ...]]  # its fields that say what weights there are
 
     def __init__(self, network: nn.Module, config: dict):
         self.network, self.config = network, config
+        self.beside: dict[str, nn.Module] = {}
 
     @staticmethod
     @abstractmethod
-    def build(p: Section, size: int) -> nn.Module:
+    def build(p: Training, size: int) -> nn.Module:
         """The untrained network for images of `size` pixels. Raises UserError for sizes that it cannot take."""
 
     @abstractmethod
-    def learner(self, p: Section, draw: Draw, *, seed: int, precision: Precision) -> tuple[dict, Update]:
+    def learner(self, p: Training, draw: Draw, *, seed: int, precision: Precision) -> tuple[dict, Update]:
         """What trains the network in place: whatever of it has a state_dict, by name, and the update of one step."""
+
+    def settle(self, images: np.ndarray) -> None:
+        """What is learnt of the training slices, uint8 (N, S, S), once the weights stand: nothing, of most models."""
 
     @abstractmethod
     def draw(self, generators: list[torch.Generator]) -> torch.Tensor:
         """(B, 1, S, S) in [-1, 1], image i from generator i alone."""
 
     @classmethod
-    def untrained(cls, p: Section, size: int, *, seed: int) -> Self:
+    def untrained(cls, p: Training, size: int, *, seed: int) -> Self:
         """With initial weights from `seed`."""
         with streams.weights(seed, cls.name, "weights"):
             return cls(cls.build(p, size), {"params": p.model_dump(), "size": size})
@@ -53,38 +71,50 @@ class Baseline(Generator):
     def fit(
         cls,
         images: np.ndarray,
-        p: Section,
+        p: Training,
         *,
         seed: int,
         points: int,
         checkpoint: Path,
         tick: Callable[[int, float], None],
         snapshot: Callable[[int, Generator], None],
+        start: Path | None = None,
         device: str = "cpu",
         precision: Precision = "fp32",
     ) -> tuple[Self, list[dict[str, float]], int]:
         """Train on uint8 (N, S, S). Returns the model of averaged weights, losses a step, floating-point operations.
 
-        snapshot(point, model) is called at `points` + 1 even distances of the training; the rest, and errors, as in
-        `loop.run`.
+        start: what `save` wrote with `beside`, whose weights the training begins with; None = random ones. Raises
+        UserError where they do not fit. snapshot(point, model) is called at `points` + 1 even distances of the
+        training; the rest, and errors, as in `loop.run`.
         """
         model = cls.untrained(p, images.shape[1], seed=seed)
+        if start:
+            model._begin(start, {"model": model.network})
         model.network.to(device)
         average = loop.averaged(model.network, max(0.0, 1 - 10 / p.steps))  # over about the last tenth of the training
         averaged = cls(average.module, model.config)
         parts, update = model.learner(
             p, lambda generator: loop.batch(images, p.batch_size, generator).to(device), seed=seed, precision=precision
         )
+        averaged.beside = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+        if start:
+            model._begin(start, averaged.beside)
 
         def averaging(step: int, generator: torch.Generator) -> dict[str, float]:
             losses = update(step, generator)
             average.update_parameters(model.network)
             return losses
 
+        def shown(point: int) -> None:
+            averaged.settle(images)
+            snapshot(point, averaged)
+
         history, operations = loop.run(
             {"network": model.network, "average": average} | parts, averaging, name=cls.name, seed=seed, steps=p.steps,
-            points=points, checkpoint=checkpoint, tick=tick, snapshot=lambda point: snapshot(point, averaged),
+            points=points, checkpoint=checkpoint, tick=tick, snapshot=shown,
         )  # fmt: skip
+        averaged.settle(images)
         return averaged, history, operations
 
     @property
@@ -98,14 +128,49 @@ class Baseline(Generator):
         self.network.eval()
         return sampling.in_batches(self.draw, seeds, p.batch_size, self.device, precision, progress)
 
-    def save(self, folder: Path) -> None:
-        """model.safetensors and config.json, from which `load` builds it again."""
+    def save(self, folder: Path, *, beside: bool = False) -> None:
+        """model.safetensors and config.json, from which `load` builds it again.
+
+        beside: also what learnt beside it, and all in half precision: what another training starts from. A
+        discriminator knows its training slices best, so those of a user's own stay out.
+        """
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True)
-        state = {key: value.detach().cpu().contiguous() for key, value in self.network.state_dict().items()}
-        save_file(state, folder / "model.safetensors")
+        for name, network in {"model": self.network, **(self.beside if beside else {})}.items():
+            state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+            if beside:
+                state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+            save_file(state, folder / f"{name}.safetensors")
         (folder / "config.json").write_text(json.dumps(self.config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+    def _begin(self, start: Path, networks: dict[str, nn.Module]) -> None:
+        """Fill the networks, by the names of their files in `start`."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            theirs = json.loads((start / "config.json").read_text(encoding="utf-8"))
+            states = {name: load_file(start / f"{name}.safetensors") for name in networks}
+        except (OSError, ValueError, SafetensorError) as error:
+            raise UserError(
+                f"{start} holds no weights to start from ({error}); `synthmri pretrain --model {self.name}` makes "
+                f"them, or set baselines.{self.name}.pretrained to false"
+            ) from None
+        try:
+            for name, network in networks.items():
+                network.load_state_dict(states[name])
+        except RuntimeError:  # of other names or shapes
+
+            def words(config: dict) -> str:
+                return ", ".join(f"{key} {config['params'][key]}" for key in self.architecture) + (
+                    f" and {config['size']} px"
+                )
+
+            raise UserError(
+                f"{start} is a network of {words(theirs)}; baselines.{self.name} and data.image_size ask for "
+                f"{words(self.config)}: make them equal, or set baselines.{self.name}.pretrained to false"
+            ) from None
 
     @classmethod
     def load(cls, folder: Path, *, device: str = "cpu") -> Self:

@@ -1,7 +1,10 @@
 """DCGAN (Radford, Metz and Chintala 2016, arXiv 1511.06434), with as many more layers as the image size asks for.
 
-Strided convolutions, batch normalisation, ReLU in the generator and leaky ReLU in the discriminator, Adam with beta1 =
-0.5, weights drawn from N(0, 0.02). Added to the paper: differentiable augmentation and averaged weights.
+The paper's convolutions without pooling, batch normalisation and ReLU in the generator, leaky ReLU in the
+discriminator. Changed from it: nearest-neighbour doubling and a convolution in place of transposed convolutions, which
+weave (Odena 2016, doi 10.23915/distill.00003); no batch normalisation in the discriminator, and the relativistic loss
+with both gradient penalties (Huang 2024, arXiv 2501.05441), under which training converges; differentiable
+augmentation and averaged weights.
 """
 
 import torch
@@ -10,19 +13,19 @@ from pydantic import Field
 from torch import nn
 
 from synthmri import streams
-from synthmri.generators.baseline import Baseline
-from synthmri.params import Section
+from synthmri.generators.baseline import Baseline, Training
 from synthmri.training import adversarial, distributed, loop, sampling
 
 
-class Params(Section):
+class Params(Training):
     """Section `baselines.dcgan`."""
 
     width: int = Field(ge=4, le=512)
     latent_dim: int = Field(ge=2, le=4096)
-    steps: int = Field(ge=1)
-    batch_size: int = Field(ge=2)
-    learning_rate: float = Field(gt=0, le=0.1)
+    penalty: float = Field(ge=0)
+
+
+PENALTY_STEPS = 4  # every so many, the gradient penalties count as often (Karras 2020, arXiv 1912.04958, section 3.1)
 
 
 def _widths(p: Params, size: int) -> list[int]:
@@ -43,11 +46,12 @@ class Generator(nn.Module):
         ]
         for before, after in zip(widths, widths[1:], strict=False):
             layers += [
-                nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False),
+                nn.Upsample(scale_factor=2),
+                nn.Conv2d(before, after, 3, 1, 1, bias=False),
                 distributed.BatchNorm2d(after),
                 nn.ReLU(),
             ]
-        self.layers = nn.Sequential(*layers, nn.ConvTranspose2d(widths[-1], 1, 4, 2, 1), nn.Tanh())
+        self.layers = nn.Sequential(*layers, nn.Upsample(scale_factor=2), nn.Conv2d(widths[-1], 1, 3, 1, 1), nn.Tanh())
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         return self.layers(z[:, :, None, None])
@@ -61,7 +65,7 @@ class Discriminator(nn.Module):
         widths = _widths(p, size)
         layers: list[nn.Module] = [nn.Conv2d(1, widths[0], 4, 2, 1), nn.LeakyReLU(0.2)]
         for before, after in zip(widths, widths[1:], strict=False):
-            layers += [nn.Conv2d(before, after, 4, 2, 1, bias=False), distributed.BatchNorm2d(after), nn.LeakyReLU(0.2)]
+            layers += [nn.Conv2d(before, after, 4, 2, 1), nn.LeakyReLU(0.2)]
         self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, 1, 0), nn.Flatten(0))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -70,15 +74,13 @@ class Discriminator(nn.Module):
 
 def _initialise(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-        nn.init.normal_(module.weight, 0.0, 0.02)
-    elif isinstance(module, nn.BatchNorm2d):
-        nn.init.normal_(module.weight, 1.0, 0.02)
+        nn.init.kaiming_normal_(module.weight, 0.2)
 
 
 class DCGAN(Baseline):
-    """The losses of Goodfellow 2014, eq. 1, the generator's non-saturating, as softplus of logits."""
+    """The relativistic losses of Huang 2024, eq. 2, as softplus of differences of logits."""
 
-    name, Params = "dcgan", Params
+    name, Params, architecture = "dcgan", Params, ("width", "latent_dim")
 
     @staticmethod
     def build(p: Params, size: int) -> Generator:
@@ -88,19 +90,29 @@ class DCGAN(Baseline):
         with streams.weights(seed, self.name, "discriminator"):
             discriminator = Discriminator(p, self.config["size"]).apply(_initialise).to(self.device)
         optimizers = tuple(
-            torch.optim.Adam(player.parameters(), lr=p.learning_rate, betas=(0.5, 0.999))
+            torch.optim.Adam(player.parameters(), lr=p.learning_rate, betas=(0.0, 0.99))
             for player in (self.network, discriminator)
         )
 
         def discriminator_loss(judge, real, fake, step, generator):
-            return F.softplus(-judge(real).float()).mean() + F.softplus(judge(fake).float()).mean()
+            steep = step % PENALTY_STEPS == 0 and p.penalty > 0
+            # A view of each, since the counter of operations cannot see through a leaf.
+            x, y = (each.requires_grad_(steep).view_as(each) for each in (real, fake))
+            theirs, ours = judge(x).float(), judge(y).float()
+            loss = F.softplus(ours - theirs).mean()
+            if steep:
+                slopes = adversarial.steepness(theirs, x) + adversarial.steepness(ours, y)
+                loss = loss + PENALTY_STEPS * p.penalty / 2 * slopes
+            return loss
 
-        def generator_loss(judge, fake):
-            return F.softplus(-judge(fake).float()).mean()
+        def generator_loss(judge, real, fake):
+            with torch.no_grad():
+                theirs = judge(real).float()
+            return F.softplus(theirs - judge(fake).float()).mean()
 
         return adversarial.two_players(
             self.network, discriminator, optimizers, draw, discriminator_loss, generator_loss,
-            batch_size=p.batch_size, precision=precision,
+            batch_size=p.batch_size, steps=p.steps, precision=precision,
         )  # fmt: skip
 
     def draw(self, generators):

@@ -15,24 +15,20 @@ import torch.nn.functional as F
 from pydantic import Field
 
 from synthmri.errors import UserError
-from synthmri.generators.baseline import Baseline
-from synthmri.params import Section
+from synthmri.generators.baseline import Baseline, Training
 from synthmri.training import denoising_loss, distributed, loop, sampling
 from synthmri.training.precision import Precision, autocast
 
 NOISE_SIZE = 64  # px: pictures of this edge have the plain cosine schedule (Hoogeboom 2023, section 2.3)
 
 
-class Params(Section):
+class Params(Training):
     """Section `baselines.ddpm`."""
 
     stem: int = Field(ge=1, le=16)
     channels: tuple[Annotated[int, Field(ge=16, multiple_of=16)], ...] = Field(min_length=2, max_length=6)
     layers_per_block: int = Field(ge=1, le=4)
     sample_steps: int = Field(ge=1, le=1000)
-    steps: int = Field(ge=1)
-    batch_size: int = Field(ge=1)
-    learning_rate: float = Field(gt=0, le=0.1)
 
 
 def new_scheduler(size: int):
@@ -55,7 +51,7 @@ def new_scheduler(size: int):
 class DDPM(Baseline):
     """Draws by ancestral sampling (Ho 2020, algorithm 2) at `sample_steps` of the 1000 timesteps."""
 
-    name, Params = "ddpm", Params
+    name, Params, architecture = "ddpm", Params, ("stem", "channels", "layers_per_block")
 
     @staticmethod
     def build(p: Params, size: int):

@@ -2,7 +2,7 @@
 
 The discriminator is a U-Net: its encoder judges the whole picture, its decoder every pixel, and CutMix pictures teach
 it consistency. Generator and discriminator are made of residual blocks after BigGAN (Brock 2019), as in the paper,
-unconditional and without its attention. Added to the paper: differentiable augmentation.
+unconditional and without its attention. Added to the paper: differentiable augmentation and averaged weights.
 """
 
 import torch
@@ -12,20 +12,16 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from synthmri import streams
-from synthmri.generators.baseline import Baseline
-from synthmri.params import Section
+from synthmri.generators.baseline import Baseline, Training
 from synthmri.training import adversarial, distributed, loop, sampling
 
 
-class Params(Section):
+class Params(Training):
     """Section `baselines.unet_gan`."""
 
     width: int = Field(ge=4, le=512)
     latent_dim: int = Field(ge=2, le=4096)
     cutmix: float = Field(ge=0, le=1)
-    steps: int = Field(ge=1)
-    batch_size: int = Field(ge=2)
-    learning_rate: float = Field(gt=0, le=0.1)
     discriminator_learning_rate: float = Field(gt=0, le=0.1)
 
 
@@ -71,9 +67,12 @@ class Generator(nn.Module):
         self.first = nn.Linear(p.latent_dim, widths[0] * 16)
         pairs = zip(widths, widths[1:], strict=False)
         self.blocks = nn.Sequential(*[UpBlock(before, after) for before, after in pairs])
-        # The last doubling is one transposed convolution: at full resolution a block would cost as much as all others.
+        # The last doubling is one convolution: at full resolution a block would cost as much as all others.
         self.last = nn.Sequential(
-            distributed.BatchNorm2d(widths[-1]), nn.ReLU(), nn.ConvTranspose2d(widths[-1], 1, 4, 2, 1)
+            distributed.BatchNorm2d(widths[-1]),
+            nn.ReLU(),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(widths[-1], 1, 3, 1, 1),
         )
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
@@ -130,7 +129,7 @@ def _generated(logits: torch.Tensor) -> torch.Tensor:
 class UNetGAN(Baseline):
     """Both heads of the discriminator by the logistic loss."""
 
-    name, Params = "unet_gan", Params
+    name, Params, architecture = "unet_gan", Params, ("width", "latent_dim")
 
     @staticmethod
     def build(p: Params, size: int) -> Generator:
@@ -159,13 +158,13 @@ class UNetGAN(Baseline):
                 loss = loss + F.mse_loss(pixels, mask * pixels_real + (1 - mask) * pixels_fake)
             return loss
 
-        def generator_loss(judge, fake):
+        def generator_loss(judge, real, fake):
             whole, pixels = judge(fake)
             return _real(whole) + _real(pixels)  # eq. 5
 
         return adversarial.two_players(
             self.network, discriminator, optimizers, draw, discriminator_loss, generator_loss,
-            batch_size=p.batch_size, precision=precision,
+            batch_size=p.batch_size, steps=p.steps, precision=precision,
         )  # fmt: skip
 
     def draw(self, generators):

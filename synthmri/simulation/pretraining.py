@@ -1,13 +1,16 @@
 """Pretraining of the base model on simulated heads: an f8 autoencoder, then a text-conditioned latent diffusion model.
 
-Every batch is new anatomy. The autoencoder learns from the widest randomisation (any plane, contrast, resolution), so
-that it rebuilds images it has never seen; the UNet from a canonical pose and field of view, or it never learns anatomy.
+The autoencoder learns from the widest randomisation (any plane, contrast, resolution), new anatomy in every batch, so
+that it rebuilds images it has never seen; the UNet, as the baselines, from slices in a canonical pose and field of view
+that are drawn once (`synthmri draw`), or it never learns anatomy.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field, field_validator
@@ -15,6 +18,7 @@ from pydantic import Field, field_validator
 from synthmri import streams
 from synthmri.errors import UserError
 from synthmri.generators import autoencoder, autoencoder_training, latent_diffusion
+from synthmri.imageset import ImageSet, evenly, to_uint8
 from synthmri.params import Section
 from synthmri.scans import prompts
 from synthmri.simulation import atlas as maps
@@ -33,7 +37,8 @@ class Autoencoder(Section):
 
     slices: slices.Slices
     width: int = Field(ge=8, le=256)
-    blocks: int = Field(ge=1, le=8)
+    encoder_blocks: tuple[int, int, int, int]
+    decoder_blocks: tuple[int, int, int, int]
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     crop_px: int = Field(ge=64, le=512, multiple_of=8)
@@ -87,12 +92,11 @@ def new_autoencoder(p: Autoencoder):
     """diffusers' AutoencoderTiny (the layout of TAESD, Bohan 2023): f8, four latent channels, deterministic."""
     from diffusers import AutoencoderTiny
 
-    width, blocks = (p.width,) * 4, p.blocks
     return AutoencoderTiny(
-        encoder_block_out_channels=width,
-        decoder_block_out_channels=width,
-        num_encoder_blocks=(1, blocks, blocks, blocks),
-        num_decoder_blocks=(blocks, blocks, blocks, 1),
+        encoder_block_out_channels=(p.width,) * 4,
+        decoder_block_out_channels=(p.width,) * 4,
+        num_encoder_blocks=p.encoder_blocks,
+        num_decoder_blocks=p.decoder_blocks,
         scaling_factor=1.0,
     ).to(memory_format=torch.channels_last)
 
@@ -126,17 +130,17 @@ def fit_autoencoder(
     """Train an autoencoder, `start` or else a new one, or go on from `checkpoint`; the loss: see adaptation.train.
 
     part: "full", or "decoder", which keeps the latent space. perceptual: (B, 3, H, W) x (B, 3, H, W) in [-1, 1] ->
-    distances. Returns the trained autoencoder.
+    distances. Returns the trained autoencoder and the floating-point operations.
     """
     with streams.weights(run.seed, "pretrain", "autoencoder"):
         model = (start or new_autoencoder(p)).to(device)
     atlas = maps.load_atlas().to(device)
-    autoencoder_training.train(
+    operations = autoencoder_training.train(
         model, part, lambda generator: rgb(autoencoder_images(atlas, p, generator)), p, perceptual,
         seed=run.seed, precision=precision, checkpoint=checkpoint, section="pretrain.autoencoder",
         latent_weight=p.latent_weight, every=run.checkpoint_steps, tick=tick,
     )  # fmt: skip
-    return model
+    return model, operations
 
 
 def new_tokenizer(length: int = 32):
@@ -169,15 +173,11 @@ def new_tokenizer(length: int = 32):
 
 
 def new_pipeline(run: Pretrain, vae, tokenizer):
-    """An untrained UNet, text encoder and scheduler around a tokenizer and a trained autoencoder.
-
-    The latter's scaling factor is set in place.
-    """
+    """An untrained UNet, text encoder and scheduler around a tokenizer and a trained autoencoder."""
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
     p = run.unet
-    standardise(vae, run)
     with streams.weights(run.seed, "pretrain", "unet"):
         text_encoder = CLIPTextModel(
             CLIPTextConfig(
@@ -206,44 +206,53 @@ def new_pipeline(run: Pretrain, vae, tokenizer):
     )  # fmt: skip
 
 
-def unet_images(atlas, p: Denoiser, size: int, generator: torch.Generator) -> tuple[torch.Tensor, list[str]]:
-    """A batch of slices (B, size, size) in [0, 1] in a canonical pose, and the prompt that names each.
+def draw_heads(run: Pretrain, n: int, generator: torch.Generator) -> ImageSet:
+    """n slices by pretrain.unet.slices, with the words of their prompts in the manifest."""
+    batch = slices.draw(maps.load_atlas(), run.unet.slices, n, run.image_size, generator)
+    table = batch.table.assign(depth_mm=[f"{depth:.2f}" for depth in batch.table["depth_mm"]])
+    return ImageSet(to_uint8(batch.images.numpy()), table[["contrast", "plane", "depth_mm", "label"]].astype(str))
+
+
+def prompted(heads: ImageSet, p: Denoiser, generator: torch.Generator) -> tuple[np.ndarray, list[str]]:
+    """A batch of drawn slices, uint8 (B, S, S), half of them mirrored left to right, and the prompt that names each.
 
     Of the prompts, a share of p.cond_drop_prob is empty; of the level and of the label, as many are left out.
     """
-    batch = slices.draw(atlas, p.slices, p.batch_size, size, generator)
+    rows = torch.randint(len(heads), (p.batch_size,), generator=generator).tolist()
     dropped = torch.rand(3, p.batch_size, generator=generator) < p.cond_drop_prob
-    table = batch.table.assign(label=batch.table["label"].mask(dropped[0].numpy(), ""))
-    table["depth_mm"] = table["depth_mm"].astype(object).mask(dropped[1].numpy(), "")
+    table = heads.manifest.iloc[rows]
+    table = table.assign(
+        label=table["label"].mask(dropped[0].numpy(), ""), depth_mm=table["depth_mm"].mask(dropped[1].numpy(), "")
+    )
     words = prompts.prompts(table, prompts.Prompt(template=p.template, token=""))
-    return batch.images, ["" if empty else text for empty, text in zip(dropped[2].tolist(), words, strict=True)]
+    images = np.array(heads.images[rows])
+    mirrored = (torch.rand(p.batch_size, generator=generator) < 0.5).numpy() & (table["plane"] != "sagittal").to_numpy()
+    images[mirrored] = images[mirrored, :, ::-1]
+    return images, ["" if empty else text for empty, text in zip(dropped[2].tolist(), words, strict=True)]
 
 
-@torch.no_grad()
-def standardise(vae, run: Pretrain) -> None:
-    """Set the autoencoder's scaling factor so that its latents of canonical slices have unit variance overall."""
-    device = next(vae.parameters()).device
-    atlas = maps.load_atlas().to(device)
-    batches = [
-        unet_images(atlas, run.unet, run.image_size, streams.generator(run.seed, "standardise", i))[0] for i in range(4)
-    ]
-    z = torch.cat([autoencoder.posterior(vae.encode(rgb(images)))[0] for images in batches])
+def standardise(vae, heads: ImageSet) -> None:
+    """Set the autoencoder's scaling factor so that its latents of drawn slices have unit variance overall."""
+    images = np.asarray(heads.images[evenly(len(heads), 128)])
+    z, _ = autoencoder.encode(vae, images, batch_size=16)
     vae.register_to_config(scaling_factor=round(1 / float(z.std()), 4))
 
 
 def fit_unet(
     pipe,
+    heads: ImageSet,
     run: Pretrain,
     checkpoint: Path,
     device: str,
     tick: Callable[[int, float], None],
     *,
     precision: Precision = "fp32",
-) -> None:
-    """Train UNet and text encoder of `pipe` on latents of endless new slices, or go on from `checkpoint`.
+) -> int:
+    """Train UNet and text encoder of `pipe` on latents of drawn slices, or go on from `checkpoint`.
 
     In place; the averaged (EMA) weights are what stays in it. Of several processes each takes its share of every batch,
-    and draws whole batches in turn. Raises UserError when the loss stops being finite.
+    and draws whole batches in turn. Returns the floating-point operations. Raises UserError when the loss stops being
+    finite.
     """
     from diffusers.training_utils import EMAModel
 
@@ -255,26 +264,25 @@ def fit_unet(
     network = torch.nn.ModuleList([unet, text]).requires_grad_(True).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=p.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     ema = EMAModel(network.parameters(), decay=p.ema_decay, use_ema_warmup=True, power=0.75)
-    first = 0
+    first = operations = 0
     if state := loop.load_checkpoint(checkpoint):
         network.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         for shadow, saved in zip(ema.shadow_params, state["ema"], strict=True):
             shadow.copy_(saved)
         ema.optimization_step = first = state["step"]
-    atlas = maps.load_atlas().to(device)
+        operations = state["operations"]
 
     @distributed.ahead
     def batches(i: int) -> tuple[torch.Tensor, torch.Tensor]:
-        with torch.no_grad(), autocast(device, precision):
-            images, prompts = unet_images(atlas, p, run.image_size, streams.generator(run.seed, "pretrain", "heads", i))
-            latents = autoencoder.posterior(vae.encode(rgb(images)))[0].float() * vae.config.scaling_factor
-        return latents.cpu(), latent_diffusion.tokens(pipe, prompts)
+        images, texts = prompted(heads, p, streams.generator(run.seed, "pretrain", "heads", i))
+        latents, _ = autoencoder.encode(vae, images, batch_size=len(images), precision=precision)
+        return torch.from_numpy(latents) * vae.config.scaling_factor, latent_diffusion.tokens(pipe, texts)
 
-    for step in range(first, p.steps):
+    def update(step: int) -> float:
         loop.set_rate(optimizer, p.learning_rate * loop.warm_cosine(step, p.steps, 100))
         generator = streams.generator(run.seed, "pretrain", "step", step)
-        # A head serves `reuse` steps in a row, each time with other noise: drawing it costs as much as a step.
+        # A slice serves `reuse` steps in a row, each time with other noise: encoding it costs a third of a step.
         latents, tokens = batches(step // p.reuse)
         share = distributed.share(len(latents))
         with autocast(device, precision):
@@ -291,6 +299,10 @@ def fit_unet(
                 f"training the UNet diverged: the loss of step {step} is {value}; lower pretrain.unet.learning_rate "
                 f"(now {p.learning_rate}) or set runtime.precision to fp32"
             )
+        return value
+
+    for step in range(first, p.steps):
+        value, operations = loop.counted(functools.partial(update, step), operations)
         tick(step, value)
         if (step + 1) % run.checkpoint_steps == 0 or step + 1 == p.steps:
             loop.save_checkpoint(
@@ -300,6 +312,8 @@ def fit_unet(
                     "optimizer": optimizer.state_dict(),
                     "ema": ema.shadow_params,
                     "step": step + 1,
+                    "operations": operations,
                 },
             )
     ema.copy_to(network.parameters())
+    return operations * p.steps

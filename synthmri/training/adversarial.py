@@ -17,24 +17,29 @@ def two_players(
     optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer],
     draw: Callable[[torch.Generator], torch.Tensor],
     discriminator_loss: Callable[[Judge, torch.Tensor, torch.Tensor, int, torch.Generator], torch.Tensor],
-    generator_loss: Callable[[Judge, torch.Tensor], torch.Tensor],
+    generator_loss: Callable[[Judge, torch.Tensor, torch.Tensor], torch.Tensor],
     *,
     batch_size: int,
+    steps: int,
     precision: Precision,
 ) -> tuple[dict, Callable[[int, torch.Generator], dict[str, float]]]:
     """What `Baseline.learner` returns, for a network that makes (B, 1, S, S) in [-1, 1] of (B, network.latent_dim).
 
-    optimizers: of the network and of the discriminator. discriminator_loss(judge, real, fake, step, generator) and
-    generator_loss(judge, fake) are of augmented images (B, 1, S, S); judge is the discriminator under autocast.
+    optimizers: of the network and of the discriminator, at their peak rates. discriminator_loss(judge, real, fake,
+    step, generator) and generator_loss(judge, real, fake) are of augmented images (B, 1, S, S); judge is the
+    discriminator under autocast.
     """
     share, device = distributed.share(batch_size), next(network.parameters()).device
     optimizer, discriminator_optimizer = optimizers
+    peaks = [each.param_groups[0]["lr"] for each in optimizers]
 
     def judge(x: torch.Tensor):
         with autocast(device, precision):
             return discriminator(x)
 
     def update(step: int, generator: torch.Generator) -> dict[str, float]:
+        for each, peak in zip(optimizers, peaks, strict=True):
+            loop.set_rate(each, peak * loop.warm_cosine(step, steps, min(10, steps)))
         real = diffaugment.augment(draw(generator), generator, share)
         z = torch.randn(batch_size, network.latent_dim, generator=generator)[share.rows].to(device)
         with autocast(device, precision):
@@ -42,11 +47,22 @@ def two_players(
         detached = diffaugment.augment(fake.detach(), generator, share)
         theirs = share.weight * discriminator_loss(judge, real, detached, step, generator)
         loop.descend(discriminator_optimizer, theirs)
-        ours = share.weight * generator_loss(judge, diffaugment.augment(fake, generator, share))
+        discriminator.requires_grad_(False)
+        ours = share.weight * generator_loss(judge, real, diffaugment.augment(fake, generator, share))
         loop.descend(optimizer, ours)
+        discriminator.requires_grad_(True)
         return {"loss": ours.item(), "discriminator": theirs.item()}
 
     parts = {
         "discriminator": discriminator, "optimizer": optimizer, "discriminator_optimizer": discriminator_optimizer,
     }  # fmt: skip
     return parts, update
+
+
+def steepness(logits: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """E |dD/dx|^2, the gradient penalty of Mescheder 2018 (arXiv 1801.04406, eq. 9): R1 of real images, R2 of others.
+
+    logits: (B,) of x: (B, 1, S, S) that requires a gradient; image i's logit of image i alone.
+    """
+    (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
+    return gradient.square().sum(dim=(1, 2, 3)).mean()

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,20 @@ def averaged(model: nn.Module, decay: float) -> torch.optim.swa_utils.AveragedMo
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)).requires_grad_(False)
 
 
+def counted(step: Callable, operations: int) -> tuple:
+    """What `step` returns, and its floating-point operations over all processes: counted by torch unless known.
+
+    operations: those of an earlier step, which cost the same; 0 = not known.
+    """
+    if operations:
+        return step(), operations
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        result = step()
+    return result, round(distributed.total(counter.get_total_flops()))
+
+
 def run(
     parts: dict,
     update: Callable[[int, torch.Generator], dict[str, float]],
@@ -153,8 +168,6 @@ def run(
     torch, times the steps). Of several processes, `update` returns this one's share of the losses. Raises UserError
     naming section baselines.`name` when a loss stops being finite.
     """
-    from torch.utils.flop_counter import FlopCounterMode
-
     ends = [round(steps * k / points) for k in range(points + 1)]
     first, history, operations = 0, [], 0
     if state := load_checkpoint(checkpoint):
@@ -165,12 +178,7 @@ def run(
         for k in [k for k, end in enumerate(ends) if end == 0]:
             snapshot(k)
     for step in range(first, steps):
-        if operations:
-            losses = update(step, streams.generator(seed, name, "step", step))
-        else:
-            with FlopCounterMode(display=False) as counter:
-                losses = update(step, streams.generator(seed, name, "step", step))
-            operations = round(distributed.total(counter.get_total_flops()))
+        losses, operations = counted(partial(update, step, streams.generator(seed, name, "step", step)), operations)
         losses = {key: distributed.total(value) for key, value in losses.items()}
         if not all(math.isfinite(value) for value in losses.values()):
             named = ", ".join(f"{key} {value}" for key, value in losses.items())
