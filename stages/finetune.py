@@ -4,6 +4,9 @@ Resumable: after every epoch a checkpoint goes to .ckpt/finetune, under a hash o
 until the outputs stand.
 """
 
+import functools
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -12,15 +15,18 @@ import typer
 
 from stages import _cli, _files, _launch, _unfinished
 from synthmri import imageset, params
+from synthmri.evaluation import features, stopping
 from synthmri.generators import autoencoder, latent_diffusion
 from synthmri.scans import prompts
 from synthmri.training import distributed, sampling
 from synthmri.training import precision as formats
-from synthmri.training.snapshots import Progression, Store, epochs_shown
+from synthmri.training.snapshots import Progression, Store, Verdict, epochs_shown
 
 
 def main(
-    images: Annotated[Path, typer.Option(help="ImageSet of the training slices, for its manifest")],
+    images: Annotated[Path, typer.Option(help="ImageSet of the training slices")],
+    validation: Annotated[Path, typer.Option(help="ImageSet of the validation slices, by which a snapshot is kept")],
+    validation_features: Annotated[Path, typer.Option(help="features of these")],
     latents: Annotated[Path, typer.Option(help="folder that `encode` wrote")],
     base: Annotated[Path, typer.Option(help="pipeline to start from")],
     vae: Annotated[Path, typer.Option(help="autoencoder that the latents are of")],
@@ -54,18 +60,22 @@ def main(
         seed, p.model_dump(), prompt.model_dump(), progress.model_dump(exclude={"baseline_points"}),
         runtime.model_dump(), precision, distributed.count(), base, vae,
     )  # fmt: skip
-    with _unfinished.checkpoints(checkpoints, [latents, images / "manifest.csv"], *settings) as unfinished:
+    with _unfinished.checkpoints(checkpoints, [latents, images, validation], *settings) as unfinished:
         store = Store(unfinished / "snapshots")
+        standing = _judge(train, validation, validation_features, store)
 
-        def snapshot(epoch: int) -> None:
+        def snapshot(epoch: int) -> Verdict | None:
             if epoch in shown:
                 images_now = latent_diffusion.sample(
                     pipe, prompts.drawn(texts, seeds), seeds, fast, size=train.images.shape[1], precision=drawing
                 )
                 if distributed.is_main():
                     store.put(shown.index(epoch), images_now)
+                return _verdict(standing, shown.index(epoch), progress.n, p.patience)
+            return None
 
-        with _cli.counter("fine-tuning steps", p.epochs * -(-len(texts) // p.batch_size)) as tick:
+        per_epoch = -(-len(texts) // p.batch_size)
+        with _cli.counter("fine-tuning steps", p.epochs * per_epoch) as tick:
             history, operations = latent_diffusion.finetune(
                 pipe, mean, std, texts, p, seed=seed, checkpoint=unfinished / "finetune.pt", token=prompt.token,
                 device=runtime.device, precision=precision, tick=tick, snapshot=snapshot,
@@ -73,6 +83,14 @@ def main(
         if not distributed.is_main():
             return
         adapters, trained = _trained(pipe, p)
+        drawn = shown.index(len(history) // per_epoch) + 1
+        kept = shown[stopping.kept(standing(drawn - 1), progress.n)]
+        if kept < shown[drawn - 1]:
+            print(
+                f"epoch {kept} is kept of {shown[drawn - 1]}: what came later was no nearer to validation people, or "
+                "copied",
+                file=sys.stderr,
+            )
         with (
             _files.replacing(out) as folder,
             _files.replacing(snapshots) as strip,
@@ -84,7 +102,7 @@ def main(
                 pipe.save_lora_weights(
                     folder / "lora", adapters["unet"], adapters.get("text_encoder"), safe_serialization=True
                 )
-            _files.save_array(strip, store.stack(len(shown)))
+            _files.save_array(strip, store.stack(drawn))
             lines = [f"{step},{loss:.6g},{rate:.6g}" for step, loss, rate in history]
             table.write_text("\n".join(["step,loss,learning_rate", *lines]) + "\n", encoding="utf-8")
             whole = sum(_count(part.parameters()) for part in (pipe.unet, pipe.vae, pipe.text_encoder))
@@ -93,13 +111,44 @@ def main(
                 {
                     "parameters": whole,
                     "trained_parameters": _count(trained),
-                    "images_seen": p.epochs * len(texts),
+                    "images_seen": shown[drawn - 1] * len(texts),
                     "teraflop": operations / 1e12,
                     "epochs": p.epochs,
+                    "epochs_trained": shown[drawn - 1],
+                    "epoch_kept": kept,
                     "precision": precision,
                 }
                 | _files.pretraining(base),
             )
+
+
+def _judge(
+    train: imageset.ImageSet, validation: Path, validation_features: Path, store: Store
+) -> Callable[[int], list[stopping.Snapshot]]:
+    """A function of a point: the snapshots up to it. Those of before an interruption are judged from their images."""
+    val = imageset.read(validation)
+    theirs = _files.read_features(validation_features, len(val))[features.JUDGE]
+    honest = functools.cache(lambda: stopping.honest(val.images, train.images))
+    found: list[stopping.Snapshot] = []
+
+    def standing(point: int) -> list[stopping.Snapshot]:
+        for i in range(len(found), point + 1):
+            images = store.get(i)
+            found.append(
+                stopping.snapshot(images, features.extract(features.JUDGE, images), train.images, theirs, honest())
+            )
+        return found[: point + 1]
+
+    return standing
+
+
+def _verdict(standing: Callable, point: int, count: int, patience: int) -> Verdict:
+    """The main process judges, and all hear it."""
+    best = stop = False
+    if distributed.is_main():
+        found = standing(point)
+        best, stop = stopping.kept(found, count) == point, stopping.over(found, count, patience)
+    return Verdict(bool(distributed.total(best)), bool(distributed.total(stop)))
 
 
 def _trained(pipe, p: latent_diffusion.Finetune) -> tuple[dict | None, list]:

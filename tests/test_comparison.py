@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from ruamel.yaml import YAML
 
 from stages import compare as compare_stage
 from stages import progression as stage
+from synthmri import imageset
 from synthmri.errors import UserError
 from synthmri.evaluation import copies, scorecard
 from synthmri.reporting import comparison
@@ -140,15 +142,25 @@ def test_progression_counts_the_images_of_the_epochs_that_are_shown(tmp_path, mo
     for folder in ("snapshots", "efforts", "features"):
         Path(folder).mkdir()
     rng = np.random.default_rng(0)
-    for name, effort in (("latent_diffusion", {"epochs": 5.0}), ("vae", {})):
+    shown = {"epochs": 5.0, "epochs_trained": 5.0, "epoch_kept": 2.0}
+    for name, effort in (("latent_diffusion", shown), ("vae", {})):
         np.save(f"snapshots/{name}.npy", rng.integers(0, 255, (3, 2, 64, 64)).astype(np.uint8))
         Path(f"efforts/{name}.json").write_text(json.dumps({"images_seen": 100.0} | effort))
     np.save("features/effnet.npy", rng.random((4, 1280)).astype(np.float32))
-    stage.main(*map(Path, ("snapshots", "efforts", "features", "ours.csv", "all.csv", "curve.png", "strips")))
+    for name in ("train", "val"):
+        people = pd.DataFrame({"subject": list("abcd")})
+        imageset.write(Path(name), imageset.ImageSet(rng.integers(0, 255, (4, 64, 64)).astype(np.uint8), people))
+    params = YAML().load(Path("params.yaml"))
+    params["progression"]["points"] = 2
+    YAML().dump(params, Path("params.yaml"))
+    written = ("ours.csv", "all.csv", "curve.png", "strips")
+    stage.main(*map(Path, ("snapshots", "efforts", "train", "val", "features", *written)))
     table = pd.read_csv("all.csv")
     assert list(table[table.model == "latent_diffusion"].images_seen) == [0, 40, 100]
     assert list(table[table.model == "vae"].images_seen) == [0, 50, 100]
-    assert list(pd.read_csv("ours.csv").epoch) == [0, 2, 5]
+    ours = pd.read_csv("ours.csv")
+    assert list(ours.epoch) == [0, 2, 5] and list(ours.kept) == [0, 1, 0]
+    assert set(ours) == {"epoch", "images_seen", "fd_effnet", "kid_effnet", "recall", "coverage", "memorised", "kept"}
 
 
 # the scorecard: each way of failing moves the score that should catch it

@@ -33,6 +33,13 @@ STAGES = {
         "stages.preprocess --raw data/simulated --out data/slices --metrics metrics/data.json --sheet metrics/s.png",
         ["data/slices", "metrics/data.json", "metrics/s.png"],
     ),
+    **{
+        f"extract {split}": (
+            f"stages.features --images data/slices/{split} --extractors models/extractors --out data/features/{split}",
+            [f"data/features/{split}"],
+        )
+        for split in ("train", "val", "test")
+    },
     "base": ("stages.base --out models/base", ["models/base"]),
     "adapt": (
         "stages.adapt --images data/slices/train --validation data/slices/val --base models/base "
@@ -44,7 +51,8 @@ STAGES = {
         ["data/latents"],
     ),
     "finetune": (
-        "stages.finetune --images data/slices/train --latents data/latents --base models/base --vae models/autoencoder "
+        "stages.finetune --images data/slices/train --validation data/slices/val --validation-features "
+        "data/features/val --latents data/latents --base models/base --vae models/autoencoder "
         f"--out {LDM} --snapshots data/snapshots/latent_diffusion.npy --log metrics/ldm.csv "
         "--effort metrics/efforts/latent_diffusion.json",
         [LDM, "data/snapshots/latent_diffusion.npy", "metrics/ldm.csv", "metrics/efforts/latent_diffusion.json"],
@@ -59,13 +67,6 @@ STAGES = {
         "--out data/features/latent_diffusion",
         ["data/features/latent_diffusion"],
     ),
-    **{
-        f"extract {split}": (
-            f"stages.features --images data/slices/{split} --extractors models/extractors --out data/features/{split}",
-            [f"data/features/{split}"],
-        )
-        for split in ("train", "val", "test")
-    },
     "references": (
         "stages.references --train data/slices/train --train-features data/features/train --test data/slices/test "
         "--test-features data/features/test --metrics metrics/references.json",
@@ -94,13 +95,15 @@ STAGES = {
     **{
         f"train_{name}": (
             f"stages.train --model {name} --images data/slices/train --out models/{name} "
-            f"--snapshots data/snapshots/{name}.npy --log metrics/{name}.csv --effort metrics/efforts/{name}.json",
+            f"--snapshots data/snapshots/{name}.npy --log metrics/{name}.csv --effort metrics/efforts/{name}.json "
+            "--start pretrained",
             [f"models/{name}", f"data/snapshots/{name}.npy", f"metrics/{name}.csv", f"metrics/efforts/{name}.json"],
         )
         for name in ("vae", "dcgan", "ddpm", "unet_gan")
     },
     "progression": (
-        "stages.progression --snapshots data/snapshots --efforts metrics/efforts "
+        "stages.progression --snapshots data/snapshots --efforts metrics/efforts --train data/slices/train "
+        "--validation data/slices/val "
         "--validation-features data/features/val --finetuning metrics/finetuning.csv --all-models metrics/all.csv "
         "--picture metrics/curve.png --strips metrics/strips",
         ["metrics/finetuning.csv", "metrics/all.csv", "metrics/curve.png", "metrics/strips"],

@@ -16,7 +16,7 @@ from synthmri import params, streams
 from synthmri.errors import UserError
 from synthmri.generators import latent_diffusion
 from synthmri.scans import prompts
-from synthmri.training import denoising_loss, sampling
+from synthmri.training import denoising_loss, sampling, snapshots
 
 
 def section(name, cls, **change):
@@ -330,6 +330,43 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tiny_model, tmp_path):
     assert torch.equal(weights(whole), weights(halves))
 
 
+def test_the_best_snapshot_is_kept_and_training_stops_after_it_however_interrupted(tiny_model, tmp_path):
+    mean, std, texts = data()
+    p = section("finetune", latent_diffusion.Finetune, **FINETUNE | dict(epochs=9))
+
+    class Killed(Exception):
+        pass
+
+    def run(name, kill_at=None, verdicts=True):
+        pipe, seen = latent_diffusion.load(tiny_model), {}
+
+        def tick(step, loss):
+            if step == kill_at:
+                raise Killed
+
+        def snapshot(epoch):
+            seen[epoch] = weights(pipe).clone()
+            return snapshots.Verdict(best=epoch in (0, 1, 3), stop=epoch == 5) if verdicts else None
+
+        history, operations = latent_diffusion.finetune(
+            pipe, mean, std, texts, p, seed=0, checkpoint=tmp_path / name, tick=tick, snapshot=snapshot
+        )
+        return weights(pipe), seen, history, operations
+
+    kept, seen, history, operations = run("a.pt")
+    assert max(seen) == 5 and len(history) == 5 * 2
+    assert torch.equal(kept, seen[3]) and not torch.equal(kept, seen[5])
+    for kill_at in (3, 8):  # before the best one, and after it
+        with pytest.raises(Killed):
+            run(f"{kill_at}.pt", kill_at)
+        again, _, history_again, operations_again = run(f"{kill_at}.pt")
+        assert torch.equal(again, kept) and history_again == history and operations_again == operations
+    stopped, later, _, _ = run("a.pt")  # killed between its end and its outputs
+    assert torch.equal(stopped, kept) and later == {}
+    to_the_end, seen, *_ = run("c.pt", verdicts=False)
+    assert torch.equal(to_the_end, seen[9])
+
+
 def test_a_compiled_unet_learns_the_same(tiny_model, tmp_path, monkeypatch):
     """Through dynamo and autograd, without the code generation that wants minutes: that is torch's own."""
     mean, std, texts = data()
@@ -564,20 +601,25 @@ def test_the_stage_writes_a_pipeline_of_the_size_of_the_data(tiny_model, tmp_pat
     change = {"base_model": str(source), "method": method, "lora": lora}
     tree["finetune"].update(FINETUNE | change)
     tree["runtime"]["precision"] = "fp32"
-    tree["progression"].update({"n": 2, "points": 1, "steps": 2})
+    tree["progression"].update({"n": 4, "points": 1, "steps": 2})
     YAML().dump(tree, tmp_path / "params.yaml")
     monkeypatch.chdir(tmp_path)
     mean, std, _ = data()
     rows = pd.DataFrame({"subject": list("abcdef"), "contrast": "T1w", "plane": "axial"})
     imageset.write(Path("train"), imageset.ImageSet(np.zeros((6, 64, 64), np.uint8), rows))
-    Path("latents").mkdir()
+    rng = np.random.default_rng(0)
+    imageset.write(Path("val"), imageset.ImageSet(rng.integers(0, 255, (6, 64, 64)).astype(np.uint8), rows))
+    for name in ("latents", "features"):
+        Path(name).mkdir()
+    np.save("features/effnet.npy", rng.random((6, 1280)).astype(np.float32))
     np.save("latents/mean.npy", mean)
     np.save("latents/std.npy", std)
     base.main(Path("base"))
 
     def train(out):
         finetune.main(
-            images=Path("train"), latents=Path("latents"), base=Path("base"), vae=Path("base/vae"), out=out,
+            images=Path("train"), validation=Path("val"), validation_features=Path("features"), latents=Path("latents"),
+            base=Path("base"), vae=Path("base/vae"), out=out,
             log=out.with_suffix(".csv"), snapshots=out.with_suffix(".npy"), effort=out.with_suffix(".json"),
             checkpoints=Path(f"ckpt_{out}"),
         )  # fmt: skip

@@ -141,10 +141,16 @@ TRAINING = {"adapt", "finetune", "train"}
 
 
 @pytest.mark.parametrize(
-    "change", ["synthmri/evaluation/distances.py", "synthmri/evaluation/copies.py", "synthmri/reporting/comparison.py"]
+    "change",
+    ["synthmri/evaluation/scorecard.py", "synthmri/evaluation/membership.py", "synthmri/reporting/comparison.py"],
 )
 def test_an_edited_metric_retrains_nothing(change):
     assert stale(change) and not stale(change) & (TRAINING | {"sample"})
+
+
+@pytest.mark.parametrize("change", ["synthmri/evaluation/distances.py", "synthmri/evaluation/copies.py"])
+def test_what_says_when_fine_tuning_stops_retrains_that_alone(change):
+    assert stale(change) & (TRAINING | {"sample"}) == {"finetune"}
 
 
 def test_an_edit_of_one_model_retrains_no_other():

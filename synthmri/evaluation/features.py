@@ -15,6 +15,7 @@ from synthmri.errors import UserError
 from synthmri.imageset import pieces
 from synthmri.training import perceptual
 
+JUDGE = "effnet"  # what decides: no loss of a training looks through it, as LPIPS does through AlexNet
 EFFNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 SMALLEST_SIDE = 31  # pixels; below it the second pooling layer has nothing left
 

@@ -10,11 +10,11 @@ from pydantic import Field
 
 from synthmri import imageset
 from synthmri.evaluation import copies, distances, pairs, uncertainty
+from synthmri.evaluation.features import JUDGE
 from synthmri.params import Section
 
 # Extractor -> name of its Frechet distance; only Inception's may be called FID.
 NAMES = {"effnet": "fd_effnet", "alexnet": "fd_alexnet", "inception": "fid", "further": "fd_further"}
-JUDGE = "effnet"  # what decides: no loss of a training looks through it, as LPIPS does through AlexNet
 
 
 class Evaluate(Section):

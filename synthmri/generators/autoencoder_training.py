@@ -116,7 +116,9 @@ def train(
     generator = torch.Generator()
 
     def update(step: int) -> float:
-        loop.set_rate(optimizer, p.learning_rate * loop.warm_cosine(step, p.steps, min(10, p.steps)))
+        loop.set_rate(
+            optimizer, p.learning_rate * loop.warm_cosine(step, p.steps, max(min(10, p.steps), p.steps // 40))
+        )
         x, state = batches(step)
         share = distributed.share(len(x))
         x = x[share.rows].to(device)

@@ -22,6 +22,7 @@ from synthmri.imageset import to_uint8
 from synthmri.params import Section
 from synthmri.training import denoising_loss, distributed, loop, sampling
 from synthmri.training.precision import Precision, autocast
+from synthmri.training.snapshots import Verdict
 
 
 class Lora(Section):
@@ -46,6 +47,7 @@ class Finetune(Section):
     max_grad_norm: float = Field(gt=0)
     ema_decay: float = Field(ge=0, lt=1)
     cond_drop_prob: float = Field(ge=0, lt=1)
+    patience: int = Field(ge=0, le=1000)
     compile: bool
     train_text_encoder: bool
 
@@ -136,9 +138,11 @@ def finetune(
     device: str = "cpu",
     precision: Precision = "fp32",
     tick: Callable[[int, float], None] = lambda step, loss: None,
-    snapshot: Callable[[int], None] = lambda epoch: None,
+    snapshot: Callable[[int], Verdict | None] = lambda epoch: None,
 ) -> tuple[list[tuple[int, float, float]], int]:
     """Train the UNet of `pipe` (and by p.train_text_encoder its text encoder) in place; it ends with averaged weights.
+
+    Those of the end, or, where `snapshot` gives verdicts, the best of those that it saw; by them it may stop early.
 
     With p.method "lora" only low-rank adapters of them are trained (Hu 2021, arXiv 2106.09685); `fuse` then adds these
     to the weights.
@@ -149,8 +153,8 @@ def finetune(
     Written to `checkpoint` after every epoch; a run that was killed goes on from there to the same result. Before the
     first epoch and after each, `snapshot(epochs done)` is called while `pipe` holds the averaged weights.
     Of several processes (see `parallel`) each takes its share of every batch, and all end with the same weights.
-    Returns (step, loss, learning rate) of every step, and the floating-point operations of the whole (those of one
-    step, counted by torch, times the steps). Raises UserError when the loss stops being finite, and where p.compile
+    Returns (step, loss, learning rate) of every step, and the floating-point operations of all of them (those of one,
+    counted by torch, times their number). Raises UserError when the loss stops being finite, and where p.compile
     finds no C++ compiler.
     """
     from accelerate import Accelerator
@@ -194,7 +198,7 @@ def finetune(
 
     # Where it goes on from.
     history: list[tuple[int, float, float]] = []
-    operations = 0
+    operations, best, stopped = 0, [], False
     if state := loop.load_checkpoint(checkpoint):
         with torch.no_grad():
             for name, weight in named.items():
@@ -206,9 +210,12 @@ def finetune(
             shadow.copy_(saved)
         history = [tuple(entry) for entry in state["history"]]
         ema.optimization_step, operations = len(history), state["operations"]
-    else:
-        snapshot(0)
+        best, stopped = state["best"], state["stopped"]
+    elif (verdict := snapshot(0)) and verdict.best:
+        best = [weight.detach().clone() for weight in weights]
     for epoch in range(len(history) // per_epoch, p.epochs):
+        if stopped:
+            break
         order = torch.randperm(count, generator=streams.generator(seed, "finetune", "order", epoch))
         for i in range(per_epoch):
             # A batch: one view of each of its slices, drawn from the posterior, and its prompt or an empty one.
@@ -252,7 +259,9 @@ def finetune(
         # A look at the averaged weights, and a place to go on from.
         ema.store(weights)
         ema.copy_to(weights)
-        snapshot(epoch + 1)
+        if verdict := snapshot(epoch + 1):
+            best = [weight.detach().clone() for weight in weights] if verdict.best else best
+            stopped = verdict.stop
         ema.restore(weights)
         loop.save_checkpoint(
             checkpoint,
@@ -261,12 +270,16 @@ def finetune(
                 "optimizer": optimizer.state_dict(), "ema": ema.shadow_params,
                 "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
                 "history": [list(entry) for entry in history], "operations": operations,
+                "best": best, "stopped": stopped,
             },
         )  # fmt: skip
     if history:  # zero epochs leave the base as it is
         ema.copy_to(weights)
+    with torch.no_grad():
+        for weight, kept in zip(weights, best, strict=False):  # none where there were no verdicts
+            weight.copy_(kept)
     network.requires_grad_(False).eval()
-    return history, operations * total
+    return history, operations * len(history)
 
 
 def _check(pipe, p: Finetune, token: str) -> None:

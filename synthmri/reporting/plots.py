@@ -70,10 +70,12 @@ def curve(
     y_label: str,
     title: str,
     log_y: bool = False,
+    ring: tuple[float, float] | None = None,
 ) -> Figure:
     """Lines over a common axis, as of losses over steps.
 
-    series: one sequence of values a line; xs: their places, one sequence a line and as long; labels: one text a line.
+    series: one sequence of values a line; xs: their places, one sequence a line and as long; labels: one text a line;
+    ring: (x, y) of a point that is marked.
     Raises UserError where the counts differ.
     """
     if not len(xs) == len(series) == len(labels):
@@ -84,6 +86,8 @@ def curve(
         if len(x) != len(y):
             raise UserError(f"line `{label}` has {len(x)} places for {len(y)} values; give as many")
         axes.plot(x, y, label=label, marker="o" if len(x) < 30 else None, markersize=4)
+    if ring is not None:
+        axes.plot(*ring, marker="o", markersize=12, markerfacecolor="none", markeredgecolor="black", linestyle="none")
     axes.set(xlabel=x_label, ylabel=y_label, title=title)
     if log_y:
         axes.set_yscale("log")

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -17,6 +18,13 @@ class Progression(Section):
     points: int = Field(ge=1, le=1000)
     baseline_points: int = Field(ge=1, le=1000)
     steps: int = Field(ge=1, le=1000)
+
+
+class Verdict(NamedTuple):
+    """On the weights that a snapshot is of: whether they are the best so far, and whether no better ones will come."""
+
+    best: bool
+    stop: bool
 
 
 class Store:
@@ -40,6 +48,10 @@ class Store:
                 f"{self.folder} cannot be written ({error.strerror or error}); make room on its disk, or give yourself "
                 "the right to write there, then run it again: it goes on from the last checkpoint"
             ) from None
+
+    def get(self, point: int) -> np.ndarray:
+        """What was put there: uint8 (N, H, W). Raises UserError where it is missing or damaged."""
+        return self.stack(point + 1)[point]
 
     def stack(self, count: int) -> np.ndarray:
         """Those of 0 .. count - 1: uint8 (count, N, H, W). Raises UserError where one is missing or damaged."""
