@@ -1,7 +1,7 @@
 """DCGAN (Radford, Metz and Chintala 2016, arXiv 1511.06434), with as many more layers as the image size asks for.
 
 The paper's convolutions without pooling, batch normalisation and ReLU in the generator, leaky ReLU in the
-discriminator. Changed from it: nearest-neighbour doubling and a convolution in place of transposed convolutions, which
+discriminator. Changed from it: bilinear doubling and a convolution in place of transposed convolutions, which
 weave (Odena 2016, doi 10.23915/distill.00003); no batch normalisation in the discriminator, and the relativistic loss
 with both gradient penalties (Huang 2024, arXiv 2501.05441), under which training converges; differentiable
 augmentation and averaged weights.
@@ -46,12 +46,14 @@ class Generator(nn.Module):
         ]
         for before, after in zip(widths, widths[1:], strict=False):
             layers += [
-                nn.Upsample(scale_factor=2),
+                nn.Upsample(scale_factor=2, mode="bilinear"),
                 nn.Conv2d(before, after, 3, 1, 1, bias=False),
                 distributed.BatchNorm2d(after),
                 nn.ReLU(),
             ]
-        self.layers = nn.Sequential(*layers, nn.Upsample(scale_factor=2), nn.Conv2d(widths[-1], 1, 3, 1, 1), nn.Tanh())
+        self.layers = nn.Sequential(
+            *layers, nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(widths[-1], 1, 3, 1, 1), nn.Tanh()
+        )
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         return self.layers(z[:, :, None, None])

@@ -40,8 +40,8 @@ class UpBlock(nn.Module):
         self.skip = nn.Conv2d(before, after, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = self.conv1(F.interpolate(F.relu(self.norm1(x)), scale_factor=2))
-        return self.conv2(F.relu(self.norm2(h))) + F.interpolate(self.skip(x), scale_factor=2)
+        h = self.conv1(F.interpolate(F.relu(self.norm1(x)), scale_factor=2, mode="bilinear"))
+        return self.conv2(F.relu(self.norm2(h))) + F.interpolate(self.skip(x), scale_factor=2, mode="bilinear")
 
 
 class DownBlock(nn.Module):
@@ -71,7 +71,7 @@ class Generator(nn.Module):
         self.last = nn.Sequential(
             distributed.BatchNorm2d(widths[-1]),
             nn.ReLU(),
-            nn.Upsample(scale_factor=2),
+            nn.Upsample(scale_factor=2, mode="bilinear"),
             nn.Conv2d(widths[-1], 1, 3, 1, 1),
         )
 

@@ -48,7 +48,7 @@ class Network(nn.Module):
         self.down = nn.Sequential(*down, nn.Flatten(), nn.Linear(widths[-1] * 16, 2 * p.latent_dim))
         up: list[nn.Module] = [nn.Linear(p.latent_dim, widths[-1] * 16), nn.Unflatten(1, (widths[-1], 4, 4))]
         for before, after in zip(widths[::-1], [*widths[-2::-1], 0], strict=True):
-            up += [nn.GroupNorm(4, before), nn.SiLU(), nn.Upsample(scale_factor=2)]
+            up += [nn.GroupNorm(4, before), nn.SiLU(), nn.Upsample(scale_factor=2, mode="bilinear")]
             up += [nn.Conv2d(before, after or 1, 3, 1, 1)]
         self.up = nn.Sequential(*up, nn.Tanh())
         # What is drawn from: shares, means and Cholesky factors of Gaussians; until it is fitted, N(0, 1).
