@@ -70,9 +70,12 @@ def main(
     if generators.find(generator).prompted:
         ours = _files.read_features(train_features, len(reference_set.train))[scorecard.JUDGE]
         known = ours, imageset.read(train).manifest
-        result["asked"] = conditioning.agreement(*known, values[scorecard.JUDGE], made.manifest)
         theirs = _files.read_features(validation_features, len(seen))[scorecard.JUDGE]
-        result["asked_of_real"] = conditioning.agreement(*known, theirs, seen.manifest)
+        judged = {
+            "asked": conditioning.agreement(*known, values[scorecard.JUDGE], made.manifest),
+            "asked_of_real": conditioning.agreement(*known, theirs, seen.manifest),
+        }
+        result |= {name: found for name, found in judged.items() if found}
     some = imageset.evenly(len(reference_set.test), RECONSTRUCTED)
     originals = np.array(reference_set.test[some])
     rebuilt = reconstruction(generator, model, originals, device=runtime.device, precision=precision)

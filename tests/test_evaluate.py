@@ -107,7 +107,7 @@ def _copied(extracted, folder):
         patch.setitem(
             sys.modules,
             "synthmri.generators.latent_diffusion",
-            SimpleNamespace(LatentDiffusion=SimpleNamespace(load=load, reconstruct=reconstruct)),
+            SimpleNamespace(LatentDiffusion=SimpleNamespace(load=load, reconstruct=reconstruct, prompted=True)),
         )
         patch.setattr(sys, "argv", sys.argv)
         patch.chdir(shutil.copytree(extracted, folder / "workspace"))
@@ -150,6 +150,18 @@ def test_metrics_are_finite_floats(evaluated):
     }  # fmt: skip
     assert all(type(value) is float and np.isfinite(value) for value in tree.values())
     assert all(value == float(f"{value:.6g}") for value in tree.values())
+
+
+def test_what_prompts_ask_for_is_looked_for_in_samples_and_in_real_slices(workspace):
+    for name in ("train", "validation", "samples"):
+        file = workspace / f"data/{name}/manifest.csv"
+        manifest = pd.read_csv(file, dtype=str)
+        which = range(len(manifest))
+        manifest.assign(depth_mm=[f"{10 * (i % 5)}.00" for i in which]).to_csv(file, index=False)
+    assert _evaluate() == 0
+    tree = json.loads((workspace / "metrics/m.json").read_text())
+    assert set(tree["asked"]) == set(tree["asked_of_real"]) == {"level_error_cm"}
+    assert 0 < tree["asked"]["level_error_cm"] < 4
 
 
 def test_the_validation_kid_is_of_the_validation_set(evaluated):
@@ -195,7 +207,7 @@ def test_metrics_are_what_their_names_say(evaluated):
 
 def test_a_model_without_autoencoder_has_no_such_numbers(workspace):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "synthmri.generators.dcgan", SimpleNamespace(DCGAN=SimpleNamespace()))
+        patch.setitem(sys.modules, "synthmri.generators.dcgan", SimpleNamespace(DCGAN=SimpleNamespace(prompted=False)))
         assert _evaluate("dcgan") == 0
     tree = json.loads((workspace / "metrics/m.json").read_text())
     assert not [name for name in tree if name.startswith("recon")]

@@ -30,8 +30,11 @@ def agreement(
     learnt, asked = ours != "", theirs != ""
     if learnt.sum() >= LEAST and asked.any():
         examiner = make_pipeline(StandardScaler(), RidgeCV(PENALTIES))
-        examiner.fit(known[learnt], ours[learnt].astype(float))
-        seen = examiner.predict(features[asked])
+        levels = ours[learnt].astype(float)
+        examiner.fit(known[learnt], levels)
+        seen = examiner.predict(features[asked]).clip(
+            levels.min(), levels.max()
+        )  # what it has never seen, it cannot see
         result["level_error_cm"] = float(np.abs(seen - theirs[asked].astype(float)).mean() / 10)
     for name in ("contrast", "label"):
         shares = _recognised(known, _column(known_table, name), features, _column(table, name))
