@@ -98,7 +98,7 @@ def main(
 
     mean, std = encode()
     one = measure.seconds(encode) / len(some)
-    views = 2 if once.flip else 1
+    views = once.views
     encode_once = one * views * p.batch_size / p.epochs  # a step's share of it
     our_step = ours(pipe, mean[:, None], std[:, None], texts[: len(some)], p, steps, precision) + encode_once
     their_step = textbook(latent_diffusion.load(base), some, texts[: len(some)], p, steps, precision)

@@ -8,8 +8,9 @@ import numpy as np
 import typer
 
 from stages import _cli, _files
-from synthmri import imageset, params
+from synthmri import imageset, params, streams
 from synthmri.generators import autoencoder
+from synthmri.training import views
 
 BATCH_SIZE = 16  # slices at a time; of more, on a CPU, none is quicker: `autoencoder.quicker`
 
@@ -19,18 +20,23 @@ def main(
     model: Annotated[Path, typer.Option(help="autoencoder in diffusers' format")],
     out: Annotated[Path, typer.Option(help="folder of mean.npy and std.npy, float32 (N, views, 4, h, w)")],
 ):
-    """Store the posterior's mean and standard deviation of every slice and, with encode.flip, of its mirror image."""
+    """Store the posterior's mean and standard deviation of encode.views views of every slice."""
     runtime = _cli.start()
     precision = _cli.precision(runtime)
     p = params.read(_cli.PARAMS, "encode", autoencoder.Encode)
     slices = imageset.read(images).images
     vae = autoencoder.load(model, device=runtime.device)
-    views = [slices, slices[:, :, ::-1]] if p.flip else [slices]
+
+    def view(number: int, some: np.ndarray, start: int) -> np.ndarray:
+        if number < 2:
+            return some[:, :, ::-1] if number else some
+        return views.further(some, streams.generator(0, "view", number, start))
 
     def encoded(start: int) -> list[np.ndarray]:  # mean and deviation, (<= batch, views, 4, h, w) each
+        some = slices[start : start + BATCH_SIZE]
         batch = [
-            autoencoder.encode(vae, view[start : start + BATCH_SIZE], batch_size=BATCH_SIZE, precision=precision)
-            for view in views
+            autoencoder.encode(vae, view(number, some, start), batch_size=BATCH_SIZE, precision=precision)
+            for number in range(p.views)
         ]
         return [np.stack(kind, axis=1) for kind in zip(*batch, strict=True)]
 

@@ -13,6 +13,7 @@ import typer
 from stages import _cli, _files, _launch, _unfinished
 from synthmri import generators, imageset, params
 from synthmri.errors import UserError
+from synthmri.generators.baseline import Train
 from synthmri.training import distributed, sampling
 from synthmri.training.snapshots import Progression, Store
 
@@ -24,7 +25,7 @@ def main(
     snapshots: Annotated[Path, typer.Option(help="NPY of images of the same seeds over the training")],
     log: Annotated[Path, typer.Option(help="CSV: step and losses")],
     effort: Annotated[Path, typer.Option(help="JSON: parameters, images seen, floating-point operations")],
-    start: Annotated[Path, typer.Option(help="pretrained weights, where baselines.MODEL.pretrained")],
+    start: Annotated[Path, typer.Option(help="pretrained weights, where train.pretrained")],
     checkpoints: Annotated[Path, typer.Option(help="where an interrupted run goes on from")] = Path(".ckpt/train"),
 ):
     """Train by section baselines.MODEL."""
@@ -32,6 +33,7 @@ def main(
     seed, precision = _cli.seed(), _cli.precision(runtime)
     generator = generators.find(model)
     p = params.read(_cli.PARAMS, f"baselines.{model}", generator.Params)
+    pretrained = params.read(_cli.PARAMS, "train", Train).pretrained
     progress = params.read(_cli.PARAMS, "progression", Progression)
     distributed.check(p.batch_size, f"baselines.{model}.batch_size")
     drawing = sampling.Sample(
@@ -41,7 +43,7 @@ def main(
         seed, p.model_dump(), progress.model_dump(exclude={"points", "steps"}), runtime.model_dump(), precision,
         distributed.count(),
     )  # fmt: skip
-    with _unfinished.checkpoints(checkpoints / model, [images], *settings, *[start] * p.pretrained) as unfinished:
+    with _unfinished.checkpoints(checkpoints / model, [images], *settings, *[start] * pretrained) as unfinished:
         store = Store(unfinished / "snapshots")
 
         def snapshot(point: int, trained) -> None:
@@ -53,7 +55,7 @@ def main(
             trained, history, operations = generator.fit(
                 np.array(imageset.read(images).images), p, seed=seed, points=progress.baseline_points,
                 checkpoint=unfinished / "train.pt", device=runtime.device, precision=precision,
-                tick=tick, snapshot=snapshot, start=start if p.pretrained else None,
+                tick=tick, snapshot=snapshot, start=start if pretrained else None,
             )  # fmt: skip
         if not distributed.is_main():
             return
@@ -83,7 +85,7 @@ def main(
                     "teraflop": operations / 1e12,
                     "precision": precision,
                 }
-                | (_files.pretraining(start) if p.pretrained else {}),
+                | (_files.pretraining(start) if pretrained else {}),
             )
 
 

@@ -47,7 +47,7 @@ def test_a_sixth_model_is_one_file(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(generators.GENERATORS, "average", "Average")
     tree = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
-    own = {"pretrained": False, "steps": 400, "batch_size": 8, "learning_rate": 0.02}
+    own = {"steps": 400, "batch_size": 8, "learning_rate": 0.02}
     tree["baselines"]["average"], tree["sample"] = own, tree["sample"] | {"n": 5, "batch_size": 5}
     monkeypatch.chdir(tmp_path)
     Path("params.yaml").write_text(yaml.safe_dump(tree))

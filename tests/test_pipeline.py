@@ -564,7 +564,16 @@ def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, m
     from stages import _launch
     from synthmri import params
     from synthmri.evaluation import downstream, membership, scorecard, sweep
-    from synthmri.generators import autoencoder, autoencoder_training, dcgan, ddpm, latent_diffusion, unet_gan, vae
+    from synthmri.generators import (
+        autoencoder,
+        autoencoder_training,
+        baseline,
+        dcgan,
+        ddpm,
+        latent_diffusion,
+        unet_gan,
+        vae,
+    )
     from synthmri.registry import gate
     from synthmri.scans import prompts, slicing
     from synthmri.simulation import cohort, pretraining
@@ -583,7 +592,7 @@ def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, m
         "utility": downstream.Utility, "privacy": membership.Privacy,
         "registry": gate.Registry, "readers": ratings.Readers, "study": design.Study,
         "sweep": sweep.Sweep, "progression": snapshots.Progression,
-        "baselines.vae": vae.Params,
+        "train": baseline.Train, "baselines.vae": vae.Params,
         "baselines.dcgan": dcgan.Params, "baselines.ddpm": ddpm.Params, "baselines.unet_gan": unet_gan.Params,
     }  # fmt: skip
     sections = yaml.safe_load((tmp_path / "params.yaml").read_text())

@@ -155,7 +155,7 @@ def test_a_baseline_is_pretrained_on_the_drawn_slices_and_goes_on_from_its_weigh
     from stages import pretrain as stage
     from synthmri.generators import dcgan
 
-    small = {"pretrained": False, "width": 4, "latent_dim": 4, "penalty": 1.0, "steps": 6, "batch_size": 2}
+    small = {"width": 4, "latent_dim": 4, "steps": 6, "batch_size": 2}
     tree = {"pretrain": run.model_dump(mode="json"), "baselines": {"dcgan": small | {"learning_rate": 1e-3}}}
     copy_parameters(tmp_path)
     monkeypatch.chdir(tmp_path)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from synthmri.imageset import to_uint8
 from synthmri.params import Section
@@ -16,7 +17,7 @@ from synthmri.training.precision import Precision, autocast
 class Encode(Section):
     """Section `encode`."""
 
-    flip: bool
+    views: int = Field(ge=1, le=64)
 
 
 def load(folder: Path, *, device: str = "cpu"):

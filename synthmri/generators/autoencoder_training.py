@@ -71,19 +71,20 @@ def train(
     section: str,
     precision: Precision = "fp32",
     latent_weight: float = 0.0,
+    adversarial_from: float = 0.0,
     every: int = 100,
     tick: Callable[[int, float], None] = lambda step, loss: None,
 ) -> int:
     """Train `vae` in place to rebuild the batches (B, 3, H, W) in [-1, 1] that `draw` makes of a generator.
 
-    Where p.adversarial_weight is above 0, a discriminator of patches learns beside it: without one the decoder blurs
-    what it cannot know, with one it draws texture in its place, which is nearer in distribution and farther in PSNR
-    (Blau 2018). part: "decoder" keeps the latent space that a UNet knows, "full" moves it; p: steps, learning_rate,
-    perceptual_weight, adversarial_weight and latent_noise; perceptual: as for `rebuild`; latent_weight: of a pull of
-    the latents towards zero mean and unit variance per channel. Written to `checkpoint` `every` so many steps; a run
-    that was killed goes on from there to the same result. Of several processes each takes its share of every batch,
-    and draws whole batches in turn. Returns the floating-point operations. Raises UserError, naming `section` of the
-    parameters, when the loss stops being finite.
+    Where p.adversarial_weight is above 0, a discriminator of patches learns beside it once the share adversarial_from
+    of the steps is done: without one the decoder blurs what it cannot know, with one it draws texture in its place,
+    which is nearer in distribution and farther in PSNR (Blau 2018). part: "decoder" keeps the latent space that a UNet
+    knows, "full" moves it; p: steps, learning_rate, perceptual_weight, adversarial_weight and latent_noise; perceptual:
+    as for `rebuild`; latent_weight: of a pull of the latents towards zero mean and unit variance per channel. Written
+    to `checkpoint` `every` so many steps; a run that was killed goes on from there to the same result. Of several
+    processes each takes its share of every batch, and draws whole batches in turn. Returns the floating-point
+    operations. Raises UserError, naming `section` of the parameters, when the loss stops being finite.
     """
     device = next(vae.parameters()).device
     # The pieces by their names in diffusers: both kinds have `decoder`, the KL kind a convolution before it.
@@ -119,6 +120,7 @@ def train(
         loop.set_rate(
             optimizer, p.learning_rate * loop.warm_cosine(step, p.steps, max(min(10, p.steps), p.steps // 40))
         )
+        judged = p.adversarial_weight > 0 and step >= adversarial_from * p.steps
         x, state = batches(step)
         share = distributed.share(len(x))
         x = x[share.rows].to(device)
@@ -129,7 +131,7 @@ def train(
                 weight=p.perceptual_weight, latent_noise=p.latent_noise, frozen_encoder=part == "decoder", share=share,
             )  # fmt: skip
             grey = y.mean(dim=1, keepdim=True)
-            if p.adversarial_weight > 0:
+            if judged:
                 value = value + p.adversarial_weight * patch_discriminator.generator_loss(discriminator, grey)
         if latent_weight > 0:
             mean, std = distributed.mean(z, dim=(0, 2, 3)), distributed.std(z, dim=(0, 2, 3))
@@ -142,10 +144,10 @@ def train(
                 f"training the autoencoder diverged: the loss of step {step} is {loss}; lower "
                 f"{section}.learning_rate (now {p.learning_rate}) or set runtime.precision to fp32"
             )
-        if p.adversarial_weight > 0:
+        if judged:
             with autocast(device, precision):
-                judged = share.weight * patch_discriminator.discriminator_loss(discriminator, x[:, :1], grey)
-            loop.descend(discriminator_optimizer, judged)
+                theirs = share.weight * patch_discriminator.discriminator_loss(discriminator, x[:, :1], grey)
+            loop.descend(discriminator_optimizer, theirs)
         return loss
 
     vae.train()

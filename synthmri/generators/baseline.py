@@ -22,10 +22,15 @@ Draw = Callable[[torch.Generator], torch.Tensor]  # -> float32 (B, 1, S, S) in [
 Update = Callable[[int, torch.Generator], dict[str, float]]  # (step, its random numbers) -> losses by name
 
 
+class Train(Section):
+    """Section `train`, of all baselines."""
+
+    pretrained: bool
+
+
 class Training(Section):
     """What every section baselines.NAME says."""
 
-    pretrained: bool
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=2)
     learning_rate: float = Field(gt=0, le=0.1)
@@ -155,7 +160,7 @@ class Baseline(Generator):
         except (OSError, ValueError, SafetensorError) as error:
             raise UserError(
                 f"{start} holds no weights to start from ({error}); `synthmri pretrain --model {self.name}` makes "
-                f"them, or set baselines.{self.name}.pretrained to false"
+                f"them, or set train.pretrained to false"
             ) from None
         try:
             for name, network in networks.items():
@@ -169,7 +174,7 @@ class Baseline(Generator):
 
             raise UserError(
                 f"{start} is a network of {words(theirs)}; baselines.{self.name} and data.image_size ask for "
-                f"{words(self.config)}: make them equal, or set baselines.{self.name}.pretrained to false"
+                f"{words(self.config)}: make them equal, or set train.pretrained to false"
             ) from None
 
     @classmethod

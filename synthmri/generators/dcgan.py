@@ -22,9 +22,9 @@ class Params(Training):
 
     width: int = Field(ge=4, le=512)
     latent_dim: int = Field(ge=2, le=4096)
-    penalty: float = Field(ge=0)
 
 
+PENALTY = 1.0  # weight of the gradient penalties
 PENALTY_STEPS = 4  # every so many, the gradient penalties count as often (Karras 2020, arXiv 1912.04958, section 3.1)
 
 
@@ -97,14 +97,14 @@ class DCGAN(Baseline):
         )
 
         def discriminator_loss(judge, real, fake, step, generator):
-            steep = step % PENALTY_STEPS == 0 and p.penalty > 0
+            steep = step % PENALTY_STEPS == 0
             # A view of each, since the counter of operations cannot see through a leaf.
             x, y = (each.requires_grad_(steep).view_as(each) for each in (real, fake))
             theirs, ours = judge(x).float(), judge(y).float()
             loss = F.softplus(ours - theirs).mean()
             if steep:
                 slopes = adversarial.steepness(theirs, x) + adversarial.steepness(ours, y)
-                loss = loss + PENALTY_STEPS * p.penalty / 2 * slopes
+                loss = loss + PENALTY_STEPS * PENALTY / 2 * slopes
             return loss
 
         def generator_loss(judge, real, fake):

@@ -19,6 +19,8 @@ from synthmri.imageset import evenly, to_uint8
 from synthmri.training import distributed, loop, patch_discriminator, perceptual, sampling
 from synthmri.training.precision import Precision, autocast
 
+PERCEPTUAL, ADVERSARIAL = 0.2, 0.02  # weights beside the evidence bound of a pixel, in nats
+MIXTURE = 10  # Gaussians at most
 SLICES_A_PART = 10  # training slices to each Gaussian of the mixture, at least: fewer, and it would be of single people
 MOST_SETTLED = 2000  # training slices that the mixture is fitted to
 DRAWS = 4  # latents of each from its posterior
@@ -29,9 +31,6 @@ class Params(Training):
 
     width: int = Field(ge=4, le=512, multiple_of=4)
     latent_dim: int = Field(ge=2, le=4096)
-    mixture: int = Field(ge=1, le=100)
-    perceptual_weight: float = Field(ge=0)
-    adversarial_weight: float = Field(ge=0)
 
 
 class Network(nn.Module):
@@ -52,9 +51,9 @@ class Network(nn.Module):
             up += [nn.Conv2d(before, after or 1, 3, 1, 1)]
         self.up = nn.Sequential(*up, nn.Tanh())
         # What is drawn from: shares, means and Cholesky factors of Gaussians; until it is fitted, N(0, 1).
-        self.register_buffer("shares", torch.eye(p.mixture)[0])
-        self.register_buffer("means", torch.zeros(p.mixture, p.latent_dim))
-        self.register_buffer("factors", torch.eye(p.latent_dim).repeat(p.mixture, 1, 1))
+        self.register_buffer("shares", torch.eye(MIXTURE)[0])
+        self.register_buffer("means", torch.zeros(MIXTURE, p.latent_dim))
+        self.register_buffer("factors", torch.eye(p.latent_dim).repeat(MIXTURE, 1, 1))
 
     def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and log variance of the posterior, (B, latent) each."""
@@ -82,7 +81,7 @@ def negative_elbo(
 class VAE(Baseline):
     """Draws the decoder's mean at z of the mixture."""
 
-    name, Params, architecture = "vae", Params, ("width", "latent_dim", "mixture")
+    name, Params, architecture = "vae", Params, ("width", "latent_dim")
 
     @staticmethod
     def build(p: Params, size: int) -> Network:
@@ -106,7 +105,7 @@ class VAE(Baseline):
                 seen = lpips(*(F.avg_pool2d(each, 2).expand(-1, 3, -1, -1) for each in (x, y))).float().mean()
                 fooled = patch_discriminator.generator_loss(discriminator, y)
             likelihood, divergence = negative_elbo(x, y, mean, log_variance, share.weight)
-            loss = (likelihood + divergence) / x[0].numel() + p.perceptual_weight * seen + p.adversarial_weight * fooled
+            loss = (likelihood + divergence) / x[0].numel() + PERCEPTUAL * seen + ADVERSARIAL * fooled
             loss = share.weight * loss
             for each in (optimizer, discriminator_optimizer):
                 loop.set_rate(each, p.learning_rate * loop.warm_cosine(step, p.steps, 10))

@@ -45,6 +45,7 @@ class Autoencoder(Section):
     learning_rate: float = Field(gt=0, le=0.1)
     perceptual_weight: float = Field(ge=0)
     adversarial_weight: float = Field(ge=0)
+    adversarial_from: float = Field(ge=0, le=1)
     latent_weight: float = Field(ge=0)
     latent_noise: float = Field(ge=0)
 
@@ -138,7 +139,7 @@ def fit_autoencoder(
     operations = autoencoder_training.train(
         model, part, lambda generator: rgb(autoencoder_images(atlas, p, generator)), p, perceptual,
         seed=run.seed, precision=precision, checkpoint=checkpoint, section="pretrain.autoencoder",
-        latent_weight=p.latent_weight, every=run.checkpoint_steps, tick=tick,
+        latent_weight=p.latent_weight, adversarial_from=p.adversarial_from, every=run.checkpoint_steps, tick=tick,
     )  # fmt: skip
     return model, operations
 
