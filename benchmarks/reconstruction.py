@@ -6,6 +6,9 @@ The ceiling is what the same network reaches once it has been trained on those v
 of this size can hold, whatever they learnt before. Two yardsticks stand beside it: the best linear code of as many
 numbers (principal components of 8 x 8 blocks, fitted to those very slices), and WebP, which spends its bits where they
 are needed.
+
+--mixed STEPS says what the simulated heads lack: the training of the base goes on for so many steps, once as it was and
+once with real slices of open-ms and t1ce-tumor in half of each batch; both are judged on lgg-flair, which neither saw.
 """
 
 import copy
@@ -16,16 +19,19 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import torch
 import typer
 from PIL import Image
 
 from benchmarks import measure
 from stages import _cli
 from synthmri import imageset, params
-from synthmri.evaluation import pairs
+from synthmri.evaluation import distances, features, pairs
 from synthmri.generators import autoencoder, autoencoder_training
 from synthmri.reporting import plots
 from synthmri.scans import read, slicing
+from synthmri.simulation import pretraining
+from synthmri.simulation.atlas import load_atlas
 from synthmri.training import perceptual
 
 
@@ -46,6 +52,32 @@ def real_sets(root: Path, data: slicing.Data) -> dict[str, np.ndarray]:
             parts.append(made.images)
         found[name] = np.concatenate(parts)
     return found
+
+
+def unseen(root: Path) -> np.ndarray:
+    """Every 9th picture of lgg-flair, as it is: uint8 (N, 256, 256)."""
+    files = sorted((root / "lgg-flair").rglob("*.png"))[::9]
+    return np.stack([np.asarray(Image.open(file).convert("L")) for file in files])
+
+
+def trained_on(vae, run: pretraining.Pretrain, steps: int, real: np.ndarray | None, lpips, precision: str):
+    """A copy of the autoencoder after more steps of its pretraining; real: uint8 (N, S, S) for half of each batch."""
+    p = run.autoencoder.model_copy(update={"steps": steps, "learning_rate": run.autoencoder.learning_rate / 4})
+    pupil, atlas = copy.deepcopy(vae), load_atlas()
+
+    def draw(generator: torch.Generator) -> torch.Tensor:
+        made = pretraining.rgb(pretraining.autoencoder_images(atlas, p, generator))
+        if real is not None:
+            half = p.batch_size // 2
+            made[:half] = autoencoder.to_tensor(autoencoder_training.crops(real, half, p.crop_px, generator))
+        return made
+
+    with tempfile.TemporaryDirectory() as folder, _cli.counter("training on", steps) as tick:
+        autoencoder_training.train(
+            pupil, "full", draw, p, lpips, seed=0, checkpoint=Path(folder) / "c.pt", section="pretrain.autoencoder",
+            precision=precision, latent_weight=p.latent_weight, tick=tick,
+        )  # fmt: skip
+    return autoencoder.quicker(pupil)
 
 
 def linear(images: np.ndarray, numbers: int, side: int = 8) -> np.ndarray:
@@ -77,6 +109,7 @@ def main(
         "data/slices/test"
     ),
     ceiling: Annotated[int, typer.Option(min=0, help="steps of training on the real slices themselves; 0 = none")] = 0,
+    mixed: Annotated[int, typer.Option(min=0, help="steps of training on, with and without real slices; 0 = none")] = 0,
     show: Annotated[
         Path | None, typer.Option(help="folder for pictures of the real slices; keep it out of git")
     ] = None,
@@ -97,7 +130,16 @@ def main(
 
     def row(decoded: np.ndarray, images: np.ndarray) -> dict[str, float]:
         values = pairs.resemblance(decoded, images, lpips)
+        values["fd_effnet"] = distances.frechet_distance(features.effnet(decoded), features.effnet(images))
         return {"n": len(images)} | {key: round(value, 4) for key, value in values.items()}
+
+    if mixed and root:
+        run, judged = params.read(_cli.PRETRAINING, "pretrain", pretraining.Pretrain), unseen(Path(root))
+        real = np.concatenate([sets["open-ms"], sets["t1ce-tumor"]])
+        for words, some in (("as it is", None), ("simulated", None), ("simulated and real", real)):
+            pupil = vae if words == "as it is" else trained_on(vae, run, mixed, some, lpips, precision)
+            decoded = autoencoder.reconstruct(pupil, judged, batch_size=16, precision=precision)
+            rows[f"lgg-flair, {words}"] = row(decoded, judged) | {"steps": 0 if pupil is vae else mixed}
 
     for name, images in sets.items():
         decoded = autoencoder.reconstruct(vae, images, batch_size=16, precision=precision)

@@ -157,7 +157,7 @@ def test_divergence_is_told(tiny, tmp_path):
 def test_crops_are_pieces_of_the_images_some_of_them_mirrored():
     source = np.arange(2 * 20 * 20).reshape(2, 20, 20).astype(np.uint8)
     source[1] += 100
-    crops = autoencoder_training._crops(source, 40, 8, torch.Generator().manual_seed(0))
+    crops = autoencoder_training.crops(source, 40, 8, torch.Generator().manual_seed(0))
     windows = np.lib.stride_tricks.sliding_window_view(source, (8, 8), axis=(1, 2)).reshape(-1, 8, 8)
     plain = [any((crop == w).all() for w in windows) for crop in crops]
     mirrored = [any((crop[:, ::-1] == w).all() for w in windows) for crop in crops]

@@ -177,7 +177,7 @@ def adapt(
     crop = min(CROP_PX, *images.shape[1:])
 
     def draw(generator: torch.Generator) -> torch.Tensor:
-        return autoencoder.to_tensor(_crops(images, p.batch_size, crop, generator))
+        return autoencoder.to_tensor(crops(images, p.batch_size, crop, generator))
 
     train(
         vae, part, draw, p, perceptual,
@@ -185,7 +185,7 @@ def adapt(
     )  # fmt: skip
 
 
-def _crops(images: np.ndarray, count: int, size: int, generator: torch.Generator) -> np.ndarray:
+def crops(images: np.ndarray, count: int, size: int, generator: torch.Generator) -> np.ndarray:
     """uint8 (count, size, size) from random places of random images, half of them mirrored left to right."""
 
     def draw(below: int) -> list[int]:
