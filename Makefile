@@ -9,7 +9,7 @@ help:
 	@echo "make repro   set up .venv, run the whole pipeline, show a summary"
 	@echo "make check   whose your scans in data/raw are, and what they show, before a run"
 	@echo "make quick   a first look in minutes: all of it small, in a clone of its own (.quick)"
-	@echo "make ui      browse models and runs in MLflow on http://127.0.0.1:5000"
+	@echo "make ui      browse models and runs in MLflow on http://127.0.0.1:5000 (OPEN=1 opens a browser)"
 	@echo "make test    set up .venv, run the tests"
 	@echo "make study   rate real and synthetic slices in a browser, blinded (PACKET= where there are several)"
 	@echo "make install set up .venv only"
@@ -47,7 +47,7 @@ quick: install
 	@echo "A first look: 128 px, few people, short trainings. All of it on one page: .quick/metrics/report.html"
 
 ui: install
-	$(BIN)/python -m stages.register --sync --ui --port $(PORT)
+	$(BIN)/python -m stages.register --sync --ui --port $(PORT) $(if $(OPEN),--open)
 
 # Two workers, each a file at a time, in the order of tests/conftest.py.
 test: install

@@ -32,7 +32,7 @@ def baseline(name: str, tree: dict, size: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         *_, operations = generator.fit(
             images, p.model_copy(update={"steps": 1, "batch_size": 2}), seed=0, points=1,
-            checkpoint=Path(folder) / "one.pt", tick=lambda step, loss: None, snapshot=lambda point, model: None,
+            checkpoint=Path(folder) / "one.pt", tick=lambda step, loss, rate: None, snapshot=lambda point, model: None,
         )  # fmt: skip
     evaluations = getattr(p, "sample_steps", 1)
     return _petaflop(operations / 2, p.steps * p.batch_size, tree["sample"]["n"] * evaluations)

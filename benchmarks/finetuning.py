@@ -74,7 +74,7 @@ def ours(
         latent_diffusion.finetune(
             pipe, mean[rows], std[rows], [texts[row] for row in rows], p.model_copy(update={"epochs": 1}),
             seed=0, checkpoint=Path(folder) / "c.pt", precision=precision,
-            tick=lambda step, loss: ticks.append(time.perf_counter()),
+            tick=lambda step, loss, rate: ticks.append(time.perf_counter()),
         )  # fmt: skip
     return float(np.median(np.diff(ticks)[1:]))
 

@@ -145,8 +145,13 @@ def progress(items: Iterable, title: str, total: int | None = None) -> Iterator:
 
 
 @contextmanager
-def counter(title: str, total: int) -> Iterator[Callable[[int, float], None]]:
-    """A progress bar for training: call what it yields with the step just done and its loss."""
+def counter(title: str, total: int, also: Callable = lambda *_: None) -> Iterator[Callable]:
+    """A progress bar for training: a `loop.Tick`, which passes on to another."""
     with bars(per_second=2) as bar:
         task = bar.add_task(title, total=total)
-        yield lambda step, loss: bar.update(task, completed=step + 1, description=f"{title} (loss {loss:.3f})")
+
+        def tick(step: int, loss: float, rate: float) -> None:
+            bar.update(task, completed=step + 1, description=f"{title} (loss {loss:.3f})")
+            also(step, loss, rate)
+
+        yield tick

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import pandas as pd
 import typer
 
 from stages import _cli, _files
@@ -39,6 +40,7 @@ def main(
     ],
     picture: Annotated[Path, typer.Option(help="real slices of other people beside synthetic ones, PNG to write")],
     closest: Annotated[Path, typer.Option(help="the pairs of synthetic and train that resemble most, PNG to write")],
+    pairs_table: Annotated[Path, typer.Option(help="CSV to write: which pairs these are, and how alike")],
 ) -> None:
     """Distances, resemblances, memorisation and, where there is an autoencoder, reconstruction."""
     runtime = _cli.start()
@@ -90,7 +92,12 @@ def main(
     which = found.pairs.closest[order]
     couples = np.concatenate([made.images[found.pairs.rows[order]], copies.views(reference_set.train, which)])
     captions = [f"{found.pairs.likeness[i]:.3f}" for i in order]
-    captions += ["train" if i < len(reference_set.train) else "train, mirrored" for i in which]
+    mirrored = which >= len(reference_set.train)
+    captions += ["train, mirrored" if mirror else "train" for mirror in mirrored]
+    which_pairs = pd.DataFrame({
+        "image": found.pairs.rows[order], "train": which % len(reference_set.train), "mirrored": mirrored.astype(int),
+        "likeness": found.pairs.likeness[order],
+    })  # fmt: skip
     # Simulated data is called simulated, here too.
     source = imageset.read(test).meta.get("data", {}).get("source")
     title = "Test people, simulated cohort" if source == "simulated" else "Test people"
@@ -99,11 +106,13 @@ def main(
         _files.replacing(rounds) as table,
         _files.replacing(picture) as beside,
         _files.replacing(closest) as sheet,
+        _files.replacing(pairs_table) as listed,
     ):
         _files.write_metrics(json, result)
         found.rounds.to_csv(table, index=False, float_format="%.6g", lineterminator="\n")
         plots.save(plots.real_against_synthetic(reference_set.test, made.images, title=title), beside)
         plots.save(plots.contact_sheet(couples, columns=len(order), captions=captions), sheet)
+        which_pairs.to_csv(listed, index=False, float_format="%.6g", lineterminator="\n")
 
 
 def reference(

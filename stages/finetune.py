@@ -13,7 +13,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from stages import _cli, _files, _launch, _unfinished
+from stages import _cli, _files, _launch, _unfinished, _watch
 from synthmri import imageset, params
 from synthmri.evaluation import features, stopping
 from synthmri.generators import autoencoder, latent_diffusion
@@ -60,7 +60,10 @@ def main(
         seed, p.model_dump(), prompt.model_dump(), progress.model_dump(exclude={"baseline_points"}),
         runtime.model_dump(), precision, distributed.count(), base, vae,
     )  # fmt: skip
-    with _unfinished.checkpoints(checkpoints, [latents, images, validation], *settings) as unfinished:
+    with (
+        _unfinished.checkpoints(checkpoints, [latents, images, validation], *settings) as unfinished,
+        _watch.watching("latent_diffusion") as watch,
+    ):
         store = Store(unfinished / "snapshots")
         standing = _judge(train, validation, validation_features, store)
 
@@ -71,11 +74,12 @@ def main(
                 )
                 if distributed.is_main():
                     store.put(shown.index(epoch), images_now)
+                    watch.show(images_now)
                 return _verdict(standing, shown.index(epoch), progress.n, p.patience)
             return None
 
         per_epoch = -(-len(texts) // p.batch_size)
-        with _cli.counter("fine-tuning steps", p.epochs * per_epoch) as tick:
+        with _cli.counter("fine-tuning steps", p.epochs * per_epoch, watch.tick) as tick:
             history, operations = latent_diffusion.finetune(
                 pipe, mean, std, texts, p, seed=seed, checkpoint=unfinished / "finetune.pt", token=prompt.token,
                 device=runtime.device, precision=precision, tick=tick, snapshot=snapshot,
@@ -120,6 +124,7 @@ def main(
                 }
                 | _files.pretraining(base),
             )
+        watch.keep(out)
 
 
 def _judge(

@@ -5,13 +5,15 @@ raise the steps in pretrained/params.yaml and run it again, or, where the checkp
 `--start pretrained/base --out new`.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from rich.progress import Progress
 
-from stages import _cli, _files, _launch, draw
+from stages import _cli, _files, _launch, _watch, draw
 from synthmri import params
 from synthmri.errors import UserError
 from synthmri.training import distributed
@@ -74,11 +76,12 @@ def main(
         if part != "unet":
             from synthmri.training import perceptual
 
-            tick = _ticker(progress, "autoencoder", run.autoencoder.steps, first.with_suffix(".csv"))
-            vae, work["autoencoder"] = pretraining.fit_autoencoder(
-                run.autoencoder, run, perceptual.lpips_model(device=runtime.device), first, runtime.device, tick,
-                precision=precision, start=pipe.vae if pipe else None, part="decoder" if part == "decoder" else "full",
-            )  # fmt: skip
+            with _ticking(progress, "autoencoder", run.autoencoder.steps, first.with_suffix(".csv")) as tick:
+                vae, work["autoencoder"] = pretraining.fit_autoencoder(
+                    run.autoencoder, run, perceptual.lpips_model(device=runtime.device), first, runtime.device, tick,
+                    precision=precision, start=pipe.vae if pipe else None,
+                    part="decoder" if part == "decoder" else "full",
+                )  # fmt: skip
         elif pipe:
             vae = pipe.vae
         else:
@@ -109,8 +112,8 @@ def main(
         if part == "all" or start is None:  # its encoder has moved
             pretraining.standardise(vae, heads)
         if part != "decoder":
-            tick = _ticker(progress, "unet", run.unet.steps, second.with_suffix(".csv"))
-            work["unet"] = pretraining.fit_unet(pipe, heads, run, second, runtime.device, tick, precision=precision)
+            with _ticking(progress, "unet", run.unet.steps, second.with_suffix(".csv")) as tick:
+                work["unet"] = pretraining.fit_unet(pipe, heads, run, second, runtime.device, tick, precision=precision)
     if not distributed.is_main():
         return
     seen = {name: getattr(run, name).steps * getattr(run, name).batch_size for name in work}
@@ -144,8 +147,12 @@ def _baseline(model: str, images: Path, out: Path, start: Path | None, checkpoin
         if distributed.is_main():
             checkpoint.parent.mkdir(parents=True, exist_ok=True)
             plots.save(plots.contact_sheet(drawn, 8), checkpoint.with_name(f"{checkpoint.stem}-{point:02d}.png"))
+            watch.show(drawn)
 
-    with _cli.counter(f"pretraining {model}", p.steps) as tick:
+    with (
+        _watch.watching(f"pretraining: {model}") as watch,
+        _cli.counter(f"pretraining {model}", p.steps, watch.tick) as tick,
+    ):
         trained, _, operations = generator.fit(
             heads.images, p, seed=run.seed, points=POINTS, checkpoint=checkpoint, start=start, device=runtime.device,
             precision=precision, tick=tick, snapshot=snapshot,
@@ -164,11 +171,14 @@ def _effort(folder: Path, start: Path | None, seen: int, operations: int) -> Non
     _files.write_metrics(folder / _files.PRETRAINING, total)
 
 
-def _ticker(progress: Progress, name: str, steps: int, log: Path):
+@contextmanager
+def _ticking(progress: Progress, name: str, steps: int, log: Path) -> Iterator[Callable]:
+    """A `loop.Tick` that moves a bar and writes the mean loss of every 50 steps."""
     task = progress.add_task(name, total=steps)
     recent: list[float] = []
 
-    def tick(step: int, loss: float) -> None:
+    def tick(step: int, loss: float, rate: float) -> None:
+        watch.tick(step, loss, rate)
         recent.append(loss)
         progress.update(task, completed=step + 1)
         if (step + 1) % 50 == 0 and distributed.is_main():
@@ -177,7 +187,8 @@ def _ticker(progress: Progress, name: str, steps: int, log: Path):
                 file.write(f"{step + 1},{sum(recent) / len(recent):.5f}\n")
             recent.clear()
 
-    return tick
+    with _watch.watching(f"pretraining: {name}") as watch:
+        yield tick
 
 
 if __name__ == "__main__":

@@ -63,7 +63,9 @@ def main(
         file.flush()
         blurred = np.memmap(file, np.uint8, "r", shape=(len(others), *mean.shape))
         result = {
-            "real": between | copying(reference.test, others) | {"n": float(n)},
+            "real": between
+            | copying(reference.test, others)
+            | {"n": float(n), "likeness_bound": copies.bound(reference.likeness)},
             "blurred": everything(blurred, extracted(blurred)),
             "mean_image": everything(
                 np.broadcast_to(mean, (n, *mean.shape)),

@@ -6,17 +6,16 @@ say since. In `dvc repro` this is the last stage. It has no output: nothing that
 twice, and a stage without one is never taken for done because a cache knows it.
 """
 
-import contextlib
 import dataclasses
-import fcntl
 import importlib.metadata
 import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import webbrowser
 from pathlib import Path
 from typing import Annotated
 
@@ -26,11 +25,11 @@ import typer
 from ruamel.yaml import YAML
 
 import synthmri
-from stages import _cli, _files
+from stages import _cli, _files, _store, _watch
 from synthmri import imageset, params
 from synthmri.errors import UserError
-from synthmri.registry import gate, lineage, mlflow_store
-from synthmri.reporting import comparison
+from synthmri.registry import description, gate, lineage, mlflow_store, pages
+from synthmri.reporting import comparison, headline
 from synthmri.scans import prompts
 
 METRICS, MODELS, SLICES, SAMPLES = Path("metrics"), Path("models"), Path("data/slices"), Path("data/samples")
@@ -54,6 +53,7 @@ def main(
     ] = None,
     reason: Annotated[str, typer.Option(help="why, for --override")] = "",
     ui: Annotated[bool, typer.Option("--ui", help="browse it: MLflow's own pages, on this machine alone")] = False,
+    open_: Annotated[bool, typer.Option("--open", help="with --ui: the table of models, in the browser")] = False,
     port: Annotated[int, typer.Option(min=1, max=65535, help="of --ui")] = 5000,
 ) -> None:  # fmt: skip
     """The MLflow registry of the models: synchronise it, ask it, override its rule, export a model."""
@@ -70,7 +70,7 @@ def main(
     if commit:
         _commit(commit)
     if ui:
-        _ui(port)
+        _ui(port, open_)
 
 
 @cli.command()
@@ -101,12 +101,11 @@ def export(
 def _sync() -> None:
     """Register the five models of the workspace, tell the commits of all versions, judge them, and set the aliases."""
     p = params.read(_cli.PARAMS, "registry", gate.Registry)
-    with _lock(), tempfile.TemporaryDirectory() as scratch, lineage.opened(Path()) as repo:
+    with _store.lock(), tempfile.TemporaryDirectory() as scratch, lineage.opened(Path()) as repo:
         locked = lineage.outputs(repo)
-        client, experiment = _connect(p)
-        stores = (_uri(p), client.get_experiment(experiment).artifact_location)
-        elsewhere = not all(mlflow_store.local(address, _root()) for address in stores)
-        place = mlflow_store.shown(_uri(p))
+        client, experiment = _store.connect(p)
+        elsewhere = _store.elsewhere(p, client, experiment)
+        place = mlflow_store.shown(_store.uri(p))
         here = {}
         for name in comparison.MODELS:
             tree = _tree(repo, name)
@@ -118,7 +117,7 @@ def _sync() -> None:
                     continue
                 print(f"{name} has its version {there.version} on {place}, delete it there: {held}", file=sys.stderr)
                 entry = dataclasses.replace(entry, files=[])  # the new scores go, for the verdict to be seen
-            if there is None or there.tags.get("scored_as") != entry.tags["scored_as"]:
+            if there is None or mlflow_store.lineage(there.run_id).get("scores") != entry.lineage["scores"]:
                 lineage.check(repo, _results(name))
                 texts = _prompts(tree)
                 (Path(scratch) / name / "cards").mkdir(parents=True)
@@ -136,17 +135,28 @@ def _sync() -> None:
         if elsewhere and not _simulated(tree):
             print(f"pictures of people's slices stay here, none has gone to {place}", file=sys.stderr)
         names = [_registered(p, name) for name in comparison.MODELS]
-        there = [version for name in names for version in mlflow_store.versions(client, name)]
-        for version in there:
-            if "git_commit" not in version.tags:
-                mlflow_store.tag(client, version, lineage.origin(_root(), version.tags))
-        _aliases(client, p, there, names, here, lineage.hash_of(locked, SLICES / "val"))
+        for version in _versions(client, names):
+            hashes = mlflow_store.lineage(version.run_id)
+            if hashes and "git_commit" not in version.tags:
+                found = lineage.origin(_store.root(), hashes["model"], hashes["samples"])
+                mlflow_store.tag(client, version, found | {k: v for k, v in version.tags.items() if k in found})
+        _aliases(client, p, _versions(client, names), names, here, lineage.hash_of(locked, SLICES / "val"))
+
+
+def _versions(client, names: list[str]) -> list:
+    return [version for name in names for version in mlflow_store.versions(client, name)]
 
 
 def _aliases(client, p: gate.Registry, there: list, names: list[str], here: dict, validation: str) -> None:
     """Judge every version; champion and challenger are the best of those that saw the validation slices of now."""
-    scores = [mlflow_store.scores(client, version) for version in there]
-    alike = {k: scores[k] for k, version in enumerate(there) if version.tags.get("dvc_val") == validation}
+    hashes = [mlflow_store.lineage(version.run_id) for version in there]
+    logged = [client.get_run(version.run_id).data.metrics for version in there]
+    # MLflow forgets no metric: which are of the last scoring stands beside the hashes.
+    scores = [
+        {name: values[name] for name in known.get("metrics", []) if name in values}
+        for values, known in zip(logged, hashes, strict=True)
+    ]
+    alike = {k: scores[k] for k in range(len(there)) if hashes[k].get("slices", {}).get("val") == validation}
     best = [there[k] for k in gate.ranking(alike, p)]
     champion = best[0] if best else None
     chosen = p.override.model
@@ -156,7 +166,7 @@ def _aliases(client, p: gate.Registry, there: list, names: list[str], here: dict
     if chosen:
         champion = next(v for v in there if (v.name, v.version) == (here[chosen].name, here[chosen].version))
     challenger = next((version for version in best if version is not champion), None)
-    for version, values in zip(there, scores, strict=True):
+    for version, values, shown in zip(there, scores, logged, strict=True):
         failed = [why for why in gate.judge(values, p).values() if why]
         tags = {
             "gate": "refused" if failed else "passed",
@@ -164,6 +174,10 @@ def _aliases(client, p: gate.Registry, there: list, names: list[str], here: dict
             "override": p.override.reason if chosen and version is champion else None,
         }
         mlflow_store.tag(client, version, tags)
+        picture = f"pictures/samples/{version.tags['model']}.png"
+        commit = version.tags.get("git_commit")
+        told = description.text(picture, version.run_id, values, shown.get("fd_ratio"), failed, commit)
+        mlflow_store.describe(client, version, told)
     mlflow_store.point(client, names, "champion", champion)
     mlflow_store.point(client, names, "challenger", challenger)
     print(f"{len(there)} versions in the registry")
@@ -203,29 +217,32 @@ def _entry(
         "model": name,
         "gate": "refused" if failed else "passed",
         "gate_reasons": "; ".join(failed) or "every rule holds",
-        "dvc_val": lineage.hash_of(locked, SLICES / "val"),
-        "scores": " ".join(sorted(scores)),
-        "scored_as": " ".join(lineage.hash_of(locked, METRICS / f"{file}.json") for file in (name, *OF_SCORES)),
-        "git_head": lineage.git(_root(), "rev-parse", "HEAD") or "none",
         "machine": f"{platform.machine()}, {os.cpu_count()} processors, {runtime.device}",
         "precision": effort["precision"],
         "data": "private" if private else "simulated, not patients",
     }
+    hashes = {
+        "model": lineage.hash_of(locked, MODELS / name),
+        "samples": lineage.hash_of(locked, SAMPLES / name),
+        "slices": {split: lineage.hash_of(locked, SLICES / split) for split in ("train", "val", "test")},
+        "scores": {file: lineage.hash_of(locked, METRICS / f"{file}.json") for file in (name, *OF_SCORES)},
+        "metrics": sorted(scores),
+    }
+    floor = _files.read_json(METRICS / "references.json")["real"].get("fd_effnet", 0)
+    ratio = {"fd_ratio": scores["fd_effnet"] / floor} if floor > 0 else {}
+    took = _watch.kept(MODELS / name)
     if os.environ.get("DVC_EXP_NAME"):
         tags["experiment"] = os.environ["DVC_EXP_NAME"]
     return mlflow_store.Entry(
         name=_registered(p, name),
         title=comparison.MODELS[name],
-        identity={
-            "dvc_model": lineage.hash_of(locked, MODELS / name), "dvc_samples": lineage.hash_of(locked, SAMPLES / name),
-        },
+        identity=_identity(hashes["model"], hashes["samples"]),
+        lineage=hashes,
         tags=tags,
         params=made_with,
-        scores=scores | {key: effort[key] for key in ("parameters", "images_seen", "teraflop")},
-        curves=_curves(name),
-        datasets=[
-            (str(SLICES / split), lineage.hash_of(locked, SLICES / split), split) for split in ("train", "val", "test")
-        ],
+        scores=scores | ratio | {key: effort[key] for key in ("parameters", "images_seen", "teraflop")},
+        curves=_curves(name) | _figures(took),
+        datasets=[(str(SLICES / split), value, split) for split, value in hashes["slices"].items()],
         files=files,
         artifacts={
             "model": str(MODELS / name),
@@ -239,6 +256,7 @@ def _entry(
         example=[{"seed": drawing.seed, "n": 1}],
         requirements=_requirements(),
         adapters=(str(adapters), tree["finetune"]["base_model"]) if adapters.is_dir() else None,
+        trained=(took["ended"] - took["seconds"], took["ended"]) if took else None,
     )  # fmt: skip
 
 
@@ -337,6 +355,21 @@ def _curves(name: str) -> dict[str, list[tuple[int, float]]]:
     }
 
 
+def _figures(took: dict) -> dict[str, list[tuple[int, float]]]:
+    """What its training took of this machine, as MLflow names such curves."""
+    rows = took.get("figures", [])
+    if not rows:
+        return {}
+    columns = {"system/seconds_a_step": 1, "system/memory_gb": 2}
+    curves = {name: [(row[0], row[place]) for row in rows] for name, place in columns.items()}
+    return curves | {name: [(rows[-1][0], value)] for name, value in took.items() if name.startswith("system/")}
+
+
+def _identity(*hashes: str | None) -> str:
+    """Of a version: its model and its samples."""
+    return _files.digest(*hashes)
+
+
 def _pairs(table: pd.DataFrame, x: str, y: str) -> list[tuple[int, float]]:
     return [(int(a), float(b)) for a, b in zip(table[x], table[y], strict=True) if np.isfinite(b)]
 
@@ -372,44 +405,37 @@ def _results(name: str) -> list[Path]:
 # The store
 
 
-def _root() -> Path:
-    """The repository's root, where the store lies. DVC_ROOT names it where an experiment has a folder of its own."""
-    return Path(os.environ.get("DVC_ROOT") or ".").resolve()
-
-
-def _uri(p: gate.Registry) -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI") or p.tracking_uri or f"sqlite:///{_root() / 'mlflow.db'}"
-
-
-def _connect(p: gate.Registry):
-    return mlflow_store.connect(_uri(p), p.prefix, _root() / "mlruns")
-
-
-def _ui(port: int) -> None:
-    """MLflow's server, in place of this process; its own default refuses foreign hosts and posts from other pages."""
+def _ui(port: int, open_: bool) -> None:
+    """The pages that matter, and MLflow's server; its own default refuses foreign hosts and posts from other pages."""
     p = params.read(_cli.PARAMS, "registry", gate.Registry)
-    if _uri(p).startswith("http"):
-        print(f"the registry is on a server, which has the pages: open {mlflow_store.shown(_uri(p))}")
+    client, experiment = _store.connect(p)
+    live = client.get_experiment_by_name(_watch.experiment(p))
+    names = [_registered(p, name) for name in comparison.MODELS]
+    found = pages.links(client, experiment, live and live.experiment_id, names, headline.OWN)
+    served = _store.uri(p).startswith("http")  # by a server of somebody's, which has the pages
+    address = mlflow_store.shown(_store.uri(p)).rstrip("/") if served else f"http://127.0.0.1:{port}"
+    for what, path in found.items():
+        print(f"{what}: {address}{path}", flush=True)
+    first = address + next(iter(found.values()))
+    if served:
+        if open_:
+            webbrowser.open(first)
         return
-    _connect(p)
-    print(f"open http://127.0.0.1:{port}, end with Ctrl-C", flush=True)
-    where = ["--backend-store-uri", _uri(p), "--default-artifact-root", (_root() / "mlruns").as_uri()]
+    print("MLflow starts, which takes some seconds; Ctrl-C ends it", flush=True)
+    where = ["--backend-store-uri", _store.uri(p), "--default-artifact-root", (_store.root() / "mlruns").as_uri()]
     command = [sys.executable, "-m", "mlflow", "ui", *where, "--host", "127.0.0.1", "--port", str(port)]
+    if open_:  # once it answers; a process of its own, since this one becomes the server
+        waiting = "import sys, urllib.request as u, webbrowser as w, time\n"
+        waiting += "for _ in range(120):\n try: u.urlopen(sys.argv[1]); w.open(sys.argv[2]); break\n"
+        waiting += " except OSError: time.sleep(0.5)"
+        subprocess.Popen([sys.executable, "-c", waiting, f"{address}/health", first])
     os.execv(sys.executable, command)
-
-
-@contextlib.contextmanager
-def _lock() -> Iterator[None]:
-    """One sync at a time: experiments may run side by side."""
-    with open(_root() / ".register.lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _show(model: str, which: str) -> None:
     _known(model)
     p = params.read(_cli.PARAMS, "registry", gate.Registry)
-    client, _ = _connect(p)
+    client, _ = _store.connect(p)
     name = _registered(p, model)
     found = mlflow_store.versions(client, name)
     aliases = client.get_registered_model(name).aliases if found else {}
@@ -421,6 +447,9 @@ def _show(model: str, which: str) -> None:
     print(f"{name} version {number} {' '.join(sorted(a for a, v in aliases.items() if str(v) == number))}".rstrip())
     for key, value in sorted(version.tags.items()):
         print(f"  {key}: {value}")
+    hashes = mlflow_store.lineage(version.run_id)
+    for what, path in (("model", MODELS), ("samples", SAMPLES)):
+        print(f"  {path / model}: {hashes.get(what, 'unknown')}")
     commit = version.tags.get("git_commit")
     if commit is None:
         print("no commit holds it yet: commit dvc.lock, then `synthmri registry --sync`")
@@ -433,14 +462,14 @@ def _show(model: str, which: str) -> None:
 
 
 def _commit(revision: str) -> None:
-    if not lineage.git(_root(), "show", f"{revision}:dvc.lock"):
+    if not lineage.git(_store.root(), "show", f"{revision}:dvc.lock"):
         raise UserError(f"git knows no dvc.lock at {revision!r}; name a commit, branch or tag of this repository")
-    with lineage.opened(_root(), revision) as repo:
+    with lineage.opened(_store.root(), revision) as repo:
         locked = lineage.outputs(repo)
     p = params.read(_cli.PARAMS, "registry", gate.Registry)
-    client, _ = _connect(p)
+    client, _ = _store.connect(p)
     for model in comparison.MODELS:
-        identity = {"dvc_model": locked.get(f"{MODELS / model}"), "dvc_samples": locked.get(f"{SAMPLES / model}")}
+        identity = _identity(locked.get(f"{MODELS / model}"), locked.get(f"{SAMPLES / model}"))
         version = mlflow_store.find(client, _registered(p, model), identity)
         print(f"{_registered(p, model)}: {f'version {version.version}' if version else 'not registered'}")
 

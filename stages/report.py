@@ -1,63 +1,129 @@
-"""The results on one self-contained HTML page: table, curves, pictures, and what they were made from."""
+"""The results on one self-contained HTML page: three answers, slices, table, training, and what they were made from."""
 
 import base64
+import hashlib
 import importlib.metadata
-import io
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
+import pandas as pd
 import typer
-from jinja2 import Environment
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from PIL import Image, ImageDraw, ImageFont
 
 from stages import _cli, _files
-from synthmri.reporting import comparison
+from synthmri import imageset
+from synthmri.reporting import answers, comparison, inline, page
 
-WIDEST_PX = 1400
 VERSIONS = ("torch", "diffusers", "transformers", "accelerate", "torchmetrics", "lpips", "scikit-image", "dvc", "numpy")
 POOR_LPIPS = 0.1  # of test slices; above it, fine structure is lost before anything is sampled
+BASELINE_POINTS = 3  # of each baseline's training that are shown
 
 
 def main(
     metrics: Annotated[Path, typer.Option(help="folder of all results")],
+    slices: Annotated[Path, typer.Option(help="folder of the ImageSets train and test")],
+    samples: Annotated[Path, typer.Option(help="folder of each model's ImageSet")],
+    snapshots: Annotated[Path, typer.Option(help="folder of <model>.npy: the same seeds over each training")],
     params: Annotated[Path, typer.Option(help="the parameters they were made with")],
+    defaults: Annotated[Path, typer.Option(help="those that it tells differences from")],
     out: Annotated[Path, typer.Option(help="HTML to write")],
     picture: Annotated[Path, typer.Option(help="PNG to write, small, for git: what others may see")],
 ) -> None:
     """Everything is in the file: it opens offline. Of own data it shows slices of people."""
     data = _files.read_json(metrics / "data.json")
-    text_of_params = params.read_text(encoding="utf-8")
     simulated = bool(data["simulated"])  # of the slices that are there: params.yaml may have changed since
     scores = _files.read_json(metrics / "comparison.json")
-    model = scores["models"]["latent_diffusion"]
-    template = Environment(autoescape=True).from_string(
-        Path(__file__).with_name("report.html").read_text(encoding="utf-8")
-    )
-
-    def rendered(name: str) -> str:
-        # Labels come from elsewhere, so HTML in them stays text.
-        markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
-        return markdown.render((metrics / name).read_text(encoding="utf-8"))
-
-    page = template.render(
-        rendered=rendered,
+    models, references = scores["models"], scores["references"]
+    privacy, verdicts = (_files.read_json(metrics / f"{name}.json") for name in ("privacy", "gate"))
+    text_of_params = params.read_text(encoding="utf-8")
+    model, verdict = models[comparison.FINE_TUNED], verdicts[comparison.FINE_TUNED]
+    files = Path(__file__).parent
+    script = (files / "report.js").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, loader=FileSystemLoader(files))
+    dots, ticks = page.distances(models, references)
+    headings, table = page.short_table(models, references, privacy)
+    use = (metrics / "utility.md").read_text(encoding="utf-8").partition("\n")[0]
+    text = environment.get_template("report.html").render(
+        answers=[
+            answers.near(model, references),
+            answers.safe(model, privacy[comparison.FINE_TUNED], verdict, simulated=simulated),
+            answers.helps(use),
+        ],
+        simulated=simulated,
         data=data,
         model=model,
-        finetuning=comparison.finetuning(scores["models"], scores["references"]),
-        autoencoder=_files.read_json(metrics / "autoencoder.json"),
-        asked={"synthetic": model.get("asked", {}), "real": model.get("asked_of_real", {})},
-        poor=model["recon_lpips"] > POOR_LPIPS,
         models=comparison.MODELS,
-        picture=lambda name: _inline(metrics / name),
-        params=text_of_params,
-        simulated=simulated,
+        dots=dots,
+        ticks=ticks,
+        floor_at=next((dot.at for dot in dots if dot.kind == "floor"), 0),
+        headings=headings,
+        table=table,
+        finetuning=comparison.finetuning(models, references),
+        autoencoder=_files.read_json(metrics / "autoencoder.json"),
+        poor=model["recon_lpips"] > POOR_LPIPS,
+        swept=len(pd.read_csv(metrics / "sweep.csv")) > 1,
+        bound=references["real"].get("likeness_bound"),
+        asked={"synthetic": model.get("asked", {}), "real": model.get("asked_of_real", {})},
+        efforts={name: _files.read_json(metrics / f"training/{name}.json") for name in comparison.MODELS},
         versions=[(name, importlib.metadata.version(name)) for name in VERSIONS],
+        changed=page.changed(yaml.safe_load(text_of_params), yaml.safe_load(defaults.read_text(encoding="utf-8"))),
+        params=text_of_params,
+        script=script,
+        script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        rendered=lambda name: _rendered(metrics / name),
+        drawing=lambda name: inline.drawing_url(Image.open(metrics / name)),
+        **_pictures(metrics, slices, samples, snapshots, references),
     )
-    verdict = _files.read_json(metrics / "gate.json")["latent_diffusion"]
     with _files.replacing(out) as part, _files.replacing(picture) as small:
-        part.write_text(page, encoding="utf-8")
+        part.write_text(text, encoding="utf-8")
         _for_git(metrics, simulated, bool(verdict["passed"] or verdict.get("override"))).save(small, "PNG")
+
+
+def _pictures(metrics: Path, slices: Path, samples: Path, snapshots: Path, references: dict) -> dict:
+    """What the template shows of slices."""
+    train, test = (imageset.read(slices / name) for name in ("train", "test"))
+    made = {name: imageset.read(samples / name) for name in comparison.MODELS}
+    names = sorted(
+        comparison.MODELS, key=lambda name: name != comparison.FINE_TUNED
+    )  # ours first, then as in the table
+    curves = pd.read_csv(metrics / "progression.csv")
+    bound = references["real"].get("likeness_bound")
+
+    def over_training(name: str, table: pd.DataFrame, most: int) -> list[dict]:
+        return page.progress(np.load(snapshots / f"{name}.npy", mmap_mode="r"), table, most)
+
+    def nearest(name: str, most: int) -> list[dict]:
+        table = pd.read_csv(metrics / f"closest/{name}.csv")
+        return page.pairs(made[name].images, train.images, table, bound, most)
+
+    title = "test people" + ", simulated" * (test.meta.get("data", {}).get("source") == "simulated")
+    rows = [(title, "real", page.shots(test.images, imageset.evenly(len(test), page.SHOWN), "test slice {}".format))]
+    for name in names:
+        first = range(min(page.SHOWN, len(made[name])))
+        seeds = made[name].manifest["seed"]
+        shots = page.shots(made[name].images, first, lambda row, seeds=seeds: f"seed {seeds[row]}")
+        rows.append((comparison.MODELS[name], "model", shots))
+    levels, kinds = page.asked_grid(test, made[names[0]])
+    return {
+        "rows": rows,
+        "steps": over_training(names[0], pd.read_csv(metrics / "fd_progression.csv"), page.STEPS),
+        "baselines": [
+            (comparison.MODELS[name], over_training(name, curves[curves["model"] == name], BASELINE_POINTS))
+            for name in names[1:]
+        ],
+        "nearest": {comparison.MODELS[name]: nearest(name, page.PAIRS if name == names[0] else 4) for name in names},
+        "levels": levels,
+        "kinds": kinds,
+    }
+
+
+def _rendered(file: Path) -> str:
+    """Markdown as HTML. Labels come from elsewhere, so HTML in them stays text."""
+    return MarkdownIt("commonmark", {"html": False}).enable("table").render(file.read_text(encoding="utf-8"))
 
 
 def _for_git(metrics: Path, simulated: bool, admitted: bool) -> Image.Image:
@@ -67,20 +133,10 @@ def _for_git(metrics: Path, simulated: bool, admitted: bool) -> Image.Image:
     if simulated or admitted:
         shown = Image.open(metrics / ("real_beside" if simulated else "samples") / "latent_diffusion.png").convert("L")
         return shown.resize((1200, round(shown.height * 1200 / shown.width)), Image.Resampling.LANCZOS)
-    page = Image.new("L", (1200, 160))
+    page_of_words = Image.new("L", (1200, 160))
     lines = "no picture: the gate refuses the model, and what it drew stays on its machine\n(metrics/gate.md says why)"
-    ImageDraw.Draw(page).text((24, 48), lines, fill=255, font=ImageFont.load_default(26))
-    return page
-
-
-def _inline(path: Path) -> str:
-    """A picture as a data URL, at most WIDEST_PX wide."""
-    image = Image.open(path).convert("RGB")
-    if image.width > WIDEST_PX:
-        image = image.resize((WIDEST_PX, round(image.height * WIDEST_PX / image.width)), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=82)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    ImageDraw.Draw(page_of_words).text((24, 48), lines, fill=255, font=ImageFont.load_default(26))
+    return page_of_words
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from stages import _cli, _files, _launch, _unfinished
+from stages import _cli, _files, _launch, _unfinished, _watch
 from synthmri import generators, imageset, params
 from synthmri.errors import UserError
 from synthmri.generators.baseline import Train
@@ -43,15 +43,19 @@ def main(
         seed, p.model_dump(), progress.model_dump(exclude={"points", "steps"}), runtime.model_dump(), precision,
         distributed.count(),
     )  # fmt: skip
-    with _unfinished.checkpoints(checkpoints / model, [images], *settings, *[start] * pretrained) as unfinished:
+    with (
+        _unfinished.checkpoints(checkpoints / model, [images], *settings, *[start] * pretrained) as unfinished,
+        _watch.watching(model) as watch,
+    ):
         store = Store(unfinished / "snapshots")
 
         def snapshot(point: int, trained) -> None:
             drawn = trained.sample(range(progress.n), drawing, precision=precision)
             if distributed.is_main():
                 store.put(point, drawn)
+                watch.show(drawn)
 
-        with _cli.counter(f"training {model}", p.steps) as tick:
+        with _cli.counter(f"training {model}", p.steps, watch.tick) as tick:
             trained, history, operations = generator.fit(
                 np.array(imageset.read(images).images), p, seed=seed, points=progress.baseline_points,
                 checkpoint=unfinished / "train.pt", device=runtime.device, precision=precision,
@@ -87,6 +91,7 @@ def main(
                 }
                 | (_files.pretraining(start) if pretrained else {}),
             )
+        watch.keep(out)
 
 
 if __name__ == "__main__":

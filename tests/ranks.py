@@ -40,7 +40,7 @@ def baselines(folder: Path) -> dict:
         generator = generators.find(name)
         p = section(f"baselines.{name}", generator.Params, steps=3, batch_size=5, **small)
         model, history, _ = generator.fit(
-            images, p, seed=0, points=1, checkpoint=folder / f"{name}.pt", tick=lambda step, loss: None,
+            images, p, seed=0, points=1, checkpoint=folder / f"{name}.pt", tick=lambda step, loss, rate: None,
             snapshot=lambda point, model: None,
         )  # fmt: skip
         made[name] = flat(model.network)
@@ -117,7 +117,7 @@ def pretrained(folder: Path) -> dict:
     def autoencoder(steps: int, checkpoint: Path):
         return pretraining.fit_autoencoder(
             run.autoencoder.model_copy(update={"steps": steps}), run, lambda x, y: (x - y).square().mean(), checkpoint,
-            "cpu", lambda step, loss: losses.append(loss),
+            "cpu", lambda step, loss, rate: losses.append(loss),
         )[0]  # fmt: skip
 
     # Gradients are compared after one step: the second's is of weights that Adam has moved, by steps of rounding too.
@@ -127,7 +127,7 @@ def pretrained(folder: Path) -> dict:
     distributed.total(0.0)  # until it is there
     vae = autoencoder(2, folder / "longer.pt")
     pipe = pipeline(folder.parent)
-    pretraining.fit_unet(pipe, heads(), run, folder / "unet.pt", "cpu", lambda step, loss: later.append(loss))
+    pretraining.fit_unet(pipe, heads(), run, folder / "unet.pt", "cpu", lambda step, loss, rate: later.append(loss))
     return {
         "autoencoder": flat(vae), "autoencoder losses": torch.tensor(losses),
         "unet": flat(pipe.unet, pipe.text_encoder), "unet losses": torch.tensor(later),

@@ -117,7 +117,7 @@ def test_a_killed_adaptation_ends_like_an_undisturbed_one(tiny, tmp_path):
     class Killed(Exception):
         pass
 
-    def kill(step, loss):
+    def kill(step, loss, rate):
         if step == 101:
             raise Killed
 
@@ -134,7 +134,7 @@ def test_a_killed_adaptation_ends_like_an_undisturbed_one(tiny, tmp_path):
         l2,
         seed=0,
         checkpoint=tmp_path / "b.pt",
-        tick=lambda step, loss: steps.append(step),
+        tick=lambda step, loss, rate: steps.append(step),
     )
     assert steps == [100, 101, 102]
     assert torch.equal(flat(tiny), flat(other))

@@ -33,7 +33,9 @@ def images(n=6, size=SIZE):
     return np.stack([np.clip(one + 5 * i, 0, 255) for i in range(n)]).astype(np.uint8)
 
 
-def fit(name, p, path, *, of=None, seed=0, tick=lambda step, loss: None, points=2, snapshot=lambda point, model: None):
+def fit(
+    name, p, path, *, of=None, seed=0, tick=lambda step, loss, rate: None, points=2, snapshot=lambda point, model: None
+):
     return generators.find(name).fit(
         images() if of is None else of, p, seed=seed, points=points, checkpoint=path, tick=tick, snapshot=snapshot
     )
@@ -53,7 +55,7 @@ def test_a_killed_training_ends_like_an_undisturbed_one(name, tmp_path):
     class Killed(Exception):
         pass
 
-    def kill(step, loss):
+    def kill(step, loss, rate):
         if step == 3:  # after the checkpoint of step 2
             raise Killed
 
@@ -278,7 +280,7 @@ def test_training_starts_from_pretrained_weights(name, tmp_path):
             seen.extend(torch.cat([w.flatten() for w in part.parameters()]).clone() for part in model.beside.values())
 
     found = generators.find(name)
-    settings = dict(seed=3, points=1, tick=lambda step, loss: None, snapshot=snapshot)
+    settings = dict(seed=3, points=1, tick=lambda step, loss, rate: None, snapshot=snapshot)
     p = section(name, learning_rate=1e-9, steps=1)
     model, *_ = found.fit(images(), p, checkpoint=tmp_path / "b.pt", start=tmp_path / "start", **settings)
     learnt = [key for key, _ in model.network.named_parameters()]
@@ -295,7 +297,11 @@ def test_pretrained_weights_of_another_network_are_refused(tmp_path):
     first, *_ = fit("dcgan", section("dcgan"), tmp_path / "a.pt")
     first.save(tmp_path / "start", beside=True)
     settings = dict(
-        seed=0, points=1, checkpoint=tmp_path / "b.pt", tick=lambda step, loss: None, snapshot=lambda point, model: None
+        seed=0,
+        points=1,
+        checkpoint=tmp_path / "b.pt",
+        tick=lambda step, loss, rate: None,
+        snapshot=lambda point, model: None,
     )
     dcgan = generators.find("dcgan")
     words = "width 4, latent_dim 4 and 64 px; baselines.dcgan and data.image_size ask for width 8, latent_dim 4 and 64"

@@ -25,6 +25,7 @@ def made(n: int, seed: int, *, shown: float = 1.0):
 def test_images_that_show_what_was_asked_are_recognised():
     found = conditioning.agreement(*made(300, 0), *made(200, 1))
     assert found["level_error_cm"] < 0.15 and found["label_seen"] > 0.98
+    assert list(found["levels"]) == [str(level) for level in range(2, 12)] and max(found["levels"].values()) < 0.3
     assert set(found["labels"]) == {"lesions", "none"}
     assert "contrast_seen" not in found  # there is one only
 
@@ -35,6 +36,7 @@ def test_images_that_ignore_what_was_asked_are_at_chance():
     depth = np.random.default_rng(0).uniform(20, 110, 10_000)
     chance = np.abs(depth - 65 - 26 * np.random.default_rng(1).normal(size=10_000)).mean() / 10
     assert found["level_error_cm"] == pytest.approx(chance, rel=0.15)
+    assert found["levels"]["2"] > found["levels"]["6"]  # a guess about the middle is worst at the ends
 
 
 def test_each_label_counts_alike_however_rare():
@@ -48,6 +50,6 @@ def test_each_label_counts_alike_however_rare():
 def test_what_is_not_named_is_not_examined():
     known, asked = made(300, 0), made(50, 1)
     assert set(conditioning.agreement(*known, asked[0], asked[1].assign(depth_mm="", label=""))) == set()
-    assert set(conditioning.agreement(*known, asked[0], asked[1].drop(columns="label"))) == {"level_error_cm"}
+    assert set(conditioning.agreement(*known, asked[0], asked[1].drop(columns="label"))) == {"level_error_cm", "levels"}
     few = known[1].assign(label=["lesions"] * 3 + ["none"] * 297)  # three slices teach nothing
     assert "label_seen" not in conditioning.agreement(known[0], few, *asked)

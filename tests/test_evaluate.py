@@ -71,7 +71,8 @@ def _evaluate(code="latent_diffusion"):
     options = ["--generator", code, "--model", "models/m"]
     for name in ("train", "validation", "test", "samples"):
         options += [f"--{name}", f"data/{name}", f"--{name}-features", f"features/{name}"]
-    for name, file in (("metrics", "m.json"), ("rounds", "m.csv"), ("picture", "m.png"), ("closest", "closest.png")):
+    written = {"metrics": "m.json", "rounds": "m.csv", "picture": "m.png", "closest": "closest.png"}
+    for name, file in (written | {"pairs-table": "closest.csv"}).items():
         options += [f"--{name}", f"metrics/{file}"]
     return _stage(evaluate, *options)
 
@@ -197,6 +198,12 @@ def test_metrics_are_what_their_names_say(evaluated):
     found = copies.likeness(images["samples"], images["train"]).largest
     assert tree["memorised"] == pytest.approx(copies.memorised(found, honest), rel=1e-5)
     assert tree["ssim"] == pytest.approx(pairs.ssim(images["samples"], nearest), rel=1e-5)
+    couples = pd.read_csv(evaluated / "metrics/closest.csv")
+    assert couples["likeness"].tolist() == pytest.approx(sorted(found, reverse=True)[: evaluate.CLOSEST], rel=1e-5)
+    assert couples["likeness"].tolist() == pytest.approx(found[couples["image"]], rel=1e-5)
+    for row in couples.itertuples():  # the pair that it names is as alike as it says
+        its = copies.views(images["train"], np.array([row.train + row.mirrored * len(images["train"])]))
+        assert copies.likeness(images["samples"][[row.image]], its).largest[0] == pytest.approx(row.likeness, rel=1e-4)
     assert tree["recon_psnr"] == pytest.approx(48.13, abs=0.1)  # one grey level everywhere
     assert tree["recon_ssim"] > 0.99 and tree["recon_lpips"] < 0.01
     rounds = pd.read_csv(evaluated / "metrics/m.csv")
@@ -224,16 +231,19 @@ def test_references_hold_the_floor_and_catch_copies(workspace):
         assert tree[name]["memorised"] == 1 and tree[name]["psnr"] == 100 and tree[name]["largest_correlation"] == 1
     assert tree["real"]["fd_effnet"] == tree["train_copies"]["fd_effnet"]
     assert tree["real"]["memorised"] < 0.2 and tree["real"]["ssim"] < 0.9
+    sets = [imageset.read(workspace / f"data/{name}").images for name in ("test", "train")]
+    below = copies.likeness(*sets).largest < tree["real"]["likeness_bound"]
+    assert below.mean() == pytest.approx(0.95, abs=1 / len(below))
     assert tree["mean_image"]["recall"] == 0 and tree["mean_image"]["fd_effnet"] > tree["real"]["fd_effnet"]
     assert tree["blurred"]["fd_alexnet"] > tree["real"]["fd_alexnet"]
 
 
 def test_evaluate_writes_the_same_bytes_again(evaluated, workspace):
     assert _evaluate() == 0
-    for name in ("m.json", "m.csv", "m.png", "closest.png"):
+    for name in ("m.json", "m.csv", "m.png", "closest.png", "closest.csv"):
         assert (workspace / "metrics" / name).read_bytes() == (evaluated / "metrics" / name).read_bytes()
     assert sorted(path.name for path in (workspace / "metrics").iterdir()) == [
-        "closest.png", "m.csv", "m.json", "m.png",
+        "closest.csv", "closest.png", "m.csv", "m.json", "m.png",
     ]  # fmt: skip
 
 

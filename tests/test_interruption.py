@@ -79,8 +79,8 @@ STAGES = {
         "--validation-features data/features/val --samples data/samples/latent_diffusion "
         "--samples-features data/features/latent_diffusion "
         "--metrics metrics/scores.json --rounds metrics/rounds.csv --picture metrics/real.png "
-        "--closest metrics/closest.png",
-        ["metrics/scores.json", "metrics/rounds.csv", "metrics/real.png", "metrics/closest.png"],
+        "--closest metrics/closest.png --pairs-table metrics/closest.csv",
+        ["metrics/scores.json", "metrics/rounds.csv", "metrics/real.png", "metrics/closest.png", "metrics/closest.csv"],
     ),
     "sweep": (
         f"stages.sweep --model {LDM} --images data/slices/train --validation data/slices/val --validation-features "

@@ -317,7 +317,7 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tiny_model, tmp_path):
     class Killed(Exception):
         pass
 
-    def kill(step, loss):
+    def kill(step, loss, rate):
         if step == 3:  # within the second epoch: its first steps are done again
             raise Killed
 
@@ -340,7 +340,7 @@ def test_the_best_snapshot_is_kept_and_training_stops_after_it_however_interrupt
     def run(name, kill_at=None, verdicts=True):
         pipe, seen = latent_diffusion.load(tiny_model), {}
 
-        def tick(step, loss):
+        def tick(step, loss, rate):
             if step == kill_at:
                 raise Killed
 
@@ -550,7 +550,7 @@ def test_a_killed_run_of_adapters_ends_like_an_undisturbed_one(tiny_model, tmp_p
     )
     assert shown == [0, 1, 2, 3, 4]
 
-    def kill(step, loss):
+    def kill(step, loss, rate):
         if step == 3:
             raise KeyboardInterrupt
 

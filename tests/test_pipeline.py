@@ -24,7 +24,7 @@ from synthmri import generators
 # `_cli.settle`, which says so itself.
 NEUTRAL = {
     "synthmri/torchvision_cpu.py", "synthmri/errors.py", "synthmri/params.py",
-    "stages/_cli.py", "stages/_launch.py", "stages/_workers.py",
+    "stages/_cli.py", "stages/_launch.py", "stages/_watch.py", "stages/_workers.py",
 }  # fmt: skip
 
 
@@ -92,7 +92,7 @@ def modules(stage: dict) -> list[str]:
 def declared(stage: dict) -> set[str]:
     """Files and folders of code."""
     rooms = ("stages", "synthmri", "reader_study")
-    return {dep for dep in stage["deps"] if dep.split("/")[0] in rooms and not dep.endswith(".html")}
+    return {dep for dep in stage["deps"] if dep.split("/")[0] in rooms and not dep.endswith((".html", ".js"))}
 
 
 def covers(dep: str, file: str) -> bool:
@@ -105,7 +105,7 @@ def needed(stage: dict) -> set[str]:
 
 def test_what_guides_a_choice_sees_no_test_people():
     """Their slices and features go to what judges, and not to what trains, adapts, sweeps or draws the curves."""
-    judges = {"references", "evaluate", "readers", "utility", "privacy", "register", "features"}
+    judges = {"references", "evaluate", "readers", "utility", "privacy", "register", "report", "features"}
     seeing = {
         name.partition("@")[0]
         for name, stage in stages().items()
@@ -346,12 +346,14 @@ def test_report_runs_no_foreign_html_and_git_gets_no_people(repro, tmp_path):
     counts = json.loads((tmp_path / "metrics/data.json").read_text())
     words = tmp_path / "metrics/utility.md"
     words.write_text(words.read_text() + "\n\n<img src=x onerror=alert(1)>\n")
+    inputs = ["--slices", "data/slices", "--samples", "data/samples", "--snapshots", "data/progression"]
+    inputs += ["--params", "params.yaml", "--defaults", "profiles/default.yaml"]
     made = []
     for simulated in (1, 0):
         (tmp_path / "metrics/data.json").write_text(json.dumps(counts | {"simulated": simulated}))
         places = ["--metrics", "metrics", "--out", "page.html", "--picture", "small.png"]
         places[1::2] = [str(tmp_path / name) for name in places[1::2]]
-        run(repro, "python", "-m", "stages.report", "--params", "params.yaml", *places)
+        run(repro, "python", "-m", "stages.report", *inputs, *places)
         made.append(((tmp_path / "page.html").read_text(), Image.open(tmp_path / "small.png").tobytes()))
         assert "<img src=x" not in made[-1][0] and "&lt;img src=x" in made[-1][0]
     (page, picture), (of_people, without) = made
@@ -361,7 +363,7 @@ def test_report_runs_no_foreign_html_and_git_gets_no_people(repro, tmp_path):
     verdicts = json.loads((tmp_path / "metrics/gate.json").read_text())
     verdicts["latent_diffusion"]["passed"] = 0.0
     (tmp_path / "metrics/gate.json").write_text(json.dumps(verdicts))
-    run(repro, "python", "-m", "stages.report", "--params", "params.yaml", *places)
+    run(repro, "python", "-m", "stages.report", *inputs, *places)
     assert Image.open(tmp_path / "small.png").size == (1200, 160)  # words alone
 
 
@@ -515,15 +517,14 @@ def test_experiments_compare(repro):
     commit(repro)
     run(repro, "dvc", "exp", "run", "--name", "longer", "-S", "finetune.epochs=2")
     changed = read(repro, "dvc", "metrics", "diff")
-    assert "fd_effnet" in changed["metrics/latent_diffusion.json"]
-    assert "metrics/vae.json" not in changed  # another model's numbers are as they were
+    assert set(changed) == {"metrics/summary.json"} and "fd_effnet" in changed["metrics/summary.json"]
+    assert not [name for name in changed["metrics/summary.json"] if name.startswith("vae.")]  # as they were
     parameters = read(repro, "dvc", "params", "diff")
     assert parameters["params.yaml"]["finetune.epochs"] == {"old": 1, "new": 2, "diff": 1}
     assert "longer" in run(repro, "dvc", "exp", "show", "--csv")
     run(repro, "dvc", "plots", "diff", "HEAD", "--out", "plots_diff")
     assert "fd_progression" in (repro / "plots_diff/index.html").read_text()
-    for latent in (2, 3):
-        run(repro, "dvc", "exp", "run", "--queue", "-S", f"baselines.vae.latent_dim={latent}")
+    run(repro, "dvc", "exp", "run", "--queue", "-S", "baselines.vae.latent_dim=2,3")
     assert run(repro, "dvc", "queue", "status").count("Queued") == 2
 
 

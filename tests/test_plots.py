@@ -63,3 +63,18 @@ def test_pictures_are_the_same_bytes_whatever_the_name(make, tmp_path):
     assert data == (tmp_path / ".two.png.part").read_bytes()
     assert b"tEXt" not in data and b"tIME" not in data
     assert np.asarray(Image.open(tmp_path / "one.png").convert("L")).std() > 10
+
+
+@pytest.mark.parametrize("values", [[13.2, 50.0, 389.0], [0.0008, 0.07, 1.02], [1.0, 12.0], [0.4, 0.6], [3.0, 2e6]])
+def test_labels_of_an_axis_of_scores_do_not_overlap(values):
+    """Beside two other panels, as in the comparison."""
+    figure = plots.dots([str(value) for value in values], {name: (values, [0.0] * len(values), None) for name in "abc"})
+    figure.canvas.draw()
+    for axes in figure.axes:
+        low, high = axes.get_xlim()
+        labels = [*axes.xaxis.get_ticklabels(), *axes.xaxis.get_ticklabels(minor=True)]
+        boxes = [
+            label.get_window_extent() for label in labels if label.get_text() and low <= label.get_position()[0] <= high
+        ]
+        boxes.sort(key=lambda box: box.x0)
+        assert len(boxes) > 1 and all(a.x1 + 2 < b.x0 for a, b in zip(boxes, boxes[1:], strict=False))

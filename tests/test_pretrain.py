@@ -42,7 +42,7 @@ class Killed(Exception):
 
 
 def kill_at(step):
-    def tick(done, loss):
+    def tick(done, loss, rate):
         if done == step:
             raise Killed
 
@@ -61,7 +61,7 @@ def test_both_parts_resume_to_the_same_weights_and_load_as_a_pipeline(run, tmp_p
     for name in ("whole", "killed"):
         for fit in ("autoencoder", "unet"):
             for attempt in range(2):
-                tick = kill_at(2) if name == "killed" and attempt == 0 else lambda step, loss: None
+                tick = kill_at(2) if name == "killed" and attempt == 0 else lambda step, loss, rate: None
                 path = tmp_path / f"{name}-{fit}.pt"
                 try:
                     if fit == "autoencoder":

@@ -24,12 +24,12 @@ import torch
 import yaml
 from PIL import Image
 
+from stages import _files, _store, _watch, register, sample
 from stages import gate as gate_stage
-from stages import register, sample
 from synthmri import generators, imageset, params
 from synthmri.errors import UserError
 from synthmri.generators.latent_diffusion import Finetune
-from synthmri.registry import gate, lineage, mlflow_store, serving
+from synthmri.registry import gate, lineage, mlflow_store, pages, serving
 from synthmri.reporting import comparison
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -187,7 +187,7 @@ def project(template, tmp_path, monkeypatch):
 
 def client():
     os.environ.pop("MLFLOW_TRACKING_URI", None)  # MLflow itself sets it, to the store of the test before
-    return register._connect(params.read("params.yaml", "registry", gate.Registry))
+    return _store.connect(params.read("params.yaml", "registry", gate.Registry))
 
 
 def state() -> dict:
@@ -211,6 +211,10 @@ def state() -> dict:
     return out
 
 
+def version_of(name):
+    return mlflow_store.versions(client()[0], f"synthmri-{name}")[0]
+
+
 def below(api, run, folder) -> list[str]:
     found = api.list_artifacts(run, folder)
     return [path for item in found for path in (below(api, run, item.path) if item.is_dir else [item.path])]
@@ -230,7 +234,11 @@ def test_a_sync_registers_every_model_with_all_that_is_known_of_it(project):
     assert seen["runs"] == sorted((title, "FINISHED") for title in comparison.MODELS.values()) and seen["logged"] == 5
     for name in comparison.MODELS:
         tags, parameters, metrics, files, curve, data = seen[f"synthmri-{name}"][0][1]
-        assert tags["dvc_model"] == locked()[f"models/{name}"]
+        hashes = mlflow_store.lineage(version_of(name).run_id)
+        assert hashes["model"] == locked()[f"models/{name}"] and hashes["slices"]["val"] == locked()["data/slices/val"]
+        assert len(tags) <= 12 and not [
+            key for key, value in tags.items() if re.search(r"\.dir|[0-9a-f]{32}$", value) and key != "git_commit"
+        ]
         assert tags["git_commit"] == git(project, "rev-parse", "HEAD") and tags["gate"] == "passed"
         assert metrics["val_kid_effnet"] == KIDS[name] and any(key.startswith("progression/fd_") for key in metrics)
         own = "finetune.epochs" if name == "latent_diffusion" else f"baselines.{name}.steps"
@@ -243,6 +251,65 @@ def test_a_sync_registers_every_model_with_all_that_is_known_of_it(project):
         pictures = {f"pictures/{kind}/{name}.png" for kind in ("samples", "real_beside", "closest", "progression")}
         assert pictures | {"cards/README.md", "lineage/dvc.lock", "results/gate.json"} <= set(files)
     assert where("champion") == ("synthmri-latent_diffusion", "1") and where("challenger") == ("synthmri-vae", "1")
+
+
+def test_a_version_is_described_and_its_run_took_as_long_as_the_training(project):
+    """And of one that DVC restored, nobody knows how long: no time, in place of that of registering."""
+    vae = Path("models/vae")
+    Path(_watch.KEPT).mkdir(parents=True)
+    figures = [[step, 0.5, 1.25] for step in (10, 20)]
+    took = {"seconds": 5400.0, "ended": 1.7e9, "figures": figures, "system/gpu_memory_gb": 7.5}
+    Path(_watch.KEPT, f"{_files.digest(vae)}.json").write_text(json.dumps(took))
+    references = {"real": SCORES | {"fd_effnet": 3.0}}
+    Path("metrics/references.json").write_text(json.dumps(references))
+    score("dcgan", val_kid_effnet=0.01, memorised=0.9)
+    lock()
+    register._sync()
+    api, _ = client()
+    for name, seconds in (("vae", 5400), ("dcgan", 0)):
+        run = api.get_run(version_of(name).run_id)
+        assert (run.info.end_time - run.info.start_time) / 1000 == seconds, name
+        assert run.data.metrics["fd_ratio"] == 3  # 9 / 3
+        assert version_of(name).description == run.data.tags["mlflow.note.content"]
+    run = api.get_run(version_of("vae").run_id)
+    assert run.info.end_time == 1.7e12 and run.data.metrics["system/gpu_memory_gb"] == 7.5
+    curve = [(m.step, m.value) for m in api.get_metric_history(run.info.run_id, "system/memory_gb")]
+    assert curve == [(10, 1.25), (20, 1.25)]
+    text = version_of("dcgan").description
+    assert text.startswith(
+        f"![samples](get-artifact?path=pictures%2Fsamples%2Fdcgan.png&run_uuid={version_of('dcgan').run_id})"
+    )
+    assert (
+        "| 9 | 0.1 | 0.3 | 0.9 | 0.55 |" in text
+        and "is 3 times the floor, which real slices of other people set at 3." in text
+    )
+    assert "The gate refuses it: memorised = 0.9; the rule asks for at most 0.1." in text
+    assert f"`git checkout {git(project, 'rev-parse', 'HEAD')} && dvc checkout`" in text
+
+
+def test_the_example_is_kept_as_mlflow_reads_it(served, monkeypatch):
+    import mlflow
+
+    monkeypatch.chdir(served)
+    client()
+    folder = mlflow.artifacts.download_artifacts(version_of("vae").source)
+    logged, asked = mlflow.models.Model.load(folder), [{"seed": 1000, "n": 1}]
+    assert logged.load_input_example(folder) == asked
+    assert json.loads(logged.get_serving_input(folder)) == {"inputs": asked}
+
+
+def test_links_of_a_store_without_champion_name_the_nearest(project):
+    for name in comparison.MODELS:
+        score(name, val_kid_effnet=KIDS[name], memorised=0.9)
+    lock()
+    register._sync()
+    api, experiment = client()
+    found = pages.links(api, experiment, "7", [f"synthmri-{name}" for name in comparison.MODELS], ("fd_ratio",))
+    assert list(found) == ["all models", "no champion; nearest to people", "the best two, compared", "trainings, live"]
+    assert "synthmri-latent_diffusion/versions/1" in found["no champion; nearest to people"]
+    best = [version_of(name).run_id for name in ("latent_diffusion", "vae")]
+    assert all(run in found["the best two, compared"] for run in best)
+    assert pages.links(api, experiment, None, ["synthmri-none"], ()).keys() == {"all models"}
 
 
 def test_adapters_are_logged_as_mlflow_keeps_them(project, tiny_model):
@@ -672,27 +739,45 @@ def test_what_a_person_sees_in_a_browser(served, monkeypatch, tmp_path):
             page.goto("about:blank")
             page.goto(f"{address}/#/{path}")
             for text in texts:
-                expect(page.get_by_text(text, exact=True).first).to_be_visible(timeout=30_000)
+                expect(page.get_by_text(text, exact=True).first).to_be_visible(timeout=120_000)
             page.screenshot(path=shots / f"{name}.png")
 
+        # The links that the command prints.
+        found = dict(line.split(": ", 1) for line in (served / "server.log").read_text().splitlines() if "/#/" in line)
+        assert list(found) == ["all models", "champion", "champion and challenger"]
+        for (what, link), texts in zip(
+            found.items(),
+            (
+                ["latent diffusion", "fd_ratio", "memorised"],
+                ["@ champion", "lineage"],
+                ["Comparing 2 Runs from 1 Experiment"],
+            ),
+            strict=True,
+        ):
+            look(what.replace(" ", "_"), link.split("/#/")[1], *texts)
+            assert page.get_by_text("Model training").is_visible()  # and not the pages about chat
+            if what == "champion":  # the picture of its description
+                page.wait_for_function("[...document.images].some(image => image.naturalWidth > 200)", timeout=120_000)
+                expect(page.get_by_text("It passes the gate: every rule holds.")).to_be_visible()
+            page.screenshot(path=shots / f"{what.replace(' ', '_')}.png")
         look("models", "models", *(f"synthmri-{name}" for name in comparison.MODELS))
         page.keyboard.press("Escape")  # MLflow's welcome
         expect(page.get_by_text("@ champion").first).to_be_visible()
         page.screenshot(path=shots / "models.png")
         look("model", "models/synthmri-latent_diffusion", "@ champion")
-        look("version", "models/synthmri-latent_diffusion/versions/1", "@ champion", "dvc_model")
+        look("version", "models/synthmri-latent_diffusion/versions/1", "@ champion", "lineage")
         look("runs", f"experiments/{experiment}/runs", *comparison.MODELS.values())
         look("run", f"experiments/{experiment}/runs/{run}", "val_kid_effnet", "0.2")
         look("curves", f"experiments/{experiment}/runs/{run}/model-metrics", "loss")
-        expect(page.locator(".js-plotly-plot .main-svg").first).to_be_visible(timeout=30_000)
+        expect(page.locator(".js-plotly-plot .main-svg").first).to_be_visible(timeout=120_000)
         page.screenshot(path=shots / "curves.png")
         look("compare", f"experiments/{experiment}/runs?compareRunsMode=CHART")
-        expect(page.locator(".js-plotly-plot .main-svg").first).to_be_visible(timeout=30_000)
+        expect(page.locator(".js-plotly-plot .main-svg").first).to_be_visible(timeout=120_000)
         page.screenshot(path=shots / "compare.png")
         look("picture", f"experiments/{experiment}/runs/{run}/artifacts/pictures/samples/latent_diffusion.png")
         image = page.locator("img[src^='blob:'], img[src*='get-artifact'], img[src^='data:image/png']").first
-        expect(image).to_be_visible(timeout=30_000)
-        page.wait_for_function("[...document.images].some(image => image.naturalWidth > 200)")
+        expect(image).to_be_visible(timeout=120_000)
+        page.wait_for_function("[...document.images].some(image => image.naturalWidth > 200)", timeout=120_000)
         page.screenshot(path=shots / "picture.png")
         browser.close()
 

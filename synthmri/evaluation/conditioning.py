@@ -16,7 +16,8 @@ def agreement(
 ) -> dict[str, float | dict[str, float]]:
     """What examiners that learnt on `known` say of `features`: float32 (., D) each, with a row of ASKED an image.
 
-    `level_error_cm`: mean absolute difference between the level asked for and the one seen (ridge regression);
+    `level_error_cm`: mean absolute difference between the level asked for and the one seen (ridge regression), and
+    `levels`: the same by the level asked for, in whole cm as prompts name it;
     `contrast_seen`, `label_seen`: the share that is recognised (logistic regression), averaged over contrasts or labels
     so that a frequent one counts as much as a rare one, and by the name of each. What cannot be examined is left out:
     fewer than two contrasts or labels, or fewer than LEAST slices of one in `known`.
@@ -32,10 +33,12 @@ def agreement(
         examiner = make_pipeline(StandardScaler(), RidgeCV(PENALTIES))
         levels = ours[learnt].astype(float)
         examiner.fit(known[learnt], levels)
-        seen = examiner.predict(features[asked]).clip(
-            levels.min(), levels.max()
-        )  # what it has never seen, it cannot see
-        result["level_error_cm"] = float(np.abs(seen - theirs[asked].astype(float)).mean() / 10)
+        # What it has never seen, it cannot see.
+        seen = examiner.predict(features[asked]).clip(levels.min(), levels.max())
+        wanted = theirs[asked].astype(float)
+        error_cm, level_cm = np.abs(seen - wanted) / 10, np.floor(wanted / 10 + 0.5).astype(int)
+        result["level_error_cm"] = float(error_cm.mean())
+        result["levels"] = {str(level): float(error_cm[level_cm == level].mean()) for level in np.unique(level_cm)}
     for name in ("contrast", "label"):
         shares = _recognised(known, _column(known_table, name), features, _column(table, name))
         if shares:

@@ -137,14 +137,19 @@ def _unit(maps: torch.Tensor) -> torch.Tensor:
     return rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-6)
 
 
+def bound(honest: np.ndarray) -> float:
+    """The likeness to a train image that 95 % of real images of other people stay below; honest: (M,), theirs."""
+    return float(np.percentile(honest, 95))
+
+
 def memorised(largest: np.ndarray, honest: np.ndarray) -> float:
-    """Share of images whose largest likeness to a train image is above the 95th percentile of honest ones.
+    """Share of images whose largest likeness to a train image is above `bound` of honest ones.
 
     largest: (N,) of `likeness` of the images, honest: (M,) of real images of other people. 0.05 is what images of other
     people give; more tells of copies (Akbar 2023, arXiv 2305.07644; Dar 2024, arXiv 2402.01054, found them in diffusion
     models of small sets).
     """
-    return float((largest > np.percentile(honest, 95)).mean())
+    return float((largest > bound(honest)).mean())
 
 
 def views(references: np.ndarray, which: np.ndarray) -> np.ndarray:

@@ -73,7 +73,7 @@ def train(
     latent_weight: float = 0.0,
     adversarial_from: float = 0.0,
     every: int = 100,
-    tick: Callable[[int, float], None] = lambda step, loss: None,
+    tick: loop.Tick = lambda step, loss, rate: None,
 ) -> int:
     """Train `vae` in place to rebuild the batches (B, 3, H, W) in [-1, 1] that `draw` makes of a generator.
 
@@ -153,7 +153,7 @@ def train(
     vae.train()
     for step in range(first, p.steps):
         loss, operations = loop.counted(functools.partial(update, step), operations)
-        tick(step, loss)
+        tick(step, loss, optimizer.param_groups[0]["lr"])
         if (step + 1) % every == 0 or step + 1 == p.steps:
             state = {name: learner.state_dict() for name, learner in learners.items()}
             loop.save_checkpoint(checkpoint, state | {"step": step + 1, "operations": operations})
@@ -171,7 +171,7 @@ def adapt(
     seed: int,
     checkpoint: Path,
     precision: Precision = "fp32",
-    tick: Callable[[int, float], None] = lambda step, loss: None,
+    tick: loop.Tick = lambda step, loss, rate: None,
 ) -> None:
     """Train `vae` in place on random, half of them mirrored crops of uint8 (N, H, W); the rest as for `train`."""
     crop = min(CROP_PX, *images.shape[1:])

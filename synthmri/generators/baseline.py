@@ -81,7 +81,7 @@ class Baseline(Generator):
         seed: int,
         points: int,
         checkpoint: Path,
-        tick: Callable[[int, float], None],
+        tick: loop.Tick,
         snapshot: Callable[[int, Generator], None],
         start: Path | None = None,
         device: str = "cpu",

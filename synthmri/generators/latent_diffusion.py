@@ -137,7 +137,7 @@ def finetune(
     token: str = "",
     device: str = "cpu",
     precision: Precision = "fp32",
-    tick: Callable[[int, float], None] = lambda step, loss: None,
+    tick: loop.Tick = lambda step, loss, rate: None,
     snapshot: Callable[[int], Verdict | None] = lambda epoch: None,
 ) -> tuple[list[tuple[int, float, float]], int]:
     """Train the UNet of `pipe` (and by p.train_text_encoder its text encoder) in place; it ends with averaged weights.
@@ -254,7 +254,7 @@ def finetune(
                     f"(now {p.learning_rate}) or set runtime.precision to fp32"
                 )
             history.append((step, loss, rate))
-            tick(step, loss)
+            tick(step, loss, rate)
 
         # A look at the averaged weights, and a place to go on from.
         ema.store(weights)

@@ -104,12 +104,11 @@ def git(root: Path, *command: str) -> str:
         return ""
 
 
-def origin(root: Path, tags: dict[str, str]) -> dict[str, str]:
-    """`git_commit`, the first commit whose dvc.lock holds this model and these samples, and its experiment, if any.
+def origin(root: Path, *wanted: str) -> dict[str, str]:
+    """`git_commit`, the first commit whose dvc.lock holds these hashes, and its `experiment`, if any.
 
     Stages run before there is such a commit, so it is looked for at each sync until found; experiments are commits too.
     """
-    wanted = (tags["dvc_model"], tags["dvc_samples"])
     candidates = []
     for value in wanted:
         candidates += reversed(git(root, "log", "--all", "--format=%H", f"-S{value}", "--", "dvc.lock").splitlines())
@@ -122,5 +121,5 @@ def origin(root: Path, tags: dict[str, str]) -> dict[str, str]:
                 root, "for-each-ref", "--points-at", found["git_commit"], "--format=%(refname)", "refs/exps"
             ).split()
             named = [ref.rsplit("/", 1)[1] for ref in refs if "/exec/" not in ref]
-            return found | ({"experiment": named[0]} if named and "experiment" not in tags else {})
+            return found | ({"experiment": named[0]} if named else {})
     return {}

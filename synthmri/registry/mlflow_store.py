@@ -3,6 +3,7 @@
 MLflow is imported when it is used: that takes seconds.
 """
 
+import json
 import logging
 import os
 import re
@@ -21,6 +22,8 @@ os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # a server that is not there is told at once
 
 BATCH = 1000  # metrics that a server takes in one call
+LINEAGE = "lineage/lineage.json"  # the hashes of a version, an artifact of its run
+EXAMPLE, SERVED_EXAMPLE = "input_example.json", "serving_input_example.json"  # as MLflow names them
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -28,15 +31,17 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 class Entry:
     """One trained model as it is to stand in the registry.
 
-    identity: tags that make it this version and no other; tags: others; scores: metrics that stand for it; curves:
-    metric -> (step, value) pairs; datasets: (name, digest, use); files: (file or folder, artifact folder); artifacts,
-    config: what the served model opens; example: a request. adapters: folder of low-rank adapters, and the base model
-    that they belong to, where there are any.
+    identity: a hash that makes it this version and no other, tag `lineage`; lineage: all hashes, of which `scores` are
+    what it was scored as; tags: for people; scores: metrics that stand for it; curves: metric -> (step, value) pairs;
+    datasets: (name, digest, use); files: (file or folder, artifact folder); artifacts, config: what the served model
+    opens; example: a request. adapters: folder of low-rank adapters, and the base model that they belong to, where
+    there are any. trained: when the training began and ended, Unix time, where that is known.
     """
 
     name: str
     title: str
-    identity: dict[str, str]
+    identity: str
+    lineage: dict
     tags: dict[str, str]
     params: dict[str, str]
     scores: dict[str, float]
@@ -48,6 +53,7 @@ class Entry:
     example: list[dict]
     requirements: list[str] = field(default_factory=list)
     adapters: tuple[str, str] | None = None
+    trained: tuple[float, float] | None = None
 
 
 def connect(uri: str, experiment: str, artifacts: Path):
@@ -145,10 +151,20 @@ def versions(client, name: str) -> list:
             return sorted(found, key=lambda version: int(version.version))
 
 
-def find(client, name: str, identity: dict[str, str]):
+def find(client, name: str, identity: str):
     """The version of this identity, or None."""
-    same = [v for v in versions(client, name) if identity.items() <= v.tags.items()]
-    return same[0] if same else None
+    return next((v for v in versions(client, name) if v.tags.get("lineage") == identity), None)
+
+
+def lineage(run: str) -> dict:
+    """The hashes of a run's version; nothing where its file is lost or damaged, as by a kill: it is then made again."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return mlflow.artifacts.load_dict(f"runs:/{run}/{LINEAGE}")
+    except (MlflowException, OSError):
+        return {}
 
 
 def register(client, experiment: str, entry: Entry, code: Path, package: Path, tick: Callable[[str], None]):
@@ -165,7 +181,12 @@ def register(client, experiment: str, entry: Entry, code: Path, package: Path, t
         return version
     tick(f"registering {entry.name}")
     _remove_rest(client, experiment, entry)
-    with mlflow.start_run(experiment_id=experiment, run_name=entry.title, tags=entry.tags | entry.identity) as run:
+    tags = entry.tags | {"lineage": entry.identity}
+    # What it took is the training's time, or nothing: this here is no part of it.
+    began, ended = (round(1000 * moment) for moment in entry.trained or [time.time()] * 2)
+    made = client.create_run(experiment, start_time=began, run_name=entry.title, tags=tags)
+    with mlflow.start_run(run_id=made.info.run_id) as run:
+        mlflow.log_dict(entry.lineage, LINEAGE)
         mlflow.log_params(entry.params)
         for name, digest, use in entry.datasets:
             mlflow.log_input(_dataset(name, digest), context=use)
@@ -178,27 +199,26 @@ def register(client, experiment: str, entry: Entry, code: Path, package: Path, t
 
             folder, base = entry.adapters
             mlflow.diffusers.log_model(folder, base, name="adapters", pip_requirements=entry.requirements)
+    client.set_terminated(run.info.run_id, end_time=ended)
     with _nothing_if_there():
         client.create_registered_model(entry.name, description=f"{entry.title}. Synthetic images, research only.")
-    return client.create_model_version(
-        entry.name, info.model_uri, run.info.run_id, tags=entry.tags | entry.identity, model_id=info.model_id
-    )
+    return client.create_model_version(entry.name, info.model_uri, run.info.run_id, tags=tags, model_id=info.model_id)
 
 
 def _update(client, version, entry: Entry) -> None:
-    """The same model may have been scored anew; `scored_as` is set last, so that a kill in between is made good."""
-    tag(client, version, {"dvc_val": entry.tags["dvc_val"]})
-    if version.tags.get("scored_as") == entry.tags.get("scored_as"):
+    """The same model may have been scored anew; its hashes are written last, so that a kill in between is made good."""
+    there = lineage(version.run_id)
+    if there == entry.lineage:
         return
-    _log_metrics(client, version.run_id, entry.scores, {})
-    for file, folder in entry.files:
-        (client.log_artifacts if file.is_dir() else client.log_artifact)(version.run_id, str(file), folder)
-    tag(client, version, {name: entry.tags[name] for name in ("scores", "scored_as")})
+    if there.get("scores") != entry.lineage["scores"]:
+        _log_metrics(client, version.run_id, entry.scores, {})
+        for file, folder in entry.files:
+            (client.log_artifacts if file.is_dir() else client.log_artifact)(version.run_id, str(file), folder)
+    client.log_dict(version.run_id, entry.lineage, LINEAGE)
 
 
 def _remove_rest(client, experiment: str, entry: Entry) -> None:
-    asked = " and ".join(f"tags.{key} = '{value}'" for key, value in entry.identity.items())
-    for run in client.search_runs([experiment], asked):
+    for run in client.search_runs([experiment], f"tags.lineage = '{entry.identity}'"):
         for model in client.search_logged_models([experiment], f"source_run_id = '{run.info.run_id}'"):
             client.delete_logged_model(model.model_id)
         client.delete_run(run.info.run_id)
@@ -225,13 +245,17 @@ def _log_model(entry: Entry, code: Path, package: Path):
     import warnings
 
     import mlflow
-    from mlflow.models import Model
-    from mlflow.models.utils import _save_example
+    from mlflow.models import Model, convert_input_example_to_serving_input
 
-    def save_model(path, mlflow_model, input_example, validate_serving_input, **rest):
-        # Not by log_model itself: given an example, it draws it twice, and that takes longer than all the rest.
+    def save_model(path, mlflow_model, **rest):
+        # The example not by save_model: given one, it draws it twice, and that takes longer than all the rest.
         mlflow.pyfunc.save_model(path=path, mlflow_model=mlflow_model, **rest)
-        _save_example(mlflow_model, input_example, path)
+        (Path(path) / EXAMPLE).write_text(json.dumps(entry.example), encoding="utf-8")
+        served = convert_input_example_to_serving_input(entry.example)
+        (Path(path) / SERVED_EXAMPLE).write_text(served, encoding="utf-8")
+        mlflow_model.saved_input_example_info = {
+            "artifact_path": EXAMPLE, "type": "json_object", "serving_input_path": SERVED_EXAMPLE,
+        }  # fmt: skip
         mlflow_model.save(Path(path) / "MLmodel")
 
     with warnings.catch_warnings():
@@ -239,7 +263,7 @@ def _log_model(entry: Entry, code: Path, package: Path):
         return Model.log(
             None, SimpleNamespace(save_model=save_model), name="model", flavor_name="mlflow.pyfunc",
             python_model=str(code), code_paths=[str(package)], artifacts=entry.artifacts, model_config=entry.config,
-            pip_requirements=entry.requirements, input_example=entry.example, validate_serving_input=False,
+            pip_requirements=entry.requirements,
         )  # fmt: skip
 
 
@@ -254,10 +278,11 @@ def _nothing_if_there():
             raise
 
 
-def scores(client, version) -> dict[str, float]:
-    """The scores of a version. MLflow forgets no metric, so tag `scores` says which are of the last scoring."""
-    logged = client.get_run(version.run_id).data.metrics
-    return {name: logged[name] for name in version.tags.get("scores", "").split() if name in logged}
+def describe(client, version, text: str) -> None:
+    """Set what a person reads first about a version and about its run; what is as it should be is left."""
+    if version.description != text:
+        client.update_model_version(version.name, version.version, text)
+        client.set_tag(version.run_id, "mlflow.note.content", text)
 
 
 def tag(client, version, tags: dict[str, str | None]) -> None:
@@ -271,6 +296,13 @@ def tag(client, version, tags: dict[str, str | None]) -> None:
         else:
             client.set_model_version_tag(version.name, version.version, key, value)
             client.set_tag(version.run_id, key, value)
+
+
+def pointed(client, names: list[str], alias: str) -> str | None:
+    """The run of the version that has the alias, of whichever of these registered models; None where none has."""
+    there = [version for name in names for version in versions(client, name)]
+    found = {name: client.get_registered_model(name).aliases.get(alias) for name in {v.name for v in there}}
+    return next((v.run_id for v in there if str(found[v.name]) == str(v.version)), None)
 
 
 def point(client, names: list[str], alias: str, target) -> None:

@@ -7,6 +7,7 @@ import pandas as pd
 MODELS = {
     "vae": "VAE", "dcgan": "DCGAN", "ddpm": "DDPM", "unet_gan": "U-Net GAN", "latent_diffusion": "latent diffusion",
 }  # fmt: skip
+FINE_TUNED = "latent_diffusion"  # the one that this is about
 # What models are compared with: the model that fine-tuning starts from, before and after its decoder was adapted, then
 # those of stage `references`.
 BASES = {"base": "base, before all training", "base_adapted": "base, decoder adapted"}

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure  # without pyplot: it would ask for a display and keep every figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image, ImageDraw, ImageFont
 
 from synthmri import imageset
@@ -110,6 +111,11 @@ def dots(names: Sequence[str], panels: dict[str, tuple[Sequence[float], Sequence
         shown = [*values, *([] if floor is None else [floor])]
         if min(shown) > 0 and max(shown) > 10 * min(shown):
             axes.set_xscale("log")
+            # Where an axis spans few decades, the usual labels of what lies between them overlap.
+            few = max(shown) < 1000 * min(shown)
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,), numticks=5))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
         if floor is not None:
             axes.axvline(floor, color="#cc3311", linestyle="--", label="real, other people")
             axes.legend(frameon=False, fontsize=8)

@@ -122,7 +122,7 @@ def fit_autoencoder(
     perceptual: Callable,
     checkpoint: Path,
     device: str,
-    tick: Callable[[int, float], None],
+    tick: loop.Tick,
     *,
     precision: Precision = "fp32",
     start=None,
@@ -245,7 +245,7 @@ def fit_unet(
     run: Pretrain,
     checkpoint: Path,
     device: str,
-    tick: Callable[[int, float], None],
+    tick: loop.Tick,
     *,
     precision: Precision = "fp32",
 ) -> int:
@@ -304,7 +304,7 @@ def fit_unet(
 
     for step in range(first, p.steps):
         value, operations = loop.counted(functools.partial(update, step), operations)
-        tick(step, value)
+        tick(step, value, optimizer.param_groups[0]["lr"])
         if (step + 1) % run.checkpoint_steps == 0 or step + 1 == p.steps:
             loop.save_checkpoint(
                 checkpoint,

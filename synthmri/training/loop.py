@@ -14,6 +14,8 @@ from synthmri import streams
 from synthmri.errors import UserError
 from synthmri.training import distributed
 
+Tick = Callable[[int, float, float], None]  # told after each step: its number from 0, its loss, its learning rate
+
 
 def warm_cosine(step: int, steps: int, warmup: int) -> float:
     """Factor of the learning rate: a linear warm-up, then half a cosine down to 1 %."""
@@ -156,7 +158,7 @@ def run(
     steps: int,
     points: int,
     checkpoint: Path,
-    tick: Callable[[int, float], None],
+    tick: Tick,
     snapshot: Callable[[int], None],
 ) -> tuple[list[dict[str, float]], int]:
     """Train a baseline: call `update(step, generator)` for every step, which returns its losses by name.
@@ -169,6 +171,7 @@ def run(
     naming section baselines.`name` when a loss stops being finite.
     """
     ends = [round(steps * k / points) for k in range(points + 1)]
+    rated = next(part for part in parts.values() if isinstance(part, torch.optim.Optimizer))  # the generator's
     first, history, operations = 0, [], 0
     if state := load_checkpoint(checkpoint):
         for key, part in parts.items():
@@ -184,7 +187,7 @@ def run(
             named = ", ".join(f"{key} {value}" for key, value in losses.items())
             raise UserError(f"training {name} diverged at step {step} ({named}); lower baselines.{name}.learning_rate")
         history.append(losses)
-        tick(step, next(iter(losses.values())))
+        tick(step, next(iter(losses.values())), rated.param_groups[0]["lr"])
         for k in [k for k, end in enumerate(ends) if k and end == step + 1]:  # several, of more points than steps
             snapshot(k)
         if step + 1 in ends or (step + 1) % 500 == 0:

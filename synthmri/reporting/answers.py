@@ -1,0 +1,109 @@
+"""Three answers about a model, each a few words and their evidence: near to real people, safe to share, of use?"""
+
+import math
+from typing import Literal, NamedTuple
+
+# Rules of the gate, as people say them; the first three are about people, and the others about quality.
+RULES = {
+    "memorised": "copies of training slices",
+    "mia_auroc": "an attack that finds who was trained on",
+    "mia_auroc_high": "an attack that may find who was trained on",
+    "coverage": "too little variety",
+    "val_kid_effnet": "no score on validation people",
+    "finite": "scores that are no numbers",
+}
+ABOUT_PEOPLE = ("memorised", "mia_auroc", "mia_auroc_high")
+# What `downstream.sentence`, or stage `utility` where nothing could be measured, says -> in short, and how good it is.
+USE = {
+    "did not measurably help": ("Not measurably", "mixed"),
+    "did harm": ("No, they do harm", "bad"),
+    "Nothing can be said": ("Not known", "unknown"),
+    "was not measured": ("Not measured", "unknown"),
+    "helped": ("Yes", "good"),
+}
+
+
+class Answer(NamedTuple):
+    """question and short (a few words): text; evidence: sentences with numbers; tone: how good it is."""
+
+    question: str
+    short: str
+    evidence: str
+    tone: Literal["good", "mixed", "bad", "unknown"]
+
+
+def near(model: dict[str, float], references: dict[str, dict[str, float]]) -> Answer:
+    """Whether images are as near to real people as those are to each other; by FD, against two references.
+
+    model and references: scores by name, as of metrics/comparison.json. "Yes" where the distance is not above that of
+    real slices of other people by more than twice the standard error of the difference.
+    """
+    real, blurred = references["real"], references["blurred"]
+    beyond = model["fd_effnet"] - real["fd_effnet"]
+    if beyond <= 2 * math.hypot(model.get("fd_effnet_std", 0), real.get("fd_effnet_std", 0)):
+        short, tone = "Yes, as near as other real people", "good"
+    elif model["fd_effnet"] < blurred["fd_effnet"]:
+        short, tone = "Not yet, but nearer than blurred real slices", "mixed"
+    else:
+        short, tone = "Not yet", "bad"
+    evidence = (
+        f"The distance to the test people (FD) is {times(model['fd_effnet'], real)} that of other real people; that of "
+        f"real slices, blurred, is {times(blurred['fd_effnet'], real)}. {_percent(model['coverage'])} of the test "
+        f"slices have a synthetic slice among their like; of real slices, {_percent(real['coverage'])} have one."
+    )
+    if "manual_score" in model:
+        theirs = f", to real ones {real['manual_score']:.1f}" if "manual_score" in real else ""
+        evidence += f" Blinded readers gave {model['manual_score']:.1f} of 5 for realism{theirs}."
+    return Answer("Is it near to real people?", short, evidence, tone)
+
+
+def safe(model: dict[str, float], attack: dict[str, float], verdict: dict, *, simulated: bool) -> Answer:
+    """Whether it may be shared, by the gate's verdict.
+
+    model: its scores, attack: its block of metrics/privacy.json, verdict: its block of metrics/gate.json.
+    """
+    failed = [rule for rule, holds in verdict["rules"].items() if not holds]
+    unknown = list(verdict.get("unknown", {}))
+    if [rule for rule in failed if rule in ABOUT_PEOPLE]:
+        short, tone = "No", "bad"
+    elif [rule for rule in unknown if rule in ABOUT_PEOPLE]:
+        short, tone = "Not known, so no", "unknown"
+    elif failed or unknown:
+        short, tone = "No sign of it giving anybody away, but the gate refuses it", "mixed"
+    else:
+        short, tone = "Nothing was found against it", "good"
+    evidence = (
+        f"{_percent(model['memorised'])} of its slices are nearer to a training slice than 95 % of other people's "
+    )
+    evidence += "(5 % is what honest data gives). "
+    if "mia_auroc" in attack:
+        evidence += f"The better of two attacks tells who was trained on with AUROC {attack['mia_auroc']:.2f}"
+        evidence += f" (up to {attack['mia_auroc_high']:.2f}" if "mia_auroc_high" in attack else " (bound not known"
+        evidence += "; 0.5 is chance). "
+    else:
+        evidence += "Nobody could be attacked, so what an attacker would find is not known. "
+    why = "; ".join([*(RULES[rule] for rule in failed), *(f"not known: {RULES[rule]}" for rule in unknown)])
+    evidence += f"The gate refuses it: {why}." if why else "The gate lets it pass, which is no proof."
+    if verdict.get("override"):
+        evidence += " A person has given their word for it all the same."
+        short, tone = "By a person's word alone", "mixed"
+    if simulated:
+        evidence += " The people here are simulated, so nobody is at risk: of real ones this is what it would mean."
+    return Answer("Is it safe to share?", short, evidence, tone)
+
+
+def helps(sentence: str) -> Answer:
+    """Whether training on its slices helps; sentence: the first of metrics/utility.md, which gives the numbers."""
+    short, tone = next((answer for words, answer in USE.items() if words in sentence), ("See the numbers", "unknown"))
+    return Answer("Does it help?", short, sentence.replace("**", ""), tone)
+
+
+def times(distance: float, real: dict[str, float]) -> str:
+    """A Frechet distance as a multiple of that of real slices of other people."""
+    return (
+        f"{distance / real['fd_effnet']:.1f} times" if real["fd_effnet"] > 0 else f"{distance:.3g}, not comparable with"
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
