@@ -19,18 +19,10 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from reader_study import design
 from reader_study.packet import Packet
 from reader_study.store import Store, Taken
+from synthmri import local_web
 
 PAGE = Path(__file__).parent / "page"
 TYPES = {".js": "text/javascript", ".css": "text/css"}
-MAX_BODY = 16_384  # bytes
-HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "Cache-Control": "no-store",
-    "Referrer-Policy": "no-referrer",  # the link is the reader's password
-    "X-Content-Type-Options": "nosniff",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
 
 
 class SignIn(BaseModel):
@@ -69,6 +61,7 @@ class Answer(BaseModel):
 def create(packet: Packet, store: Store, hosts: list[str]) -> FastAPI:
     """The application. hosts: names under which the page may be opened, without port."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    app.add_exception_handler(RequestValidationError, local_web.unreadable)
     pages = Environment(loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined)
 
     known = {"questions": design.QUESTIONS, "tags": design.TAGS, "simulated": packet.simulated}
@@ -160,36 +153,17 @@ def create(packet: Packet, store: Store, hosts: list[str]) -> FastAPI:
             raise HTTPException(404, "not found")
         return Response(packet.images[name], media_type="image/png")
 
-    @app.exception_handler(RequestValidationError)
-    def unreadable(request: Request, error: RequestValidationError) -> JSONResponse:
-        """Without what was sent: it may hold what JSON cannot."""
-        where = ".".join(str(part) for part in error.errors()[0]["loc"][1:])
-        return JSONResponse({"detail": f"{where or 'the post'} cannot be used: {error.errors()[0]['msg']}"}, 422)
-
     @app.middleware("http")
     async def guard(request: Request, call_next):
-        refused = _refusal(request) if request.method == "POST" else None
+        refused = local_web.refusal(request) if request.method == "POST" else None
         # Here and not in `reader`, before which the framework has read the body of a post.
         if not refused and request.scope["path"].startswith("/r/"):
             token = request.scope["path"].split("/")[2]
             request.state.reader = await run_in_threadpool(store.reader, token)
             refused = None if request.state.reader else (404, "this link is not known; ask for yours")
         response = JSONResponse({"detail": refused[1]}, refused[0]) if refused else await call_next(request)
-        response.headers.update(HEADERS)
+        response.headers.update(local_web.HEADERS)
         return response
 
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)  # before all else
     return app
-
-
-def _refusal(request: Request) -> tuple[int, str] | None:
-    """Why a post is refused before its body is read: status and reason."""
-    origin = request.headers.get("origin", "")
-    if origin != f"{request.url.scheme}://{request.headers.get('host', '')}":
-        return 403, "posts are taken from the study's own page alone"
-    if request.headers.get("content-type", "").split(";")[0] != "application/json":
-        return 415, "posts are application/json"
-    length = request.headers.get("content-length", "")
-    if "transfer-encoding" in request.headers or not length.isdigit():  # chunks count, whatever length is told besides
-        return 411, "posts say their length"
-    return (413, f"posts have at most {MAX_BODY} bytes") if int(length) > MAX_BODY else None

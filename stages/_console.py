@@ -11,6 +11,7 @@ COMMANDS = {
     "profile": ("stages.profile", "overlay a file of profiles/ on params.yaml: quick, gpu, open_ms, ..."),
     "check": ("stages.check", "whose the scans in data/raw are and what they show; a table that you may mend"),
     "summary": ("stages.summary", "what the last `dvc repro` gave"),
+    "demo": ("stages.demo", "a page on this machine that draws eight slices of a prompt, and judges each"),
     "registry": ("stages.register", "synchronise, browse and ask the MLflow registry; export a model"),
     "study": ("stages.study", "make, serve and export a blinded reader study"),
     "draw": ("stages.draw", "draw simulated slices, many and once, for pretraining"),

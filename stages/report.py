@@ -46,13 +46,9 @@ def main(
     environment = Environment(autoescape=True, undefined=StrictUndefined, loader=FileSystemLoader(files))
     dots, ticks = page.distances(models, references)
     headings, table = page.short_table(models, references, privacy)
-    use = (metrics / "utility.md").read_text(encoding="utf-8").partition("\n")[0]
+    use = (metrics / "utility.md").read_text(encoding="utf-8").split("\n\n")[0]
     text = environment.get_template("report.html").render(
-        answers=[
-            answers.near(model, references),
-            answers.safe(model, privacy[comparison.FINE_TUNED], verdict, simulated=simulated),
-            answers.helps(use),
-        ],
+        answers=answers.three(models, references, privacy, verdict, use, simulated=simulated),
         simulated=simulated,
         data=data,
         model=model,

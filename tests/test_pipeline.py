@@ -167,7 +167,7 @@ def test_a_reworded_message_of_the_ground_reruns_nothing(change):
     assert stale(change) == set()
 
 
-ROOMS = ("stages", "simulation reader_study registry evaluation generators", "scans reporting training", "")
+ROOMS = ("stages", "simulation reader_study demo registry evaluation generators", "scans reporting training", "")
 
 
 def test_imports_run_downwards():

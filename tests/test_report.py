@@ -114,10 +114,10 @@ REAL = {"fd_effnet": 10.0, "fd_effnet_std": 1.0, "coverage": 0.8, "manual_score"
 
 @pytest.mark.parametrize(
     ("fd", "short", "tone"),
-    [(9.0, "Yes", "good"), (12.7, "Yes", "good"), (13.0, "Not yet, but nearer", "mixed"), (41.0, "Not yet", "bad")],
+    [(9.0, "Yes", "good"), (12.7, "Yes", "good"), (12.8, "Not yet, but nearer", "mixed"), (41.0, "Not yet", "bad")],
 )
 def test_near_is_told_by_the_floor_and_by_blurred_slices(fd, short, tone):
-    """At the floor until the difference is twice its error, 2 sqrt(1 + 1) = 2.83."""
+    """At the floor until the difference is 1.96 times its error, 1.96 sqrt(1 + 1) = 2.77."""
     model = {"fd_effnet": fd, "fd_effnet_std": 1.0, "coverage": 0.25, "manual_score": 3.14}
     found = answers.near(model, {"real": REAL, "blurred": {"fd_effnet": 40.0}})
     assert found.short.startswith(short) and found.tone == tone

@@ -44,6 +44,23 @@ def known(train: np.ndarray, val: np.ndarray, train_features: np.ndarray, val_fe
     return Known(train, most_alike, plausibility.real(val, val_features, train_features))
 
 
+class Verdict(NamedTuple):
+    """Of each image. likeness: float64 (N,), to the nearest training slice; alike, implausible: bool (N,), why it may
+    not pass.
+    """
+
+    likeness: np.ndarray
+    alike: np.ndarray
+    implausible: np.ndarray
+
+
+def judge(images: np.ndarray, known: Known) -> Verdict:
+    """What is to be said of uint8 (N, H, W)."""
+    likeness = copies.likeness(images, known.train).largest
+    off = plausibility.implausibility(images, features.extract(JUDGE, images), known.real)
+    return Verdict(likeness, likeness > known.most_alike, off > known.real.bound)
+
+
 def draw(sample: Callable[[list[int], list[int]], np.ndarray], seeds: list[int], known: Known) -> Shielded:
     """For each seed the first image of seed, seed + AGAIN, seed + 2 AGAIN, ... that passes; after ATTEMPTS, none.
 
@@ -56,9 +73,7 @@ def draw(sample: Callable[[list[int], list[int]], np.ndarray], seeds: list[int],
             break
         now = [seeds[i] + attempt * AGAIN for i in pending]
         images = sample(pending, now)
-        likeness = copies.likeness(images, known.train).largest
-        off = plausibility.implausibility(images, features.extract(JUDGE, images), known.real)
-        near, odd = likeness > known.most_alike, off > known.real.bound
+        likeness, near, odd = judge(images, known)
         drawn, alike, implausible = drawn + len(images), alike + int(near.sum()), implausible + int(odd.sum())
         passed += [(i, now[k], images[k], likeness[k]) for k, i in enumerate(pending) if not near[k] and not odd[k]]
         pending = [i for k, i in enumerate(pending) if near[k] or odd[k]]

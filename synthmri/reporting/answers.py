@@ -3,6 +3,8 @@
 import math
 from typing import Literal, NamedTuple
 
+from synthmri.reporting import comparison
+
 # Rules of the gate, as people say them; the first three are about people, and the others about quality.
 RULES = {
     "memorised": "copies of training slices",
@@ -32,15 +34,24 @@ class Answer(NamedTuple):
     tone: Literal["good", "mixed", "bad", "unknown"]
 
 
+def three(models: dict, references: dict, privacy: dict, verdict: dict, use: str, *, simulated: bool) -> list[Answer]:
+    """Of the fine-tuned model, from metrics/comparison.json (models, references), privacy.json, its block of gate.json
+    and the first paragraph of utility.md.
+    """
+    model = models[comparison.FINE_TUNED]
+    attack = privacy.get(comparison.FINE_TUNED, {})
+    return [near(model, references), safe(model, attack, verdict, simulated=simulated), helps(use)]
+
+
 def near(model: dict[str, float], references: dict[str, dict[str, float]]) -> Answer:
     """Whether images are as near to real people as those are to each other; by FD, against two references.
 
     model and references: scores by name, as of metrics/comparison.json. "Yes" where the distance is not above that of
-    real slices of other people by more than twice the standard error of the difference.
+    real slices of other people with 95 % confidence.
     """
     real, blurred = references["real"], references["blurred"]
     beyond = model["fd_effnet"] - real["fd_effnet"]
-    if beyond <= 2 * math.hypot(model.get("fd_effnet_std", 0), real.get("fd_effnet_std", 0)):
+    if beyond <= 1.96 * math.hypot(model.get("fd_effnet_std", 0), real.get("fd_effnet_std", 0)):
         short, tone = "Yes, as near as other real people", "good"
     elif model["fd_effnet"] < blurred["fd_effnet"]:
         short, tone = "Not yet, but nearer than blurred real slices", "mixed"
@@ -95,7 +106,7 @@ def safe(model: dict[str, float], attack: dict[str, float], verdict: dict, *, si
 def helps(sentence: str) -> Answer:
     """Whether training on its slices helps; sentence: the first of metrics/utility.md, which gives the numbers."""
     short, tone = next((answer for words, answer in USE.items() if words in sentence), ("See the numbers", "unknown"))
-    return Answer("Does it help?", short, sentence.replace("**", ""), tone)
+    return Answer("Does it help?", short, " ".join(sentence.replace("**", "").split()), tone)
 
 
 def times(distance: float, real: dict[str, float]) -> str:
