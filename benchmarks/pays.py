@@ -29,8 +29,18 @@ from synthmri.scans import prompts
 from synthmri.training import perceptual, sampling
 
 SETS = {  # what differs from params.yaml
-    "open-ms": {"source": "raw", "contrasts": ["FLAIR"], "split": {"train": 0.4, "val": 0.2, "test": 0.4}},
-    "t1ce-tumor": {"source": "raw", "contrasts": [], "classes": ["glioma", "meningioma", "pituitary"]},
+    "open-ms": {
+        "source": "raw",
+        "label_from": "names",
+        "contrasts": ["FLAIR"],
+        "split": {"train": 0.4, "val": 0.2, "test": 0.4},
+    },
+    "t1ce-tumor": {
+        "source": "raw",
+        "label_from": "names",
+        "contrasts": [],
+        "classes": ["glioma", "meningioma", "pituitary"],
+    },
 }
 MOST_TRAIN = 500
 

@@ -118,7 +118,7 @@ def parameters(folder: Path, device: str, threads: int | None = None) -> None:
     """params.yaml as committed, but for the machine and for what so many slices need."""
     tree = yaml.safe_load(_cli.PARAMS.read_text(encoding="utf-8"))
     tree["runtime"] |= {"device": device} | ({"threads": threads} if threads else {})
-    tree["data"] |= {"source": "raw", "contrasts": [], "depth_mm": [0, 400], "image_size": 256}
+    tree["data"] |= {"source": "raw", "label_from": "names", "contrasts": [], "depth_mm": [0, 400], "image_size": 256}
     tree["evaluate"] |= {"min_images": 10}
     tree["finetune"] |= {"epochs": 1, "base_model": str(Path(tree["finetune"]["base_model"]).resolve())}
     (folder / _cli.PARAMS.name).write_text(yaml.safe_dump(tree), encoding="utf-8")

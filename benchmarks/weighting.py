@@ -29,7 +29,8 @@ from synthmri.training import denoising_loss, sampling
 
 SET = "lgg-flair"
 DATA = {
-    "source": "raw", "contrasts": [], "classes": ["tumour", "none"], "subjects": "confirmed",
+    "source": "raw", "label_from": "names", "contrasts": [], "classes": ["tumour", "none"],
+    "subjects": "confirmed",
     "assume": {"contrast": "FLAIR", "plane": "axial"},
 }  # fmt: skip
 COLUMNS = {"kid": "KID", "precision": "precision", "recall": "recall", "density": "density", "coverage": "coverage"}

@@ -242,7 +242,7 @@ def _labels(source: scan.Source, result: slicing.Slices, data: slicing.Data) -> 
     """One a slice: that of its source, or what its mask says."""
     if data.label_from == "names" or result.masks is None:
         return [source.label if data.label_from == "names" else ""] * len(result.images)
-    return ["lesion" if mask.any() else "none" for mask in result.masks]
+    return ["lesions" if mask.any() else "none" for mask in result.masks]
 
 
 def _results(sources: list[scan.Source], data: slicing.Data) -> Iterator[slicing.Slices | scan.BadFile]:

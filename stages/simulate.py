@@ -39,15 +39,14 @@ def main(out: Annotated[Path, typer.Option(help="folder of the BIDS tree")]):
 
 
 def _one(i: int, p: cohort.Cohort, folder: Path) -> tuple[str, ...]:
-    """Write the volumes of subject i and the mask of its lesions; returns its row of participants.tsv."""
+    """Write the volumes of subject i and the mask of its lesions beside; returns its row of participants.tsv."""
     import torch
 
     torch.set_num_threads(1)  # so that the bytes are the same, however many processes there are
     subject = cohort.simulate_one(load_atlas(), p, i)
-    scans = {f"{subject.name}_{contrast}": volume for contrast, volume in subject.volumes.items()}
-    _write(folder / subject.name / "anat", scans, subject.affine)
-    masks = folder / "derivatives" / "lesions" / subject.name / "anat"
-    _write(masks, {f"{subject.name}_label-lesion_mask": subject.lesions}, subject.affine)
+    volumes = subject.volumes | {"label-lesion_mask": subject.lesions}
+    named = {f"{subject.name}_{what}": volume for what, volume in volumes.items()}
+    _write(folder / subject.name / "anat", named, subject.affine)
     label = "lesions" if subject.lesion_ml > 0 else "none"
     return subject.name, str(subject.age_like), f"{subject.lesion_ml:.2f}", label
 

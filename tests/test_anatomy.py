@@ -308,6 +308,18 @@ def test_lesion_share_decides_who_has_lesions_and_the_mask_says_where():
     assert flair[ill.lesions > 0].mean() > 1.15 * np.median(flair[flair > 200])  # and it is bright there
 
 
+def test_lesions_are_as_large_as_asked_and_specks_are_not_marked():
+    small, large = (simulated(1, lesion_share=1.0, lesion_size=size)[0] for size in (0.5, 2.0))
+    assert large.lesion_ml > 8 * small.lesion_ml  # as the cube of the width
+    np.testing.assert_array_equal(large.affine, small.affine)
+    lesion = np.zeros((12, 12, 2), bool)
+    lesion[1:3, 1, 0] = lesion[2, 1, 1] = True  # two voxels, of which a third lies on the next slice
+    lesion[6:8, 6:8, 0] = True
+    found = cohort.marked(lesion, 1.0)
+    assert found.dtype == np.uint8 and found.sum() == 4 and found[6:8, 6:8, 0].all()
+    assert cohort.marked(lesion, 2.0).sum() == 7
+
+
 def test_cohort_lies_outside_what_the_base_was_pretrained_on():
     seen = params.read("pretrained/params.yaml", "pretrain", pretraining.Pretrain).unet.slices.scanner
     site = params.read("data/cohort.yaml", "cohort", cohort.Cohort).scanner

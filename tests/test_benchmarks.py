@@ -13,10 +13,12 @@ from conftest import copy_parameters
 from PIL import Image
 
 from benchmarks import (
+    arms,
     base,
     copies,
     effort,
     evaluation,
+    few_people,
     finetuning,
     heads,
     layouts,
@@ -425,3 +427,60 @@ def test_bounds_on_membership_pass_harmless_models_and_refuse_leaking_ones(small
     found = result("membership")["people_a_side"]["several"]["32"]
     assert found["0.5"]["passes"] > 0.9 and found["0.8"]["passes"] == 0
     assert found["0.5"]["mean_auroc_high"] < found["0.7"]["mean_auroc_high"] < found["0.8"]["mean_auroc_high"]
+
+
+def finished(folder: Path) -> Path:
+    """What the benchmarks of utility read of a pipeline folder: slices of 8, 2 and 2 people who have both labels."""
+    shutil.copy("params.yaml", folder)
+    for name, people in (("train", 8), ("val", 2), ("test", 2)):
+        found = slices(4 * people)
+        subjects = np.repeat([f"sub-{name}-{i}" for i in range(people)], 4)
+        manifest = found.manifest.assign(label=["none", "lesions"] * 2 * people, subject=subjects)
+        imageset.write(folder / "data/slices" / name, imageset.ImageSet(found.images, manifest, {}))
+    (folder / "models/base").mkdir(parents=True)
+    (folder / "models/sampling.json").write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize("samples", ["people", "noise"])
+def test_what_stands_in_for_synthetic_slices(small, monkeypatch, samples):
+    (small / "done").mkdir()
+    folder, seen = finished(small / "done"), {}
+
+    def utility(place, sets):
+        seen.update({name: imageset.read(path) for name, path in sets.items()})
+        return {"classes": 2.0}, "said"
+
+    monkeypatch.setattr(arms, "utility", utility)
+    arms.main("x", folder, samples)
+    assert result("arms_x")["samples"] == samples and result("arms_x")["classes"] == 2
+    train, added, whole = seen["train"], seen["samples"], imageset.read(folder / "data/slices/train")
+    assert "subject" not in added.manifest and set(added.manifest["label"]) == {"none", "lesions"}
+    if samples == "people":
+        assert train.manifest["subject"].nunique() == 4 and len(train) + len(added) == len(whole)
+        assert not (train.images[:, None] == added.images[None]).all((2, 3)).any()
+    else:
+        assert len(train) == len(added) == len(whole)
+        away = added.images.astype(float) - whole.images
+        assert 0.5 * arms.NOISE < away.std() <= arms.NOISE * 1.05
+
+
+def test_few_people_train_the_generator_too_and_it_goes_on(small, monkeypatch):
+    (small / "done").mkdir()
+    folder, calls = finished(small / "done"), []
+    command = "test -d data/slices/train && test -f models/sampling.json && echo {} >> ran"
+    lock = {"stages": {stage: {"cmd": command.format(stage)} for stage in few_people.STAGES}}
+    (folder / "dvc.lock").write_text(json.dumps(lock))
+
+    def utility(place, sets):
+        calls.append(imageset.read(sets["train"]).manifest["subject"].nunique())
+        (place / "utility.json").write_text('{"classes": 2.0}')
+        (place / "utility.md").write_text("said")
+
+    monkeypatch.setattr(arms, "utility", utility)
+    for _ in range(2):
+        few_people.main("x", folder, small / "scratch", [2, 4], 2)
+    assert calls == [2, 2, 4, 4] and set(result("few_people_x")) == {"2", "4", "machine"}
+    assert (small / "scratch/2_0/ran").read_text().split() == list(few_people.STAGES)
+    with pytest.raises(UserError, match="8 training people are known, and --people asks for 8"):
+        few_people.main("x", folder, small / "scratch", [8], 1)

@@ -88,8 +88,9 @@ STAGES = {
         ["metrics/sweep.csv", "metrics/sweep.png", "metrics/sampling.json"],
     ),
     "utility": (
-        "stages.utility --train data/slices/train --test data/slices/test --samples data/samples/latent_diffusion "
-        "--metrics metrics/utility.json --markdown metrics/utility.md --picture metrics/utility.png",
+        "stages.utility --train data/slices/train --validation data/slices/val --test data/slices/test "
+        "--samples data/samples/latent_diffusion --external data/external --metrics metrics/utility.json "
+        "--markdown metrics/utility.md --picture metrics/utility.png",
         ["metrics/utility.json", "metrics/utility.md", "metrics/utility.png"],
     ),
     **{

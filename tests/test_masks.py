@@ -102,9 +102,9 @@ def test_masks_are_kept_beside_their_slices_and_label_them(here):  # noqa: F811
     for part in sets.values():
         assert part.masks.shape == part.images.shape
         marked = np.asarray(part.masks).any((1, 2))
-        assert list(part.manifest["label"]) == ["lesion" if any_ else "none" for any_ in marked]
+        assert list(part.manifest["label"]) == ["lesions" if any_ else "none" for any_ in marked]
         assert marked.sum() == len(part) / 2
-    assert metrics["test"]["label"] == {"lesion": 4, "none": 4}
+    assert metrics["test"]["label"] == {"lesions": 4, "none": 4}
     some = sets["train"].take([0, 5])
     np.testing.assert_array_equal(some.masks, sets["train"].masks[[0, 5]])
     imageset.write(Path("again"), some)
@@ -120,7 +120,7 @@ def test_masks_of_volumes(here):  # noqa: F811
     parameters(label_from="mask")
     sets, _ = run()
     for part in sets.values():
-        assert (part.manifest["label"] == "lesion").sum() == 3 * part.manifest["subject"].nunique()
+        assert (part.manifest["label"] == "lesions").sum() == 3 * part.manifest["subject"].nunique()
 
 
 def test_without_masks_there_is_no_file_and_a_label_of_them_is_refused(here):  # noqa: F811

@@ -1,48 +1,75 @@
-"""What synthetic slices are good for: a small classifier that trains on real ones, synthetic ones, or both.
+"""What synthetic slices are good for: a classifier that trains on real ones, synthetic ones, or both.
 
-It learns the manifest's `label` and is judged on the test people, with as few real people as a share says, against the
-fair rival: the same real slices with classical augmentation.
+It learns the manifest's `label` by a linear layer on frozen features of ImageNet EfficientNet-Lite0, and is judged on
+the test people, with as few real people as a share says, against the best that it reaches without synthetic slices.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field, field_validator
 from scipy.stats import rankdata
-from torch import nn
+from statsmodels.stats.multitest import multipletests
 
 from synthmri import streams
-from synthmri.evaluation import auroc
+from synthmri.evaluation import auroc, features
+from synthmri.imageset import pieces
 from synthmri.params import Section
+from synthmri.scans import splits
 from synthmri.training import loop
 
-# Arm -> title, whether it has real slices, synthetic ones, and classical augmentation.
+
+class Arm(NamedTuple):
+    """What a classifier trains on. real: whether on real slices; synthetic: on which synthetic ones, "" none, "all",
+    "filtered" or "rarest" (of the label with fewest real slices); ratio: synthetic slices of a batch to one real one;
+    first: on the synthetic ones first, on the real ones after; repeats: passes in place of one; augment: whether on
+    augmented views too."""
+
+    title: str
+    real: bool = True
+    synthetic: str = ""
+    ratio: float = 0.0
+    first: bool = False
+    repeats: int = 1
+    augment: bool = True
+
+
 ARMS = {
-    "real": ("real", True, False, False),
-    "real_augmented": ("real, classical augmentation", True, False, True),
-    "synthetic_augmented": ("synthetic, classical augmentation", False, True, True),
-    "both": ("real + synthetic", True, True, False),
-    "both_augmented": ("real + synthetic, classical augmentation", True, True, True),
+    "real": Arm("real", augment=False),
+    "real_augmented": Arm("real, augmented"),
+    "real_repeated": Arm("real, augmented, five times as long", repeats=5),  # as many steps as both_4
+    "synthetic": Arm("synthetic alone", real=False, synthetic="all"),
+    "both_quarter": Arm("real and synthetic 1 : 1/4", synthetic="all", ratio=0.25),
+    "both_1": Arm("real and synthetic 1 : 1", synthetic="all", ratio=1),
+    "both_4": Arm("real and synthetic 1 : 4", synthetic="all", ratio=4),
+    "synthetic_first": Arm("synthetic first, real after", synthetic="all", first=True),
+    "filtered": Arm("real and filtered synthetic 1 : 1", synthetic="filtered", ratio=1),
+    "rarest": Arm("real and synthetic of the rarest label 1 : 1", synthetic="rarest", ratio=1),
 }
-WIDTH = 8  # channels at half the picture's size; doubled at each of three more halvings
-RIVAL, JUDGED = "real_augmented", "both_augmented"
+RIVALS = tuple(name for name, arm in ARMS.items() if not arm.synthetic)
+FILTER = "real_augmented"  # the arm whose classifier filters: of the same real slices, so that no others leak in
+FARTHEST = 0.1  # share of the synthetic slices, farthest from all real ones, that the filter takes for implausible
+WEIGHT_DECAY = 0.1
 ROTATION_RAD, SHIFT, ZOOM, CONTRAST = 0.17, 0.08, 0.08, 0.15  # largest change, relative to half the image or to 1
+SCORES = ("auroc", "f1", "brier")
 
 
 class Utility(Section):
     """Section `utility`."""
 
-    image_px: int = Field(ge=16, le=512, multiple_of=16)
+    image_px: int = Field(ge=32, le=512)
+    views: int = Field(ge=2, le=64)
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=2)
     learning_rate: float = Field(gt=0, le=0.1)
-    synthetic_share: float = Field(gt=0, lt=1)
+    recognised: float = Field(ge=0, lt=1)
     fractions: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(min_length=1)
     trainings: int = Field(ge=1, le=100)
+    external: str
 
     @field_validator("fractions")
     @classmethod
@@ -54,31 +81,29 @@ class Utility(Section):
 
 @dataclass(frozen=True)
 class Labelled:
-    """images: float32 (N, 1, S, S) in [0, 1]; labels: int64 (N,), the class; who: (N,), the person, from 0."""
+    """views: float32 (N, V, D), features of each slice as it is (first) and augmented; labels: int64 (N,), the class;
+    who: (N,), the person, from 0 (of synthetic slices of no meaning)."""
 
-    images: torch.Tensor
+    views: np.ndarray
     labels: np.ndarray
     who: np.ndarray
 
 
-def shrunk(images: np.ndarray, size: int) -> torch.Tensor:
-    """uint8 (N, H, W) -> float32 (N, 1, size, size) in [0, 1], by means over areas."""
-    parts = []
-    for start in range(0, len(images), 64):
-        x = torch.from_numpy(np.array(images[start : start + 64]))[:, None].float() / 255
-        parts.append(F.interpolate(x, size=(size, size), mode="area"))
-    return torch.cat(parts)
+# From slices to features ----------------------------------------------------------------------------------------------
 
 
-def network(classes: int, seed: int) -> nn.Module:
-    """Four convolutions, each halving the picture, their mean over the picture, and one linear layer."""
-    torch.manual_seed(seed)
-    widths = [1, *(WIDTH * 2**k for k in range(4))]
-    layers = []
-    for before, after in zip(widths, widths[1:], strict=False):
-        layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
-    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes)]
-    return nn.Sequential(*layers).to(memory_format=torch.channels_last)
+def seen(images: np.ndarray, p: Utility, *, count: int, seed: int, device: str = "cpu") -> np.ndarray:
+    """Features float32 (N, count, 1280) of uint8 (N, H, W), shrunk to p.image_px: as they are, then augmented."""
+    out = np.empty((len(images), count, 1280), np.float32)
+    for start, piece in pieces(images, 64):
+        x = torch.from_numpy(piece)[:, None].float() / 255
+        x = F.interpolate(x, size=(p.image_px, p.image_px), mode="area")
+        for view in range(count):
+            generator = streams.generator(seed, "utility view", view, start)
+            y = augmented(x, generator) if view else x
+            grey = (y[:, 0] * 255).round().clamp(0, 255).to(torch.uint8).numpy()
+            out[start : start + len(piece), view] = features.effnet(grey, device=device)
+    return out
 
 
 def augmented(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -101,44 +126,22 @@ def augmented(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return x * (1 + draw(CONTRAST))[:, None, None, None]
 
 
-def predictions(
-    sources: list[tuple[torch.Tensor, np.ndarray]],
-    shares: list[float],
-    test: torch.Tensor,
-    classes: int,
-    p: Utility,
-    *,
-    augment: bool,
-    seed: int,
-) -> np.ndarray:
-    """Train on (images, labels) of each source and judge `test` (M, 1, S, S): probabilities float64 (M, classes).
+def copied(images: np.ndarray, judged: np.ndarray, correlation: float) -> np.ndarray:
+    """bool (N,): which of the images is a slice of `judged`, or its mirror image: a correlation of 32 x 32 px above.
 
-    Every image of a batch is of a source by `shares`, then of a class that it holds, all alike, then of any slice of
-    that: neither the size of a source nor a rare class decides. The number of steps is the same whatever the sources.
+    images: uint8 (N, H, W); judged: uint8 (M, H, W). What a classifier may not learn from.
     """
-    images, rows = torch.cat([x for x, _ in sources]), []
-    starts = np.cumsum([0, *(len(x) for x, _ in sources)])
-    for start, (_, labels) in zip(starts, sources, strict=False):
-        rows.append([start + np.flatnonzero(labels == label) for label in range(classes)])
-    targets = torch.from_numpy(np.concatenate([labels for _, labels in sources]))
-    mean, spread = images.mean(), images.std().clamp_min(1e-3)
-    net = network(classes, seed)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=p.learning_rate, weight_decay=0.01)
-    for step in range(p.steps):
-        generator, rng = streams.generator(seed, "utility", step), np.random.default_rng([seed, step])
-        chosen = [
-            rng.choice(rows[rng.choice(len(sources), p=shares)][rng.integers(classes)]) for _ in range(p.batch_size)
-        ]
-        x = augmented(images[chosen], generator) if augment else images[chosen]
-        for group in optimizer.param_groups:
-            group["lr"] = p.learning_rate * loop.warm_cosine(step, p.steps, 1)
-        loss = F.cross_entropy(net((x - mean) / spread), targets[chosen])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-    net.eval()
-    with torch.no_grad():
-        return torch.cat([net((x - mean) / spread) for x in test.split(256)]).double().softmax(1).numpy()
+    found = np.zeros(len(images), bool)
+    for start, piece in pieces(images, splits.BLOCK):
+        both = [splits.thumbnails(view) for view in (piece, piece[:, :, ::-1])]
+        for _, other in pieces(judged, splits.BLOCK):
+            known = splits.thumbnails(other).T
+            for view in both:
+                found[start : start + len(piece)] |= (view @ known).max(1) > correlation
+    return found
+
+
+# Whom there is --------------------------------------------------------------------------------------------------------
 
 
 def kinds(labels: np.ndarray, who: np.ndarray) -> np.ndarray:
@@ -173,93 +176,262 @@ def obstacle(train: np.ndarray, test: tuple[np.ndarray, np.ndarray], synthetic: 
     return ""
 
 
-def measured(
-    train: Labelled,
-    test: Labelled,
-    synthetic: tuple[torch.Tensor, np.ndarray],
-    classes: int,
-    p: Utility,
-    *,
-    seed: int,
-    tick: Callable[[], None] = lambda: None,
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Arm -> per cent of the real training people -> scores; a share that gives no more people than a smaller is out.
+# Training -------------------------------------------------------------------------------------------------------------
 
-    `auroc` (one class against the rest, mean over classes) and `f1` (macro) are over test slices, means over
-    p.trainings trainings that differ in the people drawn, the start and the batches; _low and _high are 95 % intervals
-    that resample test people and trainings. `_gain` is the difference to classical augmentation of the same real
-    slices (for synthetic ones alone: of all), `_p` its permutation test over people, two-sided.
+
+class Phase(NamedTuple):
+    """steps of training on rows of a pool of slices: a batch takes of each source its share."""
+
+    steps: int
+    sources: tuple[tuple[np.ndarray, float], ...]
+
+
+def batches(phase: Phase, labels: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows of the pool, (steps, size): each of a class, all alike, then of a source that holds it, then any of that.
+
+    So neither the size of a source nor a rare class decides.
     """
+    held = np.unique(np.concatenate([labels[rows] for rows, _ in phase.sources]))
+    wanted = rng.choice(held, phase.steps * size)
+    chosen = np.empty(len(wanted), np.int64)
+    for label in held:
+        places = np.flatnonzero(wanted == label)
+        parts = [(rows[labels[rows] == label], share) for rows, share in phase.sources]
+        parts = [(rows, share) for rows, share in parts if len(rows)]
+        shares = np.array([share for _, share in parts])
+        which = rng.choice(len(parts), len(places), p=shares / shares.sum())
+        for number, (rows, _) in enumerate(parts):
+            chosen[places[which == number]] = rng.choice(rows, (which == number).sum())
+    return chosen.reshape(phase.steps, size)
+
+
+def predictions(
+    pool: Labelled, plans: list[list[Phase]], judged: list[np.ndarray], classes: int, p: Utility, *, augment: bool,
+    seeds: list[int],
+) -> list[np.ndarray]:  # fmt: skip
+    """Train a classifier by each of K plans on rows of `pool`; plans are alike in the steps of their phases.
+
+    judged: features (M, D) -> for each the probabilities, float64 (K, M, classes). The classifiers learn side by side,
+    which takes less time than one after the other; each depends on its own plan and seed alone. They start at zero.
+    """
+    flat = torch.from_numpy(pool.views.reshape(-1, pool.views.shape[2]))
+    count = pool.views.shape[1]
+    own = [np.unique(np.concatenate([rows for phase in plan for rows, _ in phase.sources])) for plan in plans]
+    mean = torch.stack([flat[rows * count].mean(0) for rows in own])[:, None]
+    spread = torch.stack([flat[rows * count].std(0, correction=0) for rows in own])[:, :, None]
+    spread = torch.maximum(spread, 0.1 * spread.mean(1, keepdim=True))  # what few slices never showed may be large
+    targets = torch.from_numpy(pool.labels)
+    weights = torch.zeros(len(plans), flat.shape[1], classes, requires_grad=True)
+    bias = torch.zeros(len(plans), 1, classes, requires_grad=True)
+
+    def logits(x: torch.Tensor) -> torch.Tensor:  # (K, B, D) -> (K, B, classes), of the standardised x
+        scaled = weights / spread
+        return torch.baddbmm(bias - mean @ scaled, x, scaled)
+
+    for number, phase in enumerate(plans[0]):
+        rows, views = [], []
+        for plan, seed in zip(plans, seeds, strict=True):
+            rng = np.random.default_rng([seed, number])
+            rows.append(batches(plan[number], pool.labels, p.batch_size, rng))
+            views.append(rng.integers(count, size=rows[-1].shape) if augment else np.zeros_like(rows[-1]))
+        rows, views = (torch.from_numpy(np.stack(values, axis=1)) for values in (rows, views))  # (steps, K, B)
+        optimizer = torch.optim.AdamW([weights, bias], lr=p.learning_rate, weight_decay=WEIGHT_DECAY)
+        for step in range(phase.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = p.learning_rate * loop.warm_cosine(step, phase.steps, 1)
+            found = logits(flat[rows[step] * count + views[step]])
+            loss = F.cross_entropy(found.flatten(0, 1), targets[rows[step]].flatten(), reduction="sum") / p.batch_size
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # the sum over classifiers, so that each has the gradient of its own mean
+            optimizer.step()
+    with torch.no_grad():
+        spread_out = [torch.from_numpy(x).expand(len(plans), *x.shape) for x in judged]
+        return [logits(x).double().softmax(2).numpy() for x in spread_out]
+
+
+def filtered(
+    probabilities: np.ndarray, labels: np.ndarray, found: np.ndarray, real: np.ndarray, bound: float
+) -> np.ndarray:
+    """bool (S,): which synthetic slices are recognised with more than `bound` as what their prompt asked for, and are
+    not among the FARTHEST from all real slices. probabilities: (S, classes); found: (S, D); real: (N, D)."""
+    spread = real.std(0) + 1e-3
+    ours, theirs = (torch.from_numpy(x / spread) for x in (found, real))
+    away = torch.cdist(ours, theirs).min(1).values.numpy()
+    return (probabilities[np.arange(len(labels)), labels] > bound) & (away <= np.quantile(away, 1 - FARTHEST))
+
+
+def plan(arm: Arm, real: np.ndarray, synthetic: np.ndarray, p: Utility) -> list[Phase]:
+    """Phases of an arm on rows of real slices, as many of these whatever it has of synthetic ones; without any of
+    those the real ones take their place, so that an arm never trains for less."""
+    if arm.first or not arm.real:
+        alone = Phase(p.steps, ((synthetic, 1.0),))
+        return [alone, Phase(p.steps, ((real, 1.0),))] if arm.real else [alone]
+    steps = round(p.steps * arm.repeats * (1 + arm.ratio))
+    sources = ((real, 1.0), (synthetic, arm.ratio)) if arm.synthetic and len(synthetic) else ((real, 1.0),)
+    return [Phase(steps, sources)]
+
+
+# The experiment -------------------------------------------------------------------------------------------------------
+
+
+def measured(
+    train: Labelled, val: Labelled, tests: dict[str, Labelled], synthetic: Labelled, names: list[str], p: Utility, *,
+    seed: int, tick: Callable[[], None] = lambda: None,
+) -> dict[str, dict[str, dict[str, dict]]]:  # fmt: skip
+    """Name of a test set -> arm -> per cent of the real training people -> scores.
+
+    A share that gives no more people than a smaller one is left out. `auroc` (one class against the rest, mean over
+    classes), `f1` (macro) and `brier` (squared distance of the probabilities from the truth, 0 to 2, mean over slices
+    of each class, then over classes) are means over p.trainings trainings that differ in the people drawn and the
+    batches; _low and _high are 95 % intervals that resample test people and trainings; `labels` has for each label its
+    `auroc` and `recall`.
+
+    Of the arms without synthetic slices the one of the largest AUROC on the *validation* people (`val_auroc`) is the
+    rival of that share (`rival` is 1). Of the others `_gain` is the difference to it (of synthetic slices alone: to
+    that of all people), `_p` its permutation test over people, two-sided, and `auroc_p_holm` that corrected for all
+    arms with synthetic slices at that share (Holm 1979).
+    """
+    count, classes = len(train.labels), len(names)
+    pool = Labelled(
+        np.concatenate([train.views, synthetic.views]), np.concatenate([train.labels, synthetic.labels]), np.zeros(0)
+    )
     luck = [streams.number(seed, "utility", k) for k in range(p.trainings)]
-    made: dict[tuple[str, str], np.ndarray] = {}
-    used: dict[str, tuple[float, float]] = {"0": (0.0, 0.0)}
-    for fraction in sorted(p.fractions):
-        rows = few(train.labels, train.who, fraction, luck[0])
-        size = float(len(np.unique(train.who[rows])))
-        if size not in (people for people, _ in used.values()):
-            used[f"{100 * fraction:g}"] = (size, float(len(rows)))
-    for arm, (_, real, artificial, augment) in ARMS.items():
-        for share in list(used)[1:] if real else ["0"]:
-            outcomes = []
-            for k in range(p.trainings):
-                rows = few(train.labels, train.who, float(share) / 100, luck[k]) if real else []
-                sources = [(train.images[rows], train.labels[rows])] if real else []
-                sources += [synthetic] if artificial else []
-                shares = [1 - p.synthetic_share, p.synthetic_share] if len(sources) == 2 else [1.0]
-                outcomes.append(predictions(sources, shares, test.images, classes, p, augment=augment, seed=luck[k]))
-                tick()
-            made[arm, share] = np.stack(outcomes)
+    judged = [part.views[:, 0] for part in (synthetic, val, *tests.values())]
+    used = _used(train, p, luck[0])
     most = list(used)[-1]
-    result: dict[str, dict[str, dict[str, float]]] = {}
-    for (arm, share), values in made.items():
-        scores = _scores(values, test)
-        scores |= {"train_subjects": used[share][0], "train_slices": used[share][1]}
-        if arm != RIVAL:
-            scores |= _against(values, made[RIVAL, share if ARMS[arm][1] else most], test)
-        result.setdefault(arm, {})[share] = scores
+    made: dict[tuple[str, str], list[np.ndarray]] = {}  # probabilities (K, M, C) of each of `judged`
+    kept: dict[tuple[str, str], float] = {}  # how many synthetic slices, the mean over trainings
+    for share in used:
+        drawn = [few(train.labels, train.who, float(share) / 100, number) for number in luck]
+        for name, arm in ARMS.items():
+            if not arm.real and share != most:
+                continue
+            key = (name, share if arm.real else "0")
+            chosen = [
+                _synthetic(arm, train, rows, synthetic, made.get((FILTER, share)), k, p) for k, rows in enumerate(drawn)
+            ]
+            plans = [plan(arm, rows, count + more, p) for rows, more in zip(drawn, chosen, strict=True)]
+            made[key] = predictions(pool, plans, judged, classes, p, augment=arm.augment, seeds=luck)
+            kept[key] = float(np.mean([len(more) for more in chosen]))
+            tick()
+    known = {key: _area(values[1], val) for key, values in made.items()}
+    rivals = {share: max(RIVALS, key=lambda name, at=share: known[name, at]) for share in used}
+    result: dict[str, dict[str, dict[str, dict]]] = {}
+    for number, (title, test) in enumerate(tests.items(), start=2):
+        tree = result.setdefault(title, {})
+        for name, share in sorted(made, key=lambda key: list(ARMS).index(key[0])):
+            values = made[name, share]
+            subjects, slices = used.get(share, (0.0, 0.0))
+            scores = {
+                "train_subjects": subjects, "train_slices": slices, "synthetic_slices": kept[name, share],
+                "val_auroc": known[name, share],
+            } | _scores(values[number], test, names)  # fmt: skip
+            if ARMS[name].synthetic:
+                at = share if ARMS[name].real else most
+                scores |= _against(values[number], made[rivals[at], at][number], test)
+            else:
+                scores["rival"] = float(name == rivals[share])
+            tree.setdefault(name, {})[share] = scores
+        _correct(tree, most)
     return result
 
 
-def cost(p: Utility) -> int:
-    """The most trainings that `measured` makes."""
-    return p.trainings * sum(len(p.fractions) if real else 1 for _, real, _, _ in ARMS.values())
+def cost(train: Labelled, p: Utility) -> int:
+    """How often `measured` ticks."""
+    return sum(arm.real for arm in ARMS.values()) * len(_used(train, p, 0)) + sum(not arm.real for arm in ARMS.values())
 
 
-def _tables(probabilities: np.ndarray, labels: np.ndarray, who: np.ndarray, count: int):
-    """Of one training: for each class the tables of its ROC curve, and (count, C, C) of true and predicted classes."""
+def _used(train: Labelled, p: Utility, seed: int) -> dict[str, tuple[float, float]]:
+    """Share in per cent -> people and slices."""
+    used: dict[str, tuple[float, float]] = {}
+    for fraction in sorted(p.fractions):
+        rows = few(train.labels, train.who, fraction, seed)
+        size = float(len(np.unique(train.who[rows])))
+        if size not in (people for people, _ in used.values()):
+            used[f"{100 * fraction:g}"] = (size, float(len(rows)))
+    if "100" not in used:  # a smaller share gave all people
+        used["100"] = used.pop(list(used)[-1])
+    return used
+
+
+def _synthetic(
+    arm: Arm, train: Labelled, rows: np.ndarray, synthetic: Labelled, made: list[np.ndarray] | None, k: int, p: Utility
+) -> np.ndarray:
+    """Which synthetic slices training k of an arm has, beside the real `rows`."""
+    if arm.synthetic == "filtered":
+        found, real = synthetic.views[:, 0], train.views[rows, 0]
+        return np.flatnonzero(filtered(made[0][k], synthetic.labels, found, real, p.recognised))
+    if arm.synthetic == "rarest":
+        return np.flatnonzero(synthetic.labels == np.bincount(train.labels[rows]).argmin())
+    return np.arange(len(synthetic.labels) if arm.synthetic else 0)
+
+
+def _area(values: np.ndarray, test: Labelled) -> float:
+    """The mean AUROC over trainings and those classes that the people have and lack; 0.5 where there are none."""
+    people, held = np.zeros(len(test.who), int), range(values.shape[2])
+    one = np.ones((1, 1))
+    areas = [
+        [auroc.area(*auroc.tables(each[:, c], test.labels == c, people, 1), one)[0] for c in held] for each in values
+    ]
+    known = np.array(areas)[~np.isnan(areas)]
+    return float(known.mean()) if len(known) else 0.5
+
+
+class _Table(NamedTuple):
+    """Of one training, by person: for each class the tables of its ROC curve; (count, C, C) of true and predicted
+    classes; (count, C) of squared distances."""
+
+    curves: list
+    confusion: np.ndarray
+    distance: np.ndarray
+
+
+def _tables(probabilities: np.ndarray, labels: np.ndarray, who: np.ndarray, count: int, ranks=None) -> _Table:
+    """ranks: in place of the probabilities where only their order counts."""
     classes = probabilities.shape[1]
-    curves = [auroc.tables(probabilities[:, c], labels == c, who, count) for c in range(classes)]
-    confusion = np.zeros((count, classes, classes))
+    ranks = probabilities if ranks is None else ranks
+    curves = [auroc.tables(ranks[:, c], labels == c, who, count) for c in range(classes)]
+    confusion, distance = np.zeros((count, classes, classes)), np.zeros((count, classes))
     np.add.at(confusion, (who, labels, probabilities.argmax(axis=1)), 1)
-    return curves, confusion
+    np.add.at(distance, (who, labels), ((probabilities - np.eye(classes)[labels]) ** 2).sum(axis=1))
+    return _Table(curves, confusion, distance)
 
 
-def _both(table, weights: np.ndarray) -> np.ndarray:
-    """AUROC and macro F1 under weights of people (R, count): (2, R)."""
-    curves, confusion = table
-    areas = np.mean([auroc.area(wins, pairs, weights) for wins, pairs in curves], axis=0)
-    total = np.einsum("rg,gtp->rtp", weights, confusion)
+def _all(table: _Table, weights: np.ndarray) -> np.ndarray:
+    """SCORES under weights of people (R, count): (3, R)."""
+    areas = np.mean([auroc.area(wins, pairs, weights) for wins, pairs in table.curves], axis=0)
+    total = np.einsum("rg,gtp->rtp", weights, table.confusion)
     hits = np.einsum("rcc->rc", total)
     f1 = 2 * hits / np.maximum(total.sum(1) + total.sum(2), 1e-12)
-    return np.stack([areas, f1.mean(axis=1)])
+    brier = (weights @ table.distance) / np.maximum(total.sum(2), 1e-12)
+    return np.stack([areas, f1.mean(axis=1), brier.mean(axis=1)])
 
 
-def _resampled(tables: list, of: np.ndarray) -> np.ndarray:
-    """(2, rounds): AUROC and F1 as means over trainings drawn with replacement, of people drawn with replacement."""
+def _resampled(tables: list[_Table], of: np.ndarray) -> np.ndarray:
+    """(3, rounds): SCORES as means over trainings drawn with replacement, of people drawn with replacement."""
     rng = np.random.default_rng(1)
     weights = auroc.resampled(of, auroc.ROUNDS, rng)
     chosen = rng.multinomial(len(tables), np.full(len(tables), 1 / len(tables)), auroc.ROUNDS) / len(tables)
-    return sum(_both(table, weights) * chosen[:, k] for k, table in enumerate(tables))
+    return sum(_all(table, weights) * chosen[:, k] for k, table in enumerate(tables))
 
 
-def _scores(values: np.ndarray, test: Labelled) -> dict[str, float]:
+def _scores(values: np.ndarray, test: Labelled, names: list[str]) -> dict:
     of = kinds(test.labels, test.who)
     tables = [_tables(each, test.labels, test.who, len(of)) for each in values]
-    points = np.mean([_both(table, np.ones((1, len(of))))[:, 0] for table in tables], axis=0)
-    result = {}
-    for name, point, spread in zip(("auroc", "f1"), points, _resampled(tables, of), strict=True):
+    one = np.ones((1, len(of)))
+    points = np.mean([_all(table, one)[:, 0] for table in tables], axis=0)
+    result: dict = {}
+    for name, point, spread in zip(SCORES, points, _resampled(tables, of), strict=True):
         low, high = auroc.interval(spread)
         result |= {name: float(point), f"{name}_low": low, f"{name}_high": high}
+    confusion = sum(table.confusion.sum(axis=0) for table in tables)
+    result["labels"] = {
+        name: {
+            "auroc": float(np.mean([auroc.area(*table.curves[c], one)[0] for table in tables])),
+            "recall": float(confusion[c, c] / confusion[c].sum()),
+        }
+        for c, name in enumerate(names)
+    }
     return result
 
 
@@ -269,20 +441,17 @@ def _against(values: np.ndarray, rival: np.ndarray, test: Labelled) -> dict[str,
     Both arms stand in one table as people 0 .. P - 1 and P .. 2 P - 1, so that a swap, too, is a choice of weights.
     """
     of = kinds(test.labels, test.who)
+    who, labels = np.concatenate([test.who, test.who + len(of)]), np.tile(test.labels, 2)
     tables = []
     for ours, theirs in zip(values, rival, strict=True):
         # Swapped scores must be of one scale: ranks of ours stand beside ranks of theirs, the class chosen as it was.
-        pair = np.concatenate([rankdata(ours, axis=0), rankdata(theirs, axis=0)]) / len(ours)
-        who = np.concatenate([test.who, test.who + len(of)])
-        labels = np.tile(test.labels, 2)
-        curves, _ = _tables(pair, labels, who, 2 * len(of))
-        _, confusion = _tables(np.concatenate([ours, theirs]), labels, who, 2 * len(of))
-        tables.append((curves, confusion))
+        ranks = np.concatenate([rankdata(ours, axis=0), rankdata(theirs, axis=0)]) / len(ours)
+        tables.append(_tables(np.concatenate([ours, theirs]), labels, who, 2 * len(of), ranks))
 
     def gain(weights: np.ndarray) -> np.ndarray:
-        """(2, R) of weights (R, 2 P) of our arm; the rival has the halves exchanged."""
+        """(3, R) of weights (R, 2 P) of our arm; the rival has the halves exchanged."""
         other = np.roll(weights, len(of), axis=1)
-        return np.mean([_both(table, weights) - _both(table, other) for table in tables], axis=0)
+        return np.mean([_all(table, weights) - _all(table, other) for table in tables], axis=0)
 
     rng = np.random.default_rng(2)
     swap = rng.integers(0, 2, (auroc.ROUNDS, len(of))).astype(float)
@@ -294,7 +463,7 @@ def _against(values: np.ndarray, rival: np.ndarray, test: Labelled) -> dict[str,
         _resampled([_tables(each, test.labels, test.who, len(of)) for each in arm], of) for arm in (values, rival)
     )
     result = {}
-    for i, name in enumerate(("auroc", "f1")):
+    for i, name in enumerate(SCORES):
         low, high = auroc.interval(ours[i] - theirs[i])
         as_large = (by_chance[i] >= abs(observed[i]) - 1e-12).sum()
         result |= {
@@ -304,39 +473,81 @@ def _against(values: np.ndarray, rival: np.ndarray, test: Labelled) -> dict[str,
     return result
 
 
-def sentence(result: dict[str, dict[str, dict[str, float]]], names: list[str]) -> str:
-    """Whether synthetic slices helped, also when they did not."""
-    share = list(result[RIVAL])[-1]
-    rival, ours = result[RIVAL][share], result[JUDGED][share]
+def _correct(tree: dict[str, dict[str, dict]], most: str) -> None:
+    """Holm's p over the arms of each share, in place; the arm of synthetic slices alone is of the share of all."""
+    families: dict[str, list[dict]] = {}
+    for shares in tree.values():
+        for share, scores in shares.items():
+            if "auroc_p" in scores:
+                families.setdefault(most if share == "0" else share, []).append(scores)
+    for rows in families.values():
+        for scores, corrected in zip(
+            rows, multipletests([row["auroc_p"] for row in rows], method="holm")[1], strict=True
+        ):
+            scores["auroc_p_holm"] = float(corrected)
+
+
+# In words -------------------------------------------------------------------------------------------------------------
+
+
+def effect(scores: dict) -> int:
+    """1 where an arm surely gained over the rival, -1 where it surely lost, 0 otherwise: by Holm's p, which knows the
+    trained classifiers alone, and by the interval, which holds the luck of training too."""
+    if scores["auroc_p_holm"] >= 0.05:
+        return 0
+    return int(scores["auroc_gain_low"] > 0) - int(scores["auroc_gain_high"] < 0)
+
+
+def sentence(result: dict[str, dict[str, dict]], names: list[str]) -> str:
+    """Whether synthetic slices helped, also when they did not: first with all real people, then with fewer."""
+    most = list(result[RIVALS[0]])[-1]
     task = f"to tell {' from '.join(names)}"
-    if rival["auroc_low"] <= 0.5 and ours["auroc_low"] <= 0.5:
-        return (
-            f"**Nothing can be said about the use of synthetic slices: even with all real training data the classifier "
-            f"does not learn {task}** (AUROC {_range(rival, 'auroc')} with classical augmentation, where 0.5 is "
-            f"chance, and {_range(ours, 'auroc')} with synthetic slices added)."
+    parts = []
+    for share in reversed(result[RIVALS[0]]):
+        rival = next(name for name in RIVALS if result[name][share]["rival"])
+        arms = {name: result[name].get(share if arm.real else "0") for name, arm in ARMS.items() if arm.synthetic}
+        arms = {name: scores for name, scores in arms.items() if scores and (ARMS[name].real or share == most)}
+        best = max(arms, key=lambda name: (effect(arms[name]), arms[name]["auroc_gain"]))
+        ours, theirs = arms[best], result[rival][share]
+        change = (
+            f"`{ARMS[best].title}` changed the AUROC by {_range(ours, 'auroc_gain', '+.3f')} from "
+            f"{theirs['auroc']:.3f} of `{ARMS[rival].title}` (p = {ours['auroc_p_holm']:.3f} by Holm)"
         )
-    sure = ours["auroc_p"] < 0.05 and (ours["auroc_gain_low"] > 0 or ours["auroc_gain_high"] < 0)
-    before = f"{rival['auroc']:.3f}"
-    verb = "did not measurably help" if not sure else "helped" if ours["auroc_gain"] > 0 else "did harm"
-    return (
-        f"**Synthetic slices {verb}** {task}: added to all real training data with classical augmentation, they "
-        f"changed the AUROC by {_range(ours, 'auroc_gain', '+.3f')} from {before} (p = {ours['auroc_p']:.3f})."
-    )
+        if share != most:
+            if effect(ours) > 0:
+                parts.append(f"With {theirs['train_subjects']:.0f} people **they helped**: {change}.")
+            continue
+        if theirs["auroc_low"] <= 0.5 and all(scores["auroc_low"] <= 0.5 for scores in arms.values()):
+            return (
+                "**Nothing can be said about the use of synthetic slices: even with all real training data the "
+                f"classifier does not learn {task}** (AUROC {_range(theirs, 'auroc')} of `{ARMS[rival].title}`, where "
+                f"0.5 is chance, and {_range(ours, 'auroc')} of `{ARMS[best].title}`)."
+            )
+        effects = [effect(scores) for scores in arms.values()]
+        verb = {1: "helped", 0: "did not measurably help", -1: "did harm"}[effect(ours)]
+        harm = effects.count(-1)
+        more = f"; {harm} of {len(arms)} arms with synthetic slices did harm" if harm and harm < len(arms) else ""
+        parts.append(f"**Synthetic slices {verb}** {task}: of {len(arms)} arms with all real people, {change}{more}.")
+    if len(parts) == 1 and len(result[RIVALS[0]]) > 1:
+        parts.append("Nor did they measurably with fewer people." if "**Synthetic slices helped" not in parts[0] else
+                     "With fewer people they did not measurably.")  # fmt: skip
+    return " ".join(parts)
 
 
-def markdown(result: dict[str, dict[str, dict[str, float]]]) -> str:
-    """A row for each arm and share of real people: AUROC, F1 and gains with their intervals."""
-    lines = ["| trained on | real people | AUROC | macro F1 | AUROC against classical augmentation | p |"]
-    lines.append("|---" * 6 + "|")
+def markdown(result: dict[str, dict[str, dict]]) -> str:
+    """A row for each arm and share of real people: scores and gains with their intervals; the rival in bold."""
+    head = ["trained on", "real people", "AUROC", "macro F1", "Brier ↓", "recall by label"]
+    lines = ["| " + " | ".join([*head, "AUROC against the rival", "p by Holm"]) + " |", "|---" * 8 + "|"]
     for arm, shares in result.items():
         for share, scores in shares.items():
-            cells = [ARMS[arm][0], f"{share} % ({scores['train_subjects']:.0f})"]
-            cells += [_range(scores, "auroc"), _range(scores, "f1")]
+            title = f"**{ARMS[arm].title}**" if scores.get("rival") else ARMS[arm].title
+            cells = [title, f"{share} % ({scores['train_subjects']:.0f})", *(_range(scores, name) for name in SCORES)]
+            cells.append(", ".join(f"{label} {row['recall']:.2f}" for label, row in scores["labels"].items()))
             known = "auroc_gain" in scores
-            cells += [_range(scores, "auroc_gain", "+.3f"), f"{scores['auroc_p']:.3f}"] if known else ["", ""]
+            cells += [_range(scores, "auroc_gain", "+.3f"), f"{scores['auroc_p_holm']:.3f}"] if known else ["", ""]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _range(scores: dict[str, float], name: str, form: str = ".3f") -> str:
+def _range(scores: dict, name: str, form: str = ".3f") -> str:
     return f"{scores[name]:{form}} ({scores[f'{name}_low']:{form}} to {scores[f'{name}_high']:{form}})"

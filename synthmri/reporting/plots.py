@@ -159,22 +159,29 @@ def heat_map(table: pd.DataFrame, value: str) -> Figure:
 
 
 def intervals(
-    lines: dict[str, tuple[Sequence[float], Sequence[float], Sequence[float], Sequence[float]]],
+    lines: dict[str, tuple[Sequence[str], Sequence[float], Sequence[float], Sequence[float]]],
     *,
     x_label: str,
     y_label: str,
     title: str,
     chance: float,
 ) -> Figure:
-    """Points with intervals, a line a text: text -> (places, values, lower ends, upper ends); `chance` is dashed."""
+    """Points with intervals, a line a text: text -> (names of places, values, lower ends, upper ends).
+
+    Places stand side by side in the order in which the lines name them; `chance` is dashed.
+    """
     figure = Figure(figsize=(10, 4.5), dpi=150, layout="constrained")
     axes = figure.subplots()
+    places = list(dict.fromkeys(place for x, *_ in lines.values() for place in x))
     for k, (label, (x, y, low, high)) in enumerate(lines.items()):
-        aside = [place + (k - (len(lines) - 1) / 2) * 0.8 for place in x]  # so that intervals do not hide each other
+        step = 0.7 / len(lines)  # so that intervals do not hide each other
+        aside = [places.index(place) + (k - (len(lines) - 1) / 2) * step for place in x]
         reach = [[b - a for a, b in zip(low, y, strict=True)], [b - a for a, b in zip(y, high, strict=True)]]
         axes.errorbar(
-            aside, y, yerr=[[max(0.0, v) for v in side] for side in reach], label=label, marker="o", capsize=3
-        )
+            aside, y, yerr=[[max(0.0, v) for v in side] for side in reach], label=label, marker="o", capsize=2,
+            linestyle="", color=f"C{k % 10}",
+        )  # fmt: skip
+    axes.set_xticks(range(len(places)), places)
     axes.axhline(chance, color="#777777", linestyle="--", linewidth=1)
     axes.set(xlabel=x_label, ylabel=y_label, title=title)
     axes.grid(alpha=0.3)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from pydantic import Field
+from scipy import ndimage
 
 from synthmri import streams
 from synthmri.params import Section
@@ -19,6 +20,7 @@ class Cohort(Section):
     seed: int = Field(ge=0)
     subjects: int = Field(ge=1, le=100_000)
     lesion_share: float = Field(ge=0, le=1)
+    lesion_size: float = Field(ge=0.3, le=4)
     pixel_mm: float = Field(ge=0.3, le=3)
     slice_mm: float = Field(ge=1, le=10)
     field_of_view_mm: tuple[float, float]
@@ -30,7 +32,7 @@ class Cohort(Section):
 @dataclass(frozen=True)
 class Subject:
     """volumes: contrast -> int16 (X, Y, Z) in RAS+, arbitrary units; lesions: uint8 (X, Y, Z), 1 where a voxel is
-    mostly lesion; affine: voxel -> mm, 4 x 4."""
+    mostly lesion and a reader would mark it; affine: voxel -> mm, 4 x 4."""
 
     name: str
     age_like: int
@@ -41,6 +43,9 @@ class Subject:
 
 
 UNITS = 400.0  # signal of white matter in the written volumes
+# Area on a slice below which no lesion is marked. Of areas that a reader marked on 5 mm slices of people with multiple
+# sclerosis 20 % were below 10 mm2 and 80 % below 80 (Wang 1997, doi 10.1136/jnnp.63.4.452): here 20 % and 74 %.
+MARKED_MM2 = 2.5
 
 
 def simulate_one(atlas: maps.Atlas, p: Cohort, i: int) -> Subject:
@@ -57,6 +62,7 @@ def simulate_one(atlas: maps.Atlas, p: Cohort, i: int) -> Subject:
         setattr(head, key, low + (high - low) * (0.7 * age + 0.3 * mix))
     if ill >= p.lesion_share:
         head.lesions = lesions.draw_lesions(atlas, 0, generator)
+    head.lesions = head.lesions.grown(p.lesion_size)
 
     width, height = p.field_of_view_mm
     nx, ny, nz = round(width / p.pixel_mm), round(height / p.pixel_mm), round(p.coverage_mm / p.slice_mm)
@@ -81,6 +87,16 @@ def simulate_one(atlas: maps.Atlas, p: Cohort, i: int) -> Subject:
         age_like=round(20 + 65 * age),
         lesion_ml=round(float(lesion.sum()) * p.pixel_mm**2 * p.slice_mm / 1000, 2),
         volumes=dict(zip(contrasts, volumes, strict=True)),
-        lesions=(lesion > 0.5).to(torch.uint8).numpy(),
+        lesions=marked((lesion > 0.5).numpy(), p.pixel_mm),
         affine=affine,
     )
+
+
+def marked(lesion: np.ndarray, pixel_mm: float) -> np.ndarray:
+    """uint8, 1 in those lesions of axial slices that are large enough to be marked; lesion: bool (X, Y, Z)."""
+    beside = np.zeros((3, 3, 3))
+    beside[:, :, 1] = 1  # what touches on the slice is one piece
+    pieces, _ = ndimage.label(lesion, beside)
+    large = np.bincount(pieces.ravel()) * pixel_mm**2 >= MARKED_MM2
+    large[0] = False  # what is no lesion
+    return large[pieces].astype(np.uint8)

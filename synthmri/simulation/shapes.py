@@ -99,6 +99,10 @@ class Parts(NamedTuple):
     def to(self, device) -> "Parts":
         return Parts(self.rows, *(value.to(device) for value in self[1:]))
 
+    def grown(self, factor: float) -> "Parts":
+        """Each about its own centre, `factor` times as wide."""
+        return self._replace(reach=self.reach * factor, matrices=self.matrices / factor)
+
 
 def turn(about_z_deg: torch.Tensor, about_x_deg: torch.Tensor) -> torch.Tensor:
     """(K, 3, 3) rotations, first about x, then about z."""
