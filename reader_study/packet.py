@@ -1,6 +1,7 @@
 """A packet: the images of one study under random names, frozen under the hash of everything in it.
 
-    packet-<hash>/packet.json   parameters, images (name -> SHA-256 of its pixels), the order of each reader
+    packet-<hash>/packet.json   parameters, images (name -> SHA-256 of its pixels), the order of each rater: names of
+                                images, or of pairs as LEFT-RIGHT
     packet-<hash>/images/       uncompressed grey PNGs: of one size in bytes, with nothing in them but pixels
     key-<hash>.csv              what each image is: outside of the folder that is served
     ratings-<hash>.db           the answers (store.py)
@@ -27,7 +28,8 @@ KEY_COLUMNS = ("image", "source", "row", "case", "contrast", "level_mm", "sha256
 
 @dataclass(frozen=True)
 class Packet:
-    """What is served. images: name -> PNG; orders: of each reader, (name, is it shown for the second time)."""
+    """What is served. images: name -> PNG; orders: of each rater, (name, is it shown for the second time), where a name
+    is that of an image or, in a forced choice, LEFT-RIGHT of two."""
 
     hash: str
     images: dict[str, bytes]
@@ -35,6 +37,8 @@ class Packet:
     orders: list[list[tuple[str, bool]]]
     key_sha256: str
     simulated: bool
+    design: str
+    controls: int
 
 
 def write(
@@ -44,7 +48,7 @@ def write(
     """Write a packet and its key to two paths that do not exist; the hash that both are to be named by.
 
     images: uint8 (H, W) of each item; secret: what names and orders are drawn with, besides the seed; simulated: the
-    real slices are of a simulated cohort, which readers are told.
+    real slices are of a simulated cohort, which raters are told.
     """
     hidden = int.from_bytes(hashlib.sha256(secret.encode()).digest())
     names = design.names(items, p, hidden)
@@ -58,10 +62,20 @@ def write(
     (folder / "images").mkdir(parents=True)
     for name, image in sorted(zip(names, images, strict=True), key=lambda pair: pair[0]):  # the dates tell nothing
         (folder / "images" / f"{name}.png").write_bytes(png(image))
+    shown = design.trials(items, p)
+
+    def named(rater: int) -> list[tuple[str, bool]]:
+        turns = design.order(items, p, rater, hidden)
+        turned = design.sides(len(turns), p, rater, hidden)
+        return [
+            ("-".join(names[i] for i in (shown[trial][::-1] if turn else shown[trial])), again)
+            for (trial, again), turn in zip(turns, turned, strict=True)
+        ]
+
     content = {
         "study": p.model_dump(),
         "images": dict(zip(table["image"], table["sha256"], strict=True)),
-        "orders": [[[names[i], again] for i, again in design.order(items, p, r, hidden)] for r in range(p.readers)],
+        "orders": [named(rater) for rater in range(p.raters)],
         "simulated": simulated,
         "key_sha256": _sha256(key.read_bytes()),
     }
@@ -93,7 +107,12 @@ def read(folder: Path) -> Packet:
         if design.sha256(pixels[name]) != wanted:
             raise UserError(f"{folder}/images/{name}.png was changed; make a new packet with `study create`")
     orders = [[(name, again) for name, again in order] for order in content["orders"]]
-    return Packet(found, images, content["images"], orders, content["key_sha256"], content["simulated"])
+    # Packets that were made before there were others are of ratings, without controls.
+    study = {"design": "rating", "controls": 0} | content["study"]
+    return Packet(
+        found, images, content["images"], orders, content["key_sha256"], content["simulated"], study["design"],
+        study["controls"],
+    )  # fmt: skip
 
 
 def read_key(path: Path, packet: Packet) -> pd.DataFrame:

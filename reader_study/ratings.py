@@ -1,11 +1,12 @@
-"""Ratings of blinded readers: agreement, intervals and tests. Ratings in, numbers out.
+"""Answers of blinded raters: agreement, intervals and tests. Answers in, numbers out.
 
-A rating is a row of `COLUMNS`. Scores pass between the functions as float (readers, cases), NaN where nobody rated; a
-case is a set of images matched to each other, one of a test person and one of each model (synthmri/study.py).
+A rating is a row of `COLUMNS["rating"]`, a forced choice one of `COLUMNS["forced_choice"]`. Scores pass between the
+functions as float (raters, cases), NaN where nobody rated; what a case is: design.py.
 """
 
 import csv
 import math
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -13,51 +14,60 @@ import pandas as pd
 from pydantic import Field
 from scipy import stats
 
+from reader_study.design import CONTROL, REAL
 from synthmri.errors import UserError
 from synthmri.params import Section
 
-REAL = "real"  # the source of test slices; any other source is a model's name
-# packet, image, case and source say what was shown; position and repeat when; revision counts withdrawn predecessors.
-COLUMNS = (
-    "packet", "reader", "position", "revision", "repeat", "image", "sha256", "source", "case",
-    "realism", "verdict", "plausibility", "seconds", "tags", "comment",
-)  # fmt: skip
+# packet, image, case and source say what was shown, of a pair the source of what is not real; position and repeat when;
+# revision counts withdrawn predecessors.
+_SHOWN = ("packet", "reader", "position", "revision", "repeat", "image", "sha256", "source", "case")
+COLUMNS = {
+    "rating": (*_SHOWN, "realism", "verdict", "plausibility", "seconds", "tags", "comment"),
+    "forced_choice": (*_SHOWN, "sha256_real", "real", "chosen", "seconds", "comment"),
+}
 COUNTS = ("position", "revision", "repeat", "case", "realism", "plausibility")
-VERDICTS = ("real", "synthetic")
+WORDS = {"verdict": ("real", "synthetic"), "real": ("left", "right"), "chosen": ("left", "right")}
 KEY = ["packet", "reader", "position"]  # what a person rates once, however many exports it is in
 
 
-class Readers(Section):
-    """Section `readers`."""
+class Raters(Section):
+    """Section `raters`."""
 
-    min_readers: int = Field(ge=1, le=1000)
+    min_raters: int = Field(ge=1, le=1000)
     min_cases: int = Field(ge=1, le=10_000)
+    min_attention: float = Field(ge=0, le=1)
 
 
-ROUNDS = 4000  # draws of readers and cases that an interval comes from
+ROUNDS = 4000  # draws of raters and cases that an interval comes from
 
 
 # Files ---------------------------------------------------------------------------------------------------------------
 
 
-def read(path: Path) -> pd.DataFrame:
-    """Ratings of a CSV file, checked. Raises UserError naming the line that cannot be used."""
+def read(path: Path, design: str = "") -> pd.DataFrame:
+    """Answers of a CSV file, checked; of any design where none is named.
+
+    Raises UserError naming the line that cannot be used.
+    """
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as ratings ({error}); `git checkout` it or export again") from None
     if not isinstance(frame.index, pd.RangeIndex) or frame.isna().any(axis=None):  # pandas mends what it can
         raise UserError(f"{path} has rows that are too long or too short; `git checkout` it or export again")
-    if list(frame.columns) != list(COLUMNS):
-        raise UserError(f"{path} has the columns {', '.join(frame.columns)}; ratings have {', '.join(COLUMNS)}")
-    for name in COUNTS:
+    if tuple(frame.columns) not in ([COLUMNS[design]] if design else COLUMNS.values()):
+        wanted = ", ".join(COLUMNS[design or "rating"])
+        raise UserError(f"{path} has the columns {', '.join(frame.columns)}; ratings have {wanted}")
+    for name in frame.columns.intersection(COUNTS):
         bad = frame[~frame[name].str.fullmatch(r"\d{1,6}")]
         _refuse(path, bad, name, "is no count")
         frame[name] = frame[name].astype(int)
-    for name in ("realism", "plausibility"):
+    for name in frame.columns.intersection(("realism", "plausibility")):
         _refuse(path, frame[~frame[name].between(1, 5)], name, "is not from 1 to 5")
-    _refuse(path, frame[~frame["verdict"].isin(VERDICTS)], "verdict", f"is none of {', '.join(VERDICTS)}")
-    _refuse(path, frame[~frame["sha256"].str.fullmatch("[0-9a-f]{64}")], "sha256", "is no SHA-256")
+    for name in frame.columns.intersection(tuple(WORDS)):
+        _refuse(path, frame[~frame[name].isin(WORDS[name])], name, f"is none of {', '.join(WORDS[name])}")
+    for name in frame.columns.intersection(("sha256", "sha256_real")):
+        _refuse(path, frame[~frame[name].str.fullmatch("[0-9a-f]{64}")], name, "is no SHA-256")
     _refuse(path, frame[frame.duplicated(KEY, keep="first")], "position", "is there twice; use `study merge`")
     return frame
 
@@ -68,22 +78,24 @@ def _refuse(path: Path, bad: pd.DataFrame, name: str, why: str) -> None:
 
 
 def write(path: Path, frame: pd.DataFrame) -> None:
-    """CSV in a fixed order, so that the same ratings give the same bytes."""
-    ordered = frame.sort_values(KEY)[list(COLUMNS)]
-    ordered.to_csv(path, index=False, lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
+    """CSV in a fixed order, so that the same answers give the same bytes."""
+    frame.sort_values(KEY).to_csv(path, index=False, lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
 
 
 def merge(frames: list[pd.DataFrame]) -> pd.DataFrame:
     """All ratings, each once; of a rating that was withdrawn and given again, the last.
 
-    Raises UserError where two exports hold different answers under the same reader, position and revision.
+    Raises UserError where two exports hold different answers under the same rater, position and revision, or answers of
+    two designs.
     """
+    if len({tuple(frame.columns) for frame in frames}) > 1:
+        raise UserError("these are ratings and forced choices; join each kind by itself")
     everything = pd.concat(frames, ignore_index=True).drop_duplicates()
     clash = everything[everything.duplicated([*KEY, "revision"])]
     if len(clash):
         row = clash.iloc[0]
         raise UserError(
-            f"two exports differ in reader {row['reader']}, packet {row['packet']}, position {row['position']}: one "
+            f"two exports differ in rater {row['reader']}, packet {row['packet']}, position {row['position']}: one "
             "was edited by hand; export again from the database"
         )
     return everything.sort_values([*KEY, "revision"]).drop_duplicates(KEY, keep="last").reset_index(drop=True)
@@ -93,30 +105,30 @@ def merge(frames: list[pd.DataFrame]) -> pd.DataFrame:
 
 
 def interval(scores: np.ndarray, *, rounds: int = ROUNDS, seed: int = 0) -> tuple[float, float, float, float]:
-    """Mean, its 95 % interval and its standard error, by drawing readers and cases anew together.
+    """Mean, its 95 % interval and its standard error, by drawing raters and cases anew together.
 
     Both are samples of a larger population, so both are resampled (the two-way pigeonhole bootstrap, Owen 2007,
-    Annals of Applied Statistics 1). With few readers the interval is too narrow: five values have five values' spread.
+    Annals of Applied Statistics 1). With few raters the interval is too narrow: five values have five values' spread.
 
     scores: (R, C) with NaN where nobody rated. Returns (mean, low, high, standard error).
     """
-    readers, cases = scores.shape
+    raters, cases = scores.shape
     known = ~np.isnan(scores)
     filled = np.where(known, scores, 0.0)
     rng = np.random.default_rng(seed)
-    of_readers = rng.multinomial(readers, np.full(readers, 1 / readers), rounds).astype(float)  # (B, R)
+    of_raters = rng.multinomial(raters, np.full(raters, 1 / raters), rounds).astype(float)  # (B, R)
     of_cases = rng.multinomial(cases, np.full(cases, 1 / cases), rounds).astype(float)  # (B, C)
-    total = np.einsum("br,rc,bc->b", of_readers, filled, of_cases, optimize=True)
-    count = np.einsum("br,rc,bc->b", of_readers, known.astype(float), of_cases, optimize=True)
+    total = np.einsum("br,rc,bc->b", of_raters, filled, of_cases, optimize=True)
+    count = np.einsum("br,rc,bc->b", of_raters, known.astype(float), of_cases, optimize=True)
     means = total[count > 0] / count[count > 0]
     low, high = np.quantile(means, (0.025, 0.975))
     return float(filled.sum() / known.sum()), float(low), float(high), float(means.std(ddof=1))
 
 
 def icc(scores: np.ndarray) -> tuple[float, float] | None:
-    """ICC(2,1) and ICC(2,k): absolute agreement of one reader, and of the mean of these k (Shrout and Fleiss 1979).
+    """ICC(2,1) and ICC(2,k): absolute agreement of one rater, and of the mean of these k (Shrout and Fleiss 1979).
 
-    scores: (k, n); cases that a reader did not rate are left out. None for fewer than two readers or cases, and where
+    scores: (k, n); cases that a rater did not rate are left out. None for fewer than two raters or cases, and where
     nothing varies.
     """
     x = scores[:, ~np.isnan(scores).any(axis=0)].T  # (n, k)
@@ -124,15 +136,15 @@ def icc(scores: np.ndarray) -> tuple[float, float] | None:
     if n < 2 or k < 2 or np.ptp(x) == 0:
         return None
     between = k * np.square(x.mean(axis=1) - x.mean()).sum() / (n - 1)
-    readers = n * np.square(x.mean(axis=0) - x.mean()).sum() / (k - 1)
+    raters = n * np.square(x.mean(axis=0) - x.mean()).sum() / (k - 1)
     rest = np.square(x - x.mean(axis=1, keepdims=True) - x.mean(axis=0) + x.mean()).sum() / ((n - 1) * (k - 1))
-    single = between + (k - 1) * rest + k * (readers - rest) / n
-    mean = between + (readers - rest) / n
+    single = between + (k - 1) * rest + k * (raters - rest) / n
+    mean = between + (raters - rest) / n
     return (float((between - rest) / single), float((between - rest) / mean)) if single > 0 and mean > 0 else None
 
 
 def krippendorff_alpha(scores: np.ndarray, level: str) -> float | None:
-    """Agreement of any number of readers beyond chance, missing ratings allowed: 1 perfect, 0 as by chance.
+    """Agreement of any number of raters beyond chance, missing ratings allowed: 1 perfect, 0 as by chance.
 
     Krippendorff 2011, "Computing Krippendorff's alpha-reliability": 1 - observed over expected disagreement, from the
     matrix of coincidences. level: "nominal" (equal or not) or "ordinal" (ranks between the two count).
@@ -158,22 +170,22 @@ def krippendorff_alpha(scores: np.ndarray, level: str) -> float | None:
 def paired_p(model: np.ndarray, real: np.ndarray) -> float | None:
     """Two-sided Wilcoxon signed-rank test of a model against real, both (R, C); the unit is the case.
 
-    Readers are averaged within a case, over those who rated both. None where no case has both.
+    Raters are averaged within a case, over those who rated both. None where no case has both.
     """
     gap = _mean_of_columns(model - real)
-    gap = gap[~np.isnan(gap)].round(9)  # means of readers differ by rounding errors that would break ties
+    gap = gap[~np.isnan(gap)].round(9)  # means of raters differ by rounding errors that would break ties
     if not len(gap):
         return None
     return float(stats.wilcoxon(gap).pvalue) if gap.any() else 1.0
 
 
 def against_chance(real_called_real: np.ndarray, model_called_real: np.ndarray) -> dict[str, float] | None:
-    """How well readers tell a model's images from real ones; both 1, 0 or NaN, (R, C), of the same cases. A reader
+    """How well raters tell a model's images from real ones; both 1, 0 or NaN, (R, C), of the same cases. A rater
     counts where they rated both.
 
     `accuracy` is the mean of the share of real images called real and of the model's called synthetic: guessing gives
-    0.5, however often a reader says "real". `accuracy_p` is the exact binomial test of the readers' majority on each
-    image, ties left out: several readers' ratings of one image are not independent. Only cases in which both images
+    0.5, however often a rater says "real". `accuracy_p` is the exact binomial test of the raters' majority on each
+    image, ties left out: several raters' ratings of one image are not independent. Only cases in which both images
     have a majority count, so the two kinds are equally many and 0.5 is chance. None where nobody rated both.
     """
     both = ~np.isnan(real_called_real + model_called_real)
@@ -206,42 +218,57 @@ def _mean_of_columns(values: np.ndarray) -> np.ndarray:
 # Everything together -------------------------------------------------------------------------------------------------
 
 
-def summary(frame: pd.DataFrame, models: list[str], p: Readers) -> dict[str, dict]:
-    """`models` -> name -> scores, `real`, and `agreement`, of ratings as `read` gives them; groups without ratings are
-    absent, as is any number that is not defined for what was rated.
+def grid(frame: pd.DataFrame, values: pd.Series, raters: list, cases: list) -> np.ndarray:
+    """`values` of the rows of `frame` as float (raters, cases), NaN where there is none; cases are (packet, case)."""
+    out = np.full((len(raters), len(cases)), np.nan)
+    rows = [raters.index(rater) for rater in frame["reader"]]
+    columns = [cases.index(case) for case in zip(frame["packet"], frame["case"], strict=True)]
+    out[rows, columns] = values[frame.index]
+    return out
 
-    `few` = 1 marks a score of fewer readers or cases than section `readers` asks; it then has no `manual_score_std`,
-    so that it cannot lead a table.
+
+def counted(rated: np.ndarray, raters: list[str], inattentive: Collection[str], p: Raters) -> dict[str, float]:
+    """What stands beside a score: of how many ratings, raters and cases it is, whether these are fewer than section
+    `raters` asks (`few`), and how many of the raters missed controls. rated: bool (raters, cases)."""
+    there = [rater for rater, any_of in zip(raters, rated.any(axis=1), strict=True) if any_of]
+    cases = float(rated.any(axis=0).sum())
+    return {
+        "ratings": float(rated.sum()),
+        "raters": float(len(there)),
+        "cases": cases,
+        "few": float(len(there) < p.min_raters or cases < p.min_cases),
+        "inattentive": float(len(set(there) & set(inattentive))),
+    }
+
+
+def summary(frame: pd.DataFrame, models: list[str], p: Raters, inattentive: Collection[str] = ()) -> dict[str, dict]:
+    """`models` -> name -> scores, `real`, and `agreement`, of ratings as `read` gives them; groups without ratings are
+    absent, as is any number that is not defined for what was rated. Controls do not count.
+
+    `few` = 1 marks a score of fewer raters or cases than section `raters` asks; it then has no `manual_score_std`,
+    so that it cannot lead a table. inattentive: raters who missed controls; they count, and are counted.
     """
+    frame = frame[frame["source"] != CONTROL]
     first = frame[frame["repeat"] == 0]
-    readers = sorted(first["reader"].unique())
+    raters = sorted(first["reader"].unique())
     cases = sorted(set(zip(first["packet"], first["case"], strict=True)))
     called_real = (frame["verdict"] == "real").astype(float)
 
     def scores(source: str, values: pd.Series) -> np.ndarray:
-        part = first[first["source"] == source]
-        out = np.full((len(readers), len(cases)), np.nan)
-        rows = [readers.index(reader) for reader in part["reader"]]
-        columns = [cases.index(case) for case in zip(part["packet"], part["case"], strict=True)]
-        out[rows, columns] = values[part.index]
-        return out
+        return grid(first[first["source"] == source], values, raters, cases)
 
     def group(source: str) -> dict[str, float]:
         realism = scores(source, frame["realism"])
-        rated = ~np.isnan(realism)
+        counts = counted(~np.isnan(realism), raters, inattentive, p)
         mean, low, high, error = interval(realism)
-        counts = {"readers": float(rated.any(axis=1).sum()), "cases": float(rated.any(axis=0).sum())}
-        few = counts["readers"] < p.min_readers or counts["cases"] < p.min_cases
         return {
             "manual_score": mean,
             "manual_score_low": low,
             "manual_score_high": high,
-            **({} if few else {"manual_score_std": error}),
+            **({} if counts["few"] else {"manual_score_std": error}),
             "plausibility": float(np.nanmean(scores(source, frame["plausibility"]))),
             "called_real": float(np.nanmean(scores(source, called_real))),
-            "ratings": float(rated.sum()),
             **counts,
-            "few": float(few),
         }
 
     rated = set(first["source"])
@@ -269,7 +296,7 @@ def summary(frame: pd.DataFrame, models: list[str], p: Readers) -> dict[str, dic
 
 
 def _agreement(frame: pd.DataFrame, scores, sources: list[str], called_real: pd.Series) -> dict[str, float]:
-    """Between readers, over all images; and within each reader, over the images shown twice."""
+    """Between raters, over all images; and within each rater, over the images shown twice."""
     out: dict[str, float] = {}
     for name, values, level in (
         ("realism", frame["realism"], "ordinal"),
@@ -288,9 +315,9 @@ def _agreement(frame: pd.DataFrame, scores, sources: list[str], called_real: pd.
     if len(twice):
         apart = (twice["realism_a"] - twice["realism_b"]).abs()
         out |= {
-            "intra_reader_pairs": float(len(twice)),
-            "intra_reader_realism_equal": float((apart == 0).mean()),
-            "intra_reader_realism_within_1": float((apart <= 1).mean()),
-            "intra_reader_verdict_equal": float((twice["verdict_a"] == twice["verdict_b"]).mean()),
+            "intra_rater_pairs": float(len(twice)),
+            "intra_rater_realism_equal": float((apart == 0).mean()),
+            "intra_rater_realism_within_1": float((apart <= 1).mean()),
+            "intra_rater_verdict_equal": float((twice["verdict_a"] == twice["verdict_b"]).mean()),
         }
     return {name: value for name, value in out.items() if math.isfinite(value)}

@@ -7,7 +7,7 @@ from stages import _cli
 
 # Word -> module with a command line of its own, and what `synthmri --help` says of it.
 COMMANDS = {
-    "generate": ("stages.generate", "draw more slices from the fine-tuned model, as PNG, NPY, NIfTI or DICOM"),
+    "generate": ("stages.generate", "draw more slices from the fine-tuned model, as PNG, NPY, NIfTI, BIDS or DICOM"),
     "profile": ("stages.profile", "overlay a file of profiles/ on params.yaml: quick, gpu, open_ms, ..."),
     "check": ("stages.check", "whose the scans in data/raw are and what they show; a table that you may mend"),
     "summary": ("stages.summary", "what the last `dvc repro` gave"),

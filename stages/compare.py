@@ -13,7 +13,7 @@ from synthmri.reporting import comparison, plots
 
 
 def main(
-    scores: Annotated[Path, typer.Option(help="folder of <model>.json, references.json, readers.json")],
+    scores: Annotated[Path, typer.Option(help="folder of <model>.json, references.json, raters.json")],
     rounds: Annotated[Path, typer.Option(help="folder of <model>.csv: scores against subsets of the test people")],
     efforts: Annotated[Path, typer.Option(help="folder of <model>.json: parameters, images seen, operations")],
     csv: Annotated[Path, typer.Option(help="CSV to write")],
@@ -33,11 +33,13 @@ def main(
     references["real"] |= comparison.asked(models["latent_diffusion"], "asked_of_real")
     for row in (models["latent_diffusion"], *(references[name] for name in comparison.BASES)):
         row |= comparison.asked(row)
-    readers = _files.read_json(scores / "readers.json")
-    for name, group in readers.get("models", {}).items():
+    raters = _files.read_json(scores / "raters.json")
+    for name, group in raters.get("models", {}).items():
         models[name] |= comparison.manual(group)
-    if "real" in readers:
-        references["real"] |= comparison.manual(readers["real"])
+    for name, group in raters.get("forced_choice", {}).items():
+        models[name] |= comparison.told_apart(group)
+    if "real" in raters:
+        references["real"] |= comparison.manual(raters["real"])
     subsets = {name: pd.read_csv(rounds / f"{name}.csv") for name in comparison.MODELS}
     leaders = {}
     for column, (_, sign) in comparison.COLUMNS.items():
@@ -62,7 +64,7 @@ def main(
         comparison.table(models, references).to_csv(table)
         everything = {"models": models, "references": references}
         nested.write_text(json.dumps(everything, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        notes = [comparison.finetuning(models, references), comparison.readers_note(readers)]
+        notes = [comparison.finetuning(models, references), comparison.raters_note(raters)]
         words = comparison.markdown(models, references, leaders, uncertainty.SURE, "\n\n".join(filter(None, notes)))
         text.write_text(words, encoding="utf-8")
         plots.save(plots.dots(list(comparison.MODELS.values()), panels), bars)

@@ -270,7 +270,7 @@ def _write_cards(folder: Path, name: str, p: gate.Registry, tree: dict, texts: l
     text = card.model_card(
         comparison.MODELS[name], name, scores,
         _files.read_json(METRICS / "references.json")["real"], _files.read_json(METRICS / f"training/{name}.json"),
-        failed, data, tree, texts[0],
+        failed, data, tree, texts[0], _files.read_json(METRICS / "comparison.json")["models"][name],
     )  # fmt: skip
     (folder / "README.md").write_text(text, encoding="utf-8")
     (folder / "DATASET.md").write_text(card.dataset_sheet(data, tree), encoding="utf-8")

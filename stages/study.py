@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import typer
 
-from reader_study import design, packet, ratings, store
+from reader_study import design, imrmc, packet, ratings, store
 from stages import _cli, _files
 from synthmri import imageset, params
 from synthmri.errors import UserError
@@ -18,10 +18,10 @@ from synthmri.reporting import comparison
 
 Home = Annotated[Path, typer.Option(help="folder of packets, keys and databases")]
 Name = Annotated[str, typer.Option("--packet", help="its name, where there are several")]
-Table = Annotated[Path, typer.Option(help="CSV of ratings, for git")]
+Table = Annotated[Path | None, typer.Option(help="CSV for git; of itself ratings.csv or choices.csv, by the design")]
 LOOPBACK = ("127.0.0.1", "localhost")
 HOME = Path("data/reader_study")
-RATINGS = HOME / "ratings.csv"
+TABLES = {"rating": HOME / "ratings.csv", "forced_choice": HOME / "choices.csv"}  # of each design, for git
 
 
 def create(
@@ -34,8 +34,7 @@ def create(
     real = imageset.read(test)
     models = {name: imageset.read(samples / name) for name in comparison.MODELS}
     items = design.choose(real, models, p)
-    sets = {ratings.REAL: real, **models}
-    images = [np.asarray(sets[item.source].images[item.row]) for item in items]
+    images = design.pictures(items, real, models)
     simulated = real.meta.get("data", {}).get("source") == "simulated"
     home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=home, prefix=".") as part:
@@ -45,21 +44,34 @@ def create(
         if not target.exists():
             key.replace(target_key)
             folder.replace(target)  # last: a packet that is there is whole
-    shown = len(items) + len(sets) * design.repeats_of_a_source(p)
-    print(f"{target}: {len(items)} images, {p.cases} of each of {len(sets)} sources; {shown} to rate by each reader")
-    print(f"{target_key}: what they are; keep it from the readers")
+    shown = len(design.order(items, p, 0, 0))
+    what = f"{p.cases} of each of {1 + len(models)} sources"
+    if p.design == "forced_choice":
+        what = f"in pairs, {p.cases} of each of {len(models)} models"
+    print(f"{target}: {len(items)} images, {what}, {p.controls} controls; {shown} to rate by each rater")
+    print(f"{target_key}: what they are; keep it from the raters")
     for model, (same, gap) in design.mismatch(items).items():
         level = "" if np.isnan(gap) else f", level {gap:.0f} mm from it on average"
         print(f"  {model}: {100 * same:.0f} % of the contrast of their real slice{level}")
     if simulated:
         print("a rehearsal: the real slices are of simulated people; set data.source to raw for a study of real scans")
-    found = design.detectable_difference(p, len(models))
+    _say_power(p, len(models))
+
+
+def _say_power(p: design.Study, models: int) -> None:
+    pairs = p.design == "forced_choice"
+    found = design.detectable_proportion(p, models) if pairs else design.detectable_difference(p, models)
     if found is None:
-        print(f"power: {p.cases} cases can show no difference for {len(models)} models; raise study.cases")
+        print(f"power: {p.cases} cases can show no difference for {models} models; raise study.cases")
+    elif pairs:
+        print(
+            f"power: that most raters find the real one in {100 * found:.0f} % of the pairs is told from guessing in 4 "
+            "of 5 studies"
+        )
     else:
         print(
-            f"power: {p.readers} readers find a mean difference from real of {found:.2f} points in 4 of 5 studies, if "
-            f"images spread by {design.CASE_SD:g} and ratings of one image by {design.READER_SD:g} (assumed)"
+            f"power: {p.raters} raters find a mean difference from real of {found:.2f} points in 4 of 5 studies, if "
+            f"images spread by {design.CASE_SD:g} and ratings of one image by {design.RATER_SD:g} (assumed)"
         )
 
 
@@ -72,7 +84,7 @@ def serve(
     packet_name: Name = "",
     home: Home = HOME,
 ) -> None:
-    """Serve the page, and print each reader's own link. End with Ctrl-C; nothing is lost."""
+    """Serve the page, and print each rater's own link. End with Ctrl-C; nothing is lost."""
     import uvicorn
 
     from reader_study import app
@@ -90,8 +102,8 @@ def serve(
         raise UserError(f"cannot listen on {host}, port {port} ({error.strerror}); choose another --port") from None
     if host not in LOOPBACK:
         print(f"warning: {host} is open to the network and the links travel unencrypted", file=sys.stderr)
-    print(f"packet {opened.hash}. One link for each reader; it is their password, and takes up where they stopped:")
-    for row in db.readers():
+    print(f"packet {opened.hash}. One link for each rater; it is their password, and takes up where they stopped:")
+    for row in db.raters():
         total = len(opened.orders[row["slot"]])
         who = f"{row['pseudonym']}, {row['done']} of {total}" if row["pseudonym"] else "not signed in yet"
         print(f"  http://{names[0]}:{listener.getsockname()[1]}/r/{row['token']}/   ({who})")
@@ -106,54 +118,82 @@ def serve(
     uvicorn.Server(config).run(sockets=[listener])
 
 
-def export(out: Table = RATINGS, packet_name: Name = "", home: Home = HOME) -> None:
+def export(out: Table = None, packet_name: Name = "", home: Home = HOME) -> None:
     """Add the ratings of a packet to a CSV that names each image's source: the end of blinding for who reads it."""
     opened, db = _open(home, packet_name)
+    out = out or TABLES[opened.design]
     key = packet.read_key(home / f"key-{opened.hash}.csv", opened)
     rows = db.ratings()
-    for reader in db.readers():
-        total = len(opened.orders[reader["slot"]])
-        if 0 < reader["done"] < total:
+    for rater in db.raters():
+        total = len(opened.orders[rater["slot"]])
+        if 0 < rater["done"] < total:
             print(
-                f"{reader['pseudonym']} has rated {reader['done']} of {total}, and must not see {out} before the end",
+                f"{rater['pseudonym']} has rated {rater['done']} of {total}, and must not see {out} before the end",
                 file=sys.stderr,
             )
     frame = pd.DataFrame(
         [
             row
+            | _shown(row["image"], key)
             | {
                 "packet": opened.hash,
                 "reader": f"{row['pseudonym']}.{row['id']}",
                 "repeat": int(opened.orders[row["slot"]][row["position"]][1]),
-                "sha256": opened.hashes[row["image"]],
-                "source": key["source"][row["image"]],
-                "case": int(key["case"][row["image"]]),
                 "seconds": f"{row['seconds']:.1f}",
                 "comment": _harmless(row["comment"]),
             }
             for row in rows
         ],
-        columns=ratings.COLUMNS,
+        columns=ratings.COLUMNS[opened.design],
     )
-    # This database alone knows what its readers have withdrawn, so their rows are taken from here.
-    others = ratings.read(out) if out.exists() else frame[:0]
-    mine = {f"{row['pseudonym']}.{row['id']}" for row in db.readers()}
+    # This database alone knows what its raters have withdrawn, so their rows are taken from here.
+    others = ratings.read(out, opened.design) if out.exists() else frame[:0]
+    mine = {f"{row['pseudonym']}.{row['id']}" for row in db.raters()}
     _write(out, [frame, others[(others["packet"] != opened.hash) | ~others["reader"].isin(mine)]])
 
 
 def merge(
     files: Annotated[list[Path], typer.Argument(help="CSVs of ratings")],
-    out: Table = RATINGS,
+    out: Table = None,
 ) -> None:
     """Join exports of several people into one; a rating that is in two of them counts once."""
-    _write(out, [ratings.read(file) for file in files])
+    frames = [ratings.read(file) for file in files]
+    kind = next(design for design, columns in ratings.COLUMNS.items() if tuple(frames[0].columns) == columns)
+    _write(out or TABLES[kind], frames)
+
+
+def to_imrmc(
+    out: Annotated[Path, typer.Argument(help="file to write: .imrmc for the program, .csv for its R package")],
+    table: Annotated[Path, typer.Option(help="CSV from `export`: ratings.csv or choices.csv")] = TABLES["rating"],
+) -> None:
+    """Write what was exported as input of iMRMC, for an analysis of several raters and cases by other software."""
+    if out.suffix not in (".imrmc", ".csv"):
+        raise UserError(f"{out} is no .imrmc and no .csv; name one, for the program or for its R package")
+    frame = ratings.read(table)
+    if not len(frame):
+        raise UserError(f"{table} holds no answers yet; `synthmri study export` brings them there")
+    rows = imrmc.rows(frame)
+    with _files.replacing(out) as part:
+        part.write_text(imrmc.text(rows, header=out.suffix == ".imrmc"), encoding="utf-8")
+    print(f"{out}: {len(rows)} rows of {rows['modalityID'].nunique() - 1} models against real slices")
+
+
+def _shown(name: str, key: pd.DataFrame) -> dict:
+    """What an image was, or a pair: of the one that is not real, and which side the real one was on."""
+    names = name.split("-")
+    asked = names[0] if len(names) == 1 or key["source"][names[0]] != design.REAL else names[1]
+    one = {"sha256": key["sha256"][asked], "source": key["source"][asked], "case": int(key["case"][asked])}
+    if len(names) == 1:
+        return one
+    real = names[0] if asked == names[1] else names[1]
+    return one | {"sha256_real": key["sha256"][real], "real": ("left", "right")[names.index(real)]}
 
 
 def _open(home: Path, name: str) -> tuple[packet.Packet, store.Store]:
     opened = packet.read(packet.find(home, name))
-    database = store.Store(home / f"ratings-{opened.hash}.db", opened.hash, len(opened.orders))
+    database = store.Store(home / f"ratings-{opened.hash}.db", opened.hash, len(opened.orders), opened.design)
     for file in (database.path, home / f"key-{opened.hash}.csv"):
-        if file.exists():  # the key may be elsewhere, away from the readers
+        if file.exists():  # the key may be elsewhere, away from the raters
             _files.warn_if_open(file)
     return opened, database
 
@@ -162,7 +202,7 @@ def _write(out: Path, frames: list[pd.DataFrame]) -> None:
     merged = ratings.merge(frames)
     with _files.replacing(out) as part:
         ratings.write(part, merged)
-    print(f"{out}: {len(merged)} ratings of {merged['reader'].nunique()} readers; `dvc repro` scores them")
+    print(f"{out}: {len(merged)} ratings of {merged['reader'].nunique()} raters; `dvc repro` scores them")
 
 
 def _harmless(comment: str) -> str:
@@ -170,7 +210,7 @@ def _harmless(comment: str) -> str:
     return f"'{comment}" if comment.startswith(("=", "+", "-", "@")) else comment
 
 
-COMMANDS = (create, serve, export, merge)
+COMMANDS = (create, serve, export, merge, to_imrmc)
 
 if __name__ == "__main__":
     _cli.run(*COMMANDS)

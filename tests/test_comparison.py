@@ -92,7 +92,7 @@ def compare(folder, monkeypatch, rounds):
     for name in comparison.BASES:
         put(f"metrics/{name}.json", rows.pop(name))
     put("metrics/references.json", rows)
-    put("metrics/readers.json", {"counts": {"ratings": 0.0, "of_other_images": 0.0, "simulated": 0.0}})
+    put("metrics/raters.json", {"counts": {"ratings": 0.0, "of_other_images": 0.0, "simulated": 0.0}})
     compare_stage.main(*map(Path, ("metrics", "rounds", "training", "t.csv", "t.json", "t.md", "t.png")))
     return Path("t.md").read_text()
 

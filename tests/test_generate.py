@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stages import base, generate
+from stages import _files, base, generate
+from synthmri.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 PIXEL_MM = 240 / 255  # as no decimal writes it
@@ -24,34 +25,67 @@ def here(tiny_model, tmp_path, monkeypatch):
     (tmp_path / "params.yaml").write_text(text.replace("base_model: pretrained/base", f"base_model: {tiny_model}"))
     shutil.copytree(tiny_model, tmp_path / "models/latent_diffusion")
     (tmp_path / "data/slices/train").mkdir(parents=True)
+    trained_on({"pixel_mm": PIXEL_MM}, ["5.000"] * 3, tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def drawn(format: str, pixel_mm: float | None = None, model: Path = generate.MODEL) -> Path:
+def trained_on(meta: dict, slice_mm: list[str], root: Path = Path()) -> None:
+    folder = root / generate.TRAINED_ON
+    (folder / "meta.json").write_text(json.dumps(meta))
+    (folder / "manifest.csv").write_text("\n".join(["subject,slice_mm", *(f"s,{mm}" for mm in slice_mm)]) + "\n")
+
+
+def drawn(format: str, pixel_mm: float | None = None, model: Path = generate.MODEL, **more) -> Path:
     """The first file of two slices."""
     shutil.rmtree("generated", ignore_errors=True)
-    generate.main(n=2, format=format, pixel_mm=pixel_mm, model=model, settings=None, out=Path("generated"))
+    options = {"n": 2, "prompt": None, "settings": None, "slice_mm": None} | more
+    generate.main(format=format, pixel_mm=pixel_mm, model=model, out=Path("generated"), **options)
     return min(Path("generated").iterdir())
 
 
 @pytest.mark.parametrize("tiny_model", ["epsilon"], indirect=True)
 def test_files_have_the_pixel_size_of_the_training_slices(here, capsys):
-    generate.TRAINED_ON.write_text(json.dumps({"pixel_mm": PIXEL_MM}))
     image = nibabel.load(drawn("nifti"))
-    assert image.header.get_zooms() == pytest.approx((PIXEL_MM, PIXEL_MM, 1))
+    assert image.header.get_zooms() == pytest.approx((PIXEL_MM, PIXEL_MM, 5))
     assert image.header.get_xyzt_units()[0] == "mm"
-    assert pydicom.dcmread(drawn("dicom")).PixelSpacing == pytest.approx([PIXEL_MM] * 2)
-    assert pydicom.dcmread(drawn("dicom", pixel_mm=0.5)).PixelSpacing == [0.5, 0.5]
+    ds = pydicom.dcmread(drawn("dicom"))
+    assert ds.PixelSpacing == pytest.approx([PIXEL_MM] * 2) and ds.SliceThickness == 5
+    ds = pydicom.dcmread(drawn("dicom", pixel_mm=0.5, slice_mm=2.0))
+    assert ds.PixelSpacing == [0.5, 0.5] and ds.SliceThickness == 2
     assert "pixel" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tiny_model", ["epsilon"], indirect=True)
+def test_each_prompt_is_a_series_and_the_same_call_gives_the_same_bytes(here):
+    prompts = ["T1w axial brain MRI, level 6, none", "FLAIR axial brain MRI, level 6, none"]
+    files = []
+    for _ in range(2):
+        drawn("dicom", prompt=prompts)
+        files.append({file.name: file.read_bytes() for file in Path("generated").iterdir()})
+    assert files[0] == files[1] and len(files[0]) == 4
+    sets = [pydicom.dcmread(file) for file in sorted(Path("generated").iterdir())]
+    assert len({ds.SeriesInstanceUID for ds in sets}) == len({ds.FrameOfReferenceUID for ds in sets}) == 2
+    assert [prompts[0] in ds.ImageComments for ds in sets] == [True, True, False, False]
+    assert f"model {_files.digest(generate.MODEL)}" in sets[0].SoftwareVersions
+    drawn("dicom", n=3, prompt=prompts[:1])  # image i hangs on its seed, not on its company
+    again = pydicom.dcmread(Path("generated/1000001.dcm"))
+    assert again.pixel_array.tobytes() == sets[1].pixel_array.tobytes()
+
+
+@pytest.mark.parametrize("tiny_model", ["epsilon"], indirect=True)
+def test_what_a_format_cannot_hold_is_said_before_it_is_drawn(here):
+    with pytest.raises(UserError, match="names no contrast"):
+        drawn("bids", prompt=["a brain"], model=Path("not looked at"))
 
 
 @pytest.mark.parametrize("tiny_model", ["epsilon"], indirect=True)
 def test_a_size_that_nobody_knows_is_not_made_up(here, capsys):
     """Pictures do not tell it, and of a model from elsewhere nothing is known here."""
-    generate.TRAINED_ON.write_text(json.dumps({"pixel_mm": None}))
+    trained_on({"pixel_mm": None}, ["", ""])
     assert nibabel.load(drawn("nifti")).header.get_xyzt_units()[0] == "unknown"
-    generate.TRAINED_ON.write_text(json.dumps({"pixel_mm": PIXEL_MM}))
+    trained_on({"pixel_mm": PIXEL_MM}, ["5.000", "1.000"])
+    assert pydicom.dcmread(drawn("dicom")).SliceThickness is None
     shutil.copytree("models/latent_diffusion", "elsewhere")
     assert "PixelSpacing" not in pydicom.dcmread(drawn("dicom", model=Path("elsewhere")))
     assert capsys.readouterr().err.count("tell it with --pixel-mm") == 2

@@ -105,7 +105,7 @@ def needed(stage: dict) -> set[str]:
 
 def test_what_guides_a_choice_sees_no_test_people():
     """Their slices and features go to what judges, and not to what trains, adapts, sweeps or draws the curves."""
-    judges = {"references", "evaluate", "readers", "utility", "privacy", "register", "report", "features"}
+    judges = {"references", "evaluate", "raters", "utility", "privacy", "register", "report", "features"}
     seeing = {
         name.partition("@")[0]
         for name, stage in stages().items()
@@ -320,7 +320,7 @@ def test_repro_makes_what_it_promises(repro):
     table = (repro / "metrics/comparison.csv").read_text().splitlines()  # nobody rated: a column, and nothing in it
     column = table[0].split(",").index("manual_score")
     assert [line.split(",")[column] for line in table[1:]] == [""] * 12
-    assert set(json.loads((repro / "metrics/readers.json").read_text())) == {"counts"}
+    assert set(json.loads((repro / "metrics/raters.json").read_text())) == {"counts"}
     for model in [*tree["models"], "base", "base_adapted"]:
         assert len(list((repro / f"data/samples/{model}/png").glob("*.png"))) == 8
         for kind in ("samples", "real_beside", "closest"):
@@ -466,11 +466,11 @@ def test_bad_parameter_stops_with_its_name_and_no_traceback(repro):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("format", ["png", "npy", "nifti", "dicom"])
+@pytest.mark.parametrize("format", ["png", "npy", "nifti", "bids", "dicom"])
 def test_generate_writes_every_format(repro, tmp_path, format):
     out = tmp_path / "generated"
     run(repro, "python", "-m", "stages.generate", "--n", "2", "--seed", "1000", "--format", format, "--out", str(out))
-    files = sorted(out.iterdir())
+    files = sorted(file for file in out.iterdir() if file.name != "manifest.csv")
     if format == "dicom":
         import pydicom
 
@@ -483,6 +483,8 @@ def test_generate_writes_every_format(repro, tmp_path, format):
         import nibabel
 
         assert nibabel.load(files[0]).shape == (64, 64, 2)
+    elif format == "bids":
+        assert len(list(out.glob("sub-*/anat/*_desc-synthetic_T1w.nii.gz"))) == 2
     else:
         assert [file.name for file in files] == ["001000.png", "001001.png"]
 
@@ -591,7 +593,7 @@ def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, m
         "prompt": prompts.Prompt, "finetune": latent_diffusion.Finetune, "sample": sampling.Sample,
         "evaluate": scorecard.Evaluate,
         "utility": downstream.Utility, "privacy": membership.Privacy,
-        "registry": gate.Registry, "readers": ratings.Readers, "study": design.Study,
+        "registry": gate.Registry, "raters": ratings.Raters, "study": design.Study,
         "sweep": sweep.Sweep, "progression": snapshots.Progression,
         "train": baseline.Train, "baselines.vae": vae.Params,
         "baselines.dcgan": dcgan.Params, "baselines.ddpm": ddpm.Params, "baselines.unet_gan": unet_gan.Params,

@@ -1,17 +1,21 @@
-"""The statistics of the reader study: against published examples, statistics libraries, and simulated readers.
+"""The statistics of the reader study: against published examples, statistics libraries, and simulated raters.
 
-All readers here are simulated; nothing of them is kept.
+All raters here are simulated; nothing of them is kept.
 """
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from sklearn.metrics import roc_auc_score
 
-from reader_study import design, ratings
-from stages import readers as stage
+from reader_study import attention, choices, design, imrmc, ratings
+from stages import raters as stage
+from stages import study as commands
 from synthmri import imageset
 from synthmri.errors import UserError
 from synthmri.reporting import comparison
@@ -28,7 +32,7 @@ KRIPPENDORFF = np.array(
         [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, NAN],
     ]
 )
-P = ratings.Readers(min_readers=3, min_cases=10)
+P = ratings.Raters(min_raters=3, min_cases=10, min_attention=0.75)
 
 
 def test_icc_of_shrout_and_fleiss():
@@ -91,7 +95,7 @@ def test_accuracy_has_the_exact_binomial_p():
     assert found["accuracy_p"] == pytest.approx(2 * (1140 + 190 + 20 + 1) / 2**20)
 
 
-def test_what_a_reader_rated_on_one_side_alone_does_not_count():
+def test_what_a_rater_rated_on_one_side_alone_does_not_count():
     real, model = np.ones((2, 10)), np.zeros((2, 10))
     model[1] = NAN
     real[1] = 0
@@ -99,12 +103,12 @@ def test_what_a_reader_rated_on_one_side_alone_does_not_count():
     assert ratings.against_chance(real[1:], model[1:]) is None
 
 
-def test_several_readers_of_one_image_are_one_trial():
+def test_several_raters_of_one_image_are_one_trial():
     real, model = np.ones((5, 10)), np.zeros((5, 10))
     assert ratings.against_chance(real, model)["accuracy_images"] == 20
 
 
-def test_interval_of_one_reader_is_that_of_cases():
+def test_interval_of_one_rater_is_that_of_cases():
     scores = np.random.default_rng(0).normal(3, 1, (1, 400))
     mean, low, high, error = ratings.interval(scores, rounds=4000, seed=0)
     assert mean == pytest.approx(scores.mean())
@@ -112,8 +116,8 @@ def test_interval_of_one_reader_is_that_of_cases():
     assert (low, high) == pytest.approx((mean - 1.96 * error, mean + 1.96 * error), abs=0.01)
 
 
-def test_interval_covers_the_truth_with_readers_who_differ():
-    """Simulated: 8 readers with leanings of their own. 95 % is nominal; few readers make it a little less."""
+def test_interval_covers_the_truth_with_raters_who_differ():
+    """Simulated: 8 raters with leanings of their own. 95 % is nominal; few raters make it a little less."""
     rng = np.random.default_rng(0)
     hits = 0
     for seed in range(200):
@@ -123,23 +127,23 @@ def test_interval_covers_the_truth_with_readers_who_differ():
     assert 0.88 <= hits / 200 <= 0.99
 
 
-# Simulated readers ---------------------------------------------------------------------------------------------------
+# Simulated raters ---------------------------------------------------------------------------------------------------
 
 EFFECTS = {"real": 4.2, "vae": 1.3, "latent_diffusion": 3.2}
 
 
-def simulated(effects=EFFECTS, readers=4, cases=20, seed=0, repeats=2) -> pd.DataFrame:
-    """Ratings of readers that exist in this test alone: known means, readers' leanings, noise; some images twice."""
+def simulated(effects=EFFECTS, raters=4, cases=20, seed=0, repeats=2) -> pd.DataFrame:
+    """Ratings of raters that exist in this test alone: known means, raters' leanings, noise; some images twice."""
     rng = np.random.default_rng(seed)
     rows = []
-    for reader in range(readers):
+    for rater in range(raters):
         leaning, position = rng.normal(0, 0.2), 0
         for source, mean in effects.items():
             for case in [*range(cases), *range(repeats)]:
                 opinion = mean + leaning + rng.normal(0, 0.7)
                 rows.append(
                     {
-                        "packet": "0" * 16, "reader": f"reader{reader}.{reader:06x}", "position": position,
+                        "packet": "0" * 16, "reader": f"rater{rater}.{rater:06x}", "position": position,
                         "revision": 0, "repeat": int(position % (cases + repeats) >= cases),
                         "image": f"{source}{case}", "sha256": design.sha256(picture(source, case)), "source": source,
                         "case": case, "realism": int(np.clip(round(opinion), 1, 5)),
@@ -148,7 +152,7 @@ def simulated(effects=EFFECTS, readers=4, cases=20, seed=0, repeats=2) -> pd.Dat
                     }
                 )  # fmt: skip
                 position += 1
-    return pd.DataFrame(rows, columns=ratings.COLUMNS)
+    return pd.DataFrame(rows, columns=ratings.COLUMNS["rating"])
 
 
 def picture(source: str, case: int) -> np.ndarray:
@@ -164,10 +168,10 @@ def test_a_known_effect_is_recovered():
     assert vae["above_real_p_holm"] < 0.001 and diffusion["above_real_p_holm"] < 0.001
     assert vae["accuracy"] > 0.9 and vae["accuracy_p_holm"] < 0.001
     assert vae["manual_score"] < diffusion["manual_score"] < real["manual_score"]
-    assert real["ratings"] == 80 and real["readers"] == 4 and real["cases"] == 20 and real["few"] == 0
+    assert real["ratings"] == 80 and real["raters"] == 4 and real["cases"] == 20 and real["few"] == 0
     assert "above_real" not in real
     assert tree["agreement"]["realism_icc_2_k"] > 0.8
-    assert tree["agreement"]["intra_reader_pairs"] == 4 * 3 * 2
+    assert tree["agreement"]["intra_rater_pairs"] == 4 * 3 * 2
 
 
 def test_no_effect_is_seldom_found():
@@ -183,28 +187,219 @@ def test_repeats_do_not_count_in_the_score():
     frame = simulated()
     with_repeats = ratings.summary(frame, ["vae"], P)["models"]["vae"]
     without = ratings.summary(frame[frame["repeat"] == 0], ["vae"], P)
-    assert with_repeats == without["models"]["vae"] and "intra_reader_pairs" not in without["agreement"]
+    assert with_repeats == without["models"]["vae"] and "intra_rater_pairs" not in without["agreement"]
 
 
-@pytest.mark.parametrize("readers, cases, few", [(2, 20, 1), (4, 5, 1), (3, 10, 0)])
-def test_few_readers_or_cases_are_marked_and_cannot_lead(readers, cases, few):
-    group = ratings.summary(simulated(readers=readers, cases=cases), ["vae"], P)["models"]["vae"]
+@pytest.mark.parametrize("raters, cases, few", [(2, 20, 1), (4, 5, 1), (3, 10, 0)])
+def test_few_raters_or_cases_are_marked_and_cannot_lead(raters, cases, few):
+    group = ratings.summary(simulated(raters=raters, cases=cases), ["vae"], P)["models"]["vae"]
     assert group["few"] == few and ("manual_score_std" in group) == (not few)
 
 
-def test_one_reader_of_one_case_is_scored_without_what_is_not_defined():
-    frame = simulated(readers=1, cases=1, repeats=0)
+def test_one_rater_of_one_case_is_scored_without_what_is_not_defined():
+    frame = simulated(raters=1, cases=1, repeats=0)
     tree = ratings.summary(frame, list(comparison.MODELS), P)
     assert tree["real"]["manual_score"] == frame[frame["source"] == "real"]["realism"].iloc[0]
     assert "agreement" not in tree
     json.dumps(tree, allow_nan=False)
 
 
-def test_an_unfinished_reader_counts_as_far_as_they_came():
+def test_an_unfinished_rater_counts_as_far_as_they_came():
     frame = simulated()
-    left = frame[(frame["reader"] != "reader3.000003") | (frame["position"] < 30)]
+    left = frame[(frame["reader"] != "rater3.000003") | (frame["position"] < 30)]
     tree = ratings.summary(left, list(comparison.MODELS), P)
-    assert tree["real"]["ratings"] == 80 and tree["models"]["latent_diffusion"]["readers"] == 3
+    assert tree["real"]["ratings"] == 80 and tree["models"]["latent_diffusion"]["raters"] == 3
+
+
+# Controls ------------------------------------------------------------------------------------------------------------
+
+
+def with_controls(frame: pd.DataFrame, called: dict[str, list[str]]) -> pd.DataFrame:
+    """Four known bad images more for each rater, called real or synthetic as told."""
+    rows = []
+    for rater, verdicts in called.items():
+        one = frame[frame["reader"] == rater].iloc[0].to_dict()
+        for k, verdict in enumerate(verdicts):
+            change = {"source": design.CONTROL, "verdict": verdict, "position": 900 + k, "case": 100 + k, "repeat": 0}
+            change |= {"image": f"bad{k}", "sha256": design.sha256(design.spoiled(picture("real", k)))}
+            rows.append(one | change | {"realism": 5 if verdict == "real" else 1})
+    return pd.concat([frame, pd.DataFrame(rows)], ignore_index=True)[list(ratings.COLUMNS["rating"])]
+
+
+GOOD, BAD = ["synthetic"] * 4, ["real"] * 4
+
+
+def test_who_misses_controls_is_named_and_counts_all_the_same(tmp_path):
+    sets(tmp_path)
+    names = sorted(simulated()["reader"].unique())
+    frame = with_controls(simulated(), {name: BAD if name == names[1] else GOOD for name in names})
+    tree, plain = score(tmp_path, frame), score(tmp_path, simulated())
+    assert [tree["attention"][name]["inattentive"] for name in names] == [0, 1, 0, 0]
+    assert tree["attention"][names[0]] == {"controls": 6, "right": 1, "one_answer": 0, "inattentive": 0}
+    assert tree["attention"][names[1]]["right"] <= 0.3334  # whatever of the two real slices that came again
+    assert tree["counts"]["inattentive"] == 1 and tree["models"]["vae"]["inattentive"] == 1
+    for name in ("manual_score", "manual_score_low", "above_real_p", "accuracy", "cases", "ratings"):
+        assert tree["models"]["vae"][name] == plain["models"]["vae"][name], name  # nothing is dropped
+    assert tree["agreement"] == plain["agreement"]
+    note = comparison.raters_note(tree)
+    assert "⚠ 1 of 4 raters missed controls" in note and "⚠" not in comparison.raters_note(plain)
+    assert "⚠ 1 of 4 raters inattentive" in comparison._manual(comparison.manual(tree["models"]["vae"]))
+    assert "4 raters saw too few controls" in comparison.raters_note(plain)
+
+
+def test_a_real_slice_shown_twice_is_a_control_and_one_answer_throughout_is_none():
+    frame = simulated(raters=2, repeats=4)
+    real_again = (frame["source"] == "real") & (frame["repeat"] == 1) & (frame["reader"] == "rater0.000000")
+    frame.loc[real_again, "realism"] = 1
+    frame.loc[frame["reader"] == "rater1.000001", "realism"] = 3
+    answers = frame.assign(answer=frame["realism"])
+    found = attention.summary(attention.of_ratings(frame), answers, P)
+    assert found["rater0.000000"] == {"controls": 4, "right": 0, "one_answer": 0, "inattentive": 1}
+    assert found["rater1.000001"] == {"controls": 4, "right": 1, "one_answer": 1, "inattentive": 1}
+
+
+def test_how_often_a_rater_who_guesses_is_found():
+    """4 bad images, 2 repeats: right by chance with 1/2, and 13/25 within one of five points; 5 of 6 pass 0.75."""
+    rng = np.random.default_rng(0)
+    passed = ((rng.random((20_000, 4)) < 1 / 2).sum(axis=1) + (rng.random((20_000, 2)) < 13 / 25).sum(axis=1)) / 6
+    assert (passed >= P.min_attention).mean() == pytest.approx(0.115, abs=0.01)  # as docs/reader_study.md says: 1 in 9
+
+
+# Forced choices ------------------------------------------------------------------------------------------------------
+
+
+def chosen(right: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Choices of source -> 1 or 0, (raters, cases); of raters that exist in this test alone."""
+    rows = []
+    for start, (source, values) in enumerate(right.items()):
+        for rater, row in enumerate(values):
+            for case, hit in enumerate(row):
+                side = ("left", "right")[(rater + case) % 2]
+                rows.append(
+                    {
+                        "packet": "1" * 16, "reader": f"rater{rater}.{rater:06x}", "position": start * 100 + case,
+                        "revision": 0, "repeat": 0, "image": f"{source}{case}",
+                        "sha256": design.sha256(design.spoiled(picture("real", case)) if source == design.CONTROL
+                                                else picture(source, case)),
+                        "source": source, "case": start * 100 + case,
+                        "sha256_real": design.sha256(picture("real", case)),
+                        "real": side, "chosen": side if hit else {"left": "right", "right": "left"}[side],
+                        "seconds": "2.0", "comment": "",
+                    }
+                )  # fmt: skip
+    return pd.DataFrame(rows, columns=ratings.COLUMNS["forced_choice"])
+
+
+def test_the_proportion_correct_has_the_exact_binomial_p_and_holm():
+    """15 of 20 pairs found by both raters: p = 2 P(X >= 15), X of 20 trials of a half = 0.0414 (tables)."""
+    right = np.tile(np.arange(20) < 15, (2, 1)).astype(float)
+    frame = chosen({"vae": right, "latent_diffusion": np.tile(np.arange(20) % 2, (2, 1)).astype(float)})
+    tree = choices.summary(
+        frame, list(comparison.MODELS), ratings.Raters(min_raters=2, min_cases=20, min_attention=0.7)
+    )
+    assert list(tree) == ["vae", "latent_diffusion"]
+    assert tree["vae"]["proportion_correct"] == 0.75 and tree["vae"]["proportion_p"] == pytest.approx(0.0414, abs=5e-5)
+    assert tree["vae"]["proportion_p_holm"] == pytest.approx(2 * tree["vae"]["proportion_p"])
+    assert tree["latent_diffusion"]["proportion_correct"] == 0.5 and tree["latent_diffusion"]["proportion_p"] == 1
+    assert tree["vae"]["proportion_correct_low"] < 0.75 < tree["vae"]["proportion_correct_high"]
+    assert (tree["vae"]["raters"], tree["vae"]["cases"], tree["vae"]["ratings"], tree["vae"]["few"]) == (2, 20, 40, 0)
+
+
+def test_the_interval_of_choices_covers_the_truth():
+    """Simulated: 6 raters, 30 pairs of unlike difficulty about 0.7; 95 % is nominal, few raters make it less."""
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(100):
+        chance = np.clip(0.7 + rng.normal(0, 0.05, (6, 1)) + rng.normal(0, 0.1, (1, 30)), 0, 1)
+        _, low, high = choices.proportion((rng.random((6, 30)) < chance).astype(float))
+        hits += low <= 0.7 <= high
+    assert hits >= 88
+
+
+def test_all_right_is_not_certain():
+    """The exact interval of 20 of 20: 0.025 ** (1 / 20) = 0.8316 to 1 (Clopper and Pearson)."""
+    mean, low, high = choices.proportion(np.ones((3, 20)))
+    assert (mean, high) == (1, 1) and low == pytest.approx(0.025 ** (1 / 20))
+    mean, low, high = choices.proportion(np.zeros((3, 20)))
+    assert (mean, low) == (0, 0) and high == pytest.approx(1 - 0.025 ** (1 / 20))
+
+
+def test_forced_choices_are_scored_beside_ratings(tmp_path):
+    sets(tmp_path)
+    right = {"vae": np.ones((4, 20)), design.CONTROL: np.ones((4, 4))}
+    tree = score(tmp_path, simulated(), chosen(right))
+    assert tree["forced_choice"]["vae"]["cases"] == 20 and tree["models"]["vae"]["cases"] == 20
+    assert tree["packets"] == {"0" * 16: 264, "1" * 16: 96}
+    note = comparison.raters_note(tree)
+    assert "the real one was found (0.5 is guessing): VAE 1.00 (0.83–1.00; 4 raters, 20 pairs)" in note
+    tree = score(tmp_path, simulated()[:0], chosen(right).assign(sha256_real="0" * 64))  # other people were tested
+    assert tree == {"counts": tree["counts"]} and tree["counts"]["of_other_images"] == 96
+
+
+def test_ratings_and_choices_are_not_mixed(tmp_path):
+    with pytest.raises(UserError, match="join each kind by itself"):
+        ratings.merge([simulated(raters=1), chosen({"vae": np.ones((1, 4))})])
+    ratings.write(tmp_path / "choices.csv", chosen({"vae": np.ones((1, 4))}))
+    assert len(ratings.read(tmp_path / "choices.csv")) == 4
+    with pytest.raises(UserError, match="ratings have packet, reader"):
+        ratings.read(tmp_path / "choices.csv", "rating")
+    bad = chosen({"vae": np.ones((1, 4))}).assign(chosen="middle")
+    ratings.write(tmp_path / "choices.csv", bad)
+    with pytest.raises(UserError, match="rating 1: chosen = 'middle' is none of left, right"):
+        ratings.read(tmp_path / "choices.csv", "forced_choice")
+
+
+# iMRMC ---------------------------------------------------------------------------------------------------------------
+
+
+def area(table: pd.DataFrame, model: str, rater: str) -> float:
+    """As iMRMC takes a rater's area for a modality: over all pairs of a case with and one without signal."""
+    truth = table[table["readerID"] == "truth"].set_index("caseID")["score"]
+    own = table[(table["readerID"] == rater) & (table["modalityID"] == model)]
+    there = own["caseID"].map(truth)
+    present, absent = own["score"][there == 1].to_numpy(), own["score"][there == 0].to_numpy()
+    return float(((present[:, None] > absent) + 0.5 * (present[:, None] == absent)).mean())
+
+
+def test_imrmc_gives_the_area_under_the_curve_of_a_rater():
+    """Against scikit-learn's, of realism as the score; every case has one truth, real slices are under each model."""
+    frame = with_controls(simulated(), {"rater0.000000": GOOD})
+    table = imrmc.rows(frame)
+    assert list(table.columns) == ["readerID", "caseID", "modalityID", "score"]
+    truth = table[table["readerID"] == "truth"]
+    assert truth["caseID"].is_unique and set(truth["caseID"]) == set(table["caseID"]) and len(truth) == 3 * 20
+    assert set(truth["modalityID"]) == {"truth"} and truth["score"].sum() == 2 * 20
+    assert len(table) == len(truth) + 4 * 2 * 2 * 20 and not table["caseID"].str.contains("control").any()
+    first = frame[(frame["repeat"] == 0) & (frame["reader"] == "rater0.000000")]
+    part = first[first["source"].isin(["real", "vae"])]
+    assert area(table, "vae", "rater0.000000") == pytest.approx(
+        roc_auc_score(part["source"] != "real", -part["realism"])
+    )
+
+
+def test_imrmc_gives_the_proportion_correct_of_choices():
+    right = np.array([[1, 1, 0, 1, 0], [0, 0, 0, 1, 0]], float)
+    table = imrmc.rows(chosen({"vae": right, design.CONTROL: np.ones((2, 3))}))
+    assert area(table, "vae", "rater0.000000") == pytest.approx(0.6)
+    assert area(table, "vae", "rater1.000001") == pytest.approx(0.2)
+
+
+def test_imrmc_files_have_the_form_of_its_manual(tmp_path):
+    """4.1.1: sizes as N0, N1, NR, NM, a line BEGIN DATA:, then four fields with commas and no spaces."""
+    ratings.write(tmp_path / "ratings.csv", simulated(raters=3))
+    commands.to_imrmc(tmp_path / "study.imrmc", tmp_path / "ratings.csv")
+    text = (tmp_path / "study.imrmc").read_text()
+    head, _, data = text.partition("BEGIN DATA:\n")
+    sizes = dict(re.findall(r"^(\w\w): (\d+)$", head, flags=re.M))
+    assert sizes == {"N0": "20", "N1": "40", "NR": "3", "NM": "2"}
+    assert all(re.fullmatch(r"[^, ]+,[^, ]+,[^, ]+,[0-9.]+", line) for line in data.splitlines())
+    commands.to_imrmc(tmp_path / "study.csv", tmp_path / "ratings.csv")
+    table = pd.read_csv(tmp_path / "study.csv")
+    assert list(table.columns) == imrmc.COLUMNS and len(table) == len(data.splitlines())
+    with pytest.raises(UserError, match="no .imrmc and no .csv"):
+        commands.to_imrmc(tmp_path / "study.txt", tmp_path / "ratings.csv")
+    with pytest.raises(UserError, match="holds no answers yet"):
+        commands.to_imrmc(tmp_path / "study.csv", Path("data/reader_study/choices.csv"))
 
 
 # Files ---------------------------------------------------------------------------------------------------------------
@@ -212,7 +407,7 @@ def test_an_unfinished_reader_counts_as_far_as_they_came():
 
 def test_exports_merge_without_double_counting(tmp_path):
     frame = simulated()
-    half = frame[frame["reader"] < "reader2"]
+    half = frame[frame["reader"] < "rater2"]
     merged = ratings.merge([half, frame, frame.sample(frac=1, random_state=0)])
     assert len(merged) == len(frame)
     for name, frames in (("a", [half, frame]), ("b", [frame, half])):
@@ -222,14 +417,14 @@ def test_exports_merge_without_double_counting(tmp_path):
 
 
 def test_of_a_withdrawn_rating_the_later_one_stays():
-    frame = simulated(readers=1)
+    frame = simulated(raters=1)
     again = frame.iloc[:1].assign(revision=1, realism=1)
     merged = ratings.merge([again, frame])
     assert len(merged) == len(frame) and merged["realism"].iloc[0] == 1
 
 
 def test_exports_that_contradict_each_other_are_refused():
-    frame = simulated(readers=1)
+    frame = simulated(raters=1)
     with pytest.raises(UserError, match="edited by hand"):
         ratings.merge([frame, frame.iloc[:1].assign(realism=frame["realism"].iloc[0] % 5 + 1)])
 
@@ -242,7 +437,7 @@ def test_exports_that_contradict_each_other_are_refused():
     ],
 )  # fmt: skip
 def test_bad_ratings_are_named(tmp_path, column, value, message):
-    frame = simulated(readers=1).astype(str)
+    frame = simulated(raters=1).astype(str)
     frame.loc[4, column] = value
     frame.to_csv(tmp_path / "r.csv", index=False)
     with pytest.raises(UserError, match=f"rating 5: .*{message}"):
@@ -250,7 +445,8 @@ def test_bad_ratings_are_named(tmp_path, column, value, message):
 
 
 def test_the_committed_file_can_be_read():
-    ratings.read("data/reader_study/ratings.csv")
+    ratings.read("data/reader_study/ratings.csv", "rating")
+    ratings.read("data/reader_study/choices.csv", "forced_choice")
 
 
 # The stage -----------------------------------------------------------------------------------------------------------
@@ -263,10 +459,12 @@ def sets(folder, cases=20, source="raw"):
         imageset.write(folder / name, imageset.ImageSet(images, manifest, {"data": {"source": source}}))
 
 
-def score(folder, frame) -> dict:
+def score(folder, frame, chosen=None) -> dict:
     ratings.write(folder / "ratings.csv", frame)
-    stage.main(folder / "ratings.csv", folder / "real", folder, folder / "readers.json")
-    return json.loads((folder / "readers.json").read_text())
+    none = pd.DataFrame(columns=ratings.COLUMNS["forced_choice"])
+    ratings.write(folder / "choices.csv", none if chosen is None else chosen)
+    stage.main(folder / "ratings.csv", folder / "choices.csv", folder / "real", folder, folder / "raters.json")
+    return json.loads((folder / "raters.json").read_text())
 
 
 def test_without_ratings_the_stage_says_so_and_invents_nothing(tmp_path):
@@ -281,27 +479,27 @@ def test_ratings_of_other_images_are_left_out_and_named(tmp_path, capsys):
     again = np.stack([picture("vae", case + 100) for case in range(20)])  # the model was trained anew
     imageset.write(tmp_path / "vae", imageset.ImageSet(again, pd.DataFrame({"model": ["vae"] * 20})))
     less = score(tmp_path, simulated())
-    assert "vae" not in less["models"] and less["counts"] == {"ratings": 176, "of_other_images": 88, "simulated": 0}
+    assert "vae" not in less["models"] and less["counts"]["ratings"] == 176 and less["counts"]["of_other_images"] == 88
     assert "88 ratings of packet 0000000000000000" in capsys.readouterr().err
     assert whole["models"]["latent_diffusion"]["manual_score"] == less["models"]["latent_diffusion"]["manual_score"]
 
 
 def test_the_table_shows_scores_intervals_warnings_and_packets(tmp_path):
     sets(tmp_path, source="simulated")
-    few = score(tmp_path, simulated(readers=2))
+    few = score(tmp_path, simulated(raters=2))
     base = {"fd_effnet": 1.0, "n": 20.0}
     models = {name: dict(base) for name in comparison.MODELS}
     references = {name: dict(base) for name in comparison.REFERENCES}
     for name, group in few["models"].items():
         models[name] |= comparison.manual(group)
     references["real"] |= comparison.manual(few["real"])
-    text = comparison.markdown(models, references, {}, 0.95, comparison.readers_note(few))
+    text = comparison.markdown(models, references, {}, 0.95, comparison.raters_note(few))
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
-    assert rows["VAE"].count("⚠ 2 readers, 20 cases") == 1 and "–" in rows["VAE"]
+    assert rows["VAE"].count("⚠ 2 raters, 20 cases") == 1 and "–" in rows["VAE"]
     assert "⚠" in rows["*real, other people*"] and "⚠" not in rows["DCGAN"]
     assert "**" not in rows["latent diffusion"]
     assert "packet 0000000000000000 (132 ratings)" in text and "a rehearsal" in text
-    assert comparison.readers_note({"counts": {"ratings": 0.0, "of_other_images": 0.0}}) == ""
+    assert comparison.raters_note({"counts": {"ratings": 0.0, "of_other_images": 0.0}}) == ""
     frame = comparison.table(models, references)
     assert frame["manual_score"]["vae"] == few["models"]["vae"]["manual_score"] and np.isnan(
         frame["manual_score"]["ddpm"]

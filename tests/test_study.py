@@ -1,5 +1,6 @@
 """The reader study: its design, its packet, its server under attack and under a kill, and its commands."""
 
+import hashlib
 import http.client
 import io
 import json
@@ -30,13 +31,14 @@ from starlette.testclient import TestClient
 from reader_study import app, design, packet, ratings
 from reader_study.store import Store
 from stages import _files
+from stages import raters as scores
 from stages import study as commands
 from synthmri import imageset
 from synthmri.errors import UserError
 from synthmri.reporting import comparison
 
 ROOT = Path(__file__).parent.parent
-P = design.Study(seed=3, readers=3, cases=8, repeats=0.1)
+P = design.Study(seed=3, design="rating", raters=3, cases=8, repeats=0.1, controls=0)
 ANSWER = {"realism": 4, "verdict": "real", "plausibility": 5, "seconds": 3.2, "tags": ["blur"], "comment": "fine"}
 
 
@@ -109,11 +111,11 @@ def test_sets_that_cannot_be_compared_are_refused():
         design.choose(real_slices(), MODELS | {"vae": wide}, P)
 
 
-def test_order_is_balanced_in_blocks_and_differs_between_readers():
+def test_order_is_balanced_in_blocks_and_differs_between_raters():
     items = design.choose(real_slices(), MODELS, P)
-    orders = [design.order(items, P, reader, 7) for reader in range(P.readers)]
-    assert orders == [design.order(items, P, reader, 7) for reader in range(P.readers)]
-    assert len({tuple(order) for order in orders}) == P.readers
+    orders = [design.order(items, P, rater, 7) for rater in range(P.raters)]
+    assert orders == [design.order(items, P, rater, 7) for rater in range(P.raters)]
+    assert len({tuple(order) for order in orders}) == P.raters
     for order in orders:
         shown = [i for i, again in order if not again]
         assert sorted(shown) == list(range(len(items)))
@@ -123,8 +125,8 @@ def test_order_is_balanced_in_blocks_and_differs_between_readers():
 
 def test_repeats_are_of_every_source_and_far_from_the_first_time():
     items = design.choose(real_slices(), MODELS, P)
-    for reader in range(20):
-        order = design.order(items, P, reader, 7)
+    for rater in range(20):
+        order = design.order(items, P, rater, 7)
         again = [i for i, repeat in order if repeat]
         assert set(Counter(items[i].source for i in again).values()) == {1} and len(again) == 6
         first = {i: place for place, (i, repeat) in enumerate(order) if not repeat}
@@ -134,12 +136,12 @@ def test_repeats_are_of_every_source_and_far_from_the_first_time():
 
 def test_power_is_what_simulated_studies_have():
     """Simulated ratings, normal and not rounded, at the difference that is promised to be found in 4 of 5."""
-    p = P.model_copy(update={"cases": 20, "readers": 4})
+    p = P.model_copy(update={"cases": 20, "raters": 4})
     gap = design.detectable_difference(p, models=5)
     rng = np.random.default_rng(0)
-    shape = (1000, p.readers, p.cases)
+    shape = (1000, p.raters, p.cases)
     real, fake = (
-        rng.normal(0, design.CASE_SD, (1000, 1, p.cases)) + rng.normal(0, design.READER_SD, shape) for _ in range(2)
+        rng.normal(0, design.CASE_SD, (1000, 1, p.cases)) + rng.normal(0, design.RATER_SD, shape) for _ in range(2)
     )
     found = stats.wilcoxon((fake - real - gap).mean(axis=1), axis=1).pvalue < 0.05 / 5
     assert 0.75 < found.mean() < 0.86
@@ -147,13 +149,90 @@ def test_power_is_what_simulated_studies_have():
     assert design.detectable_difference(p.model_copy(update={"cases": 6}), models=5) is None
 
 
+PAIRS = P.model_copy(update={"design": "forced_choice", "controls": 2})
+TWO = {name: MODELS[name] for name in ("vae", "latent_diffusion")}
+
+
+def test_no_real_slice_comes_in_two_pairs():
+    """It would be told by its return. 48 test slices: 8 for each of two models, and 4 for the controls."""
+    items = design.choose(real_slices(), TWO, PAIRS)
+    real = [item.row for item in items if item.source == "real"]
+    control = [item.row for item in items if item.source == "control"]
+    assert len(real) == len(set(real)) == 2 * 8 + 2 and len(control) == 2 and not set(real) & set(control)
+    pairs = [(items[a], items[b]) for a, b in design.trials(items, PAIRS)]
+    assert Counter(other.source for _, other in pairs) == {"vae": 8, "latent_diffusion": 8, "control": 2}
+    assert all(one.source == "real" and one.case == other.case for one, other in pairs)
+    for same, gap in design.mismatch(items).values():
+        assert same == 1 and gap < 10
+    for name in TWO:  # of nearly all six people, for each model
+        cases = {item.case for item in items if item.source == name}
+        rows = [item.row for item in items if item.source == "real" and item.case in cases]
+        assert real_slices().manifest["subject"].iloc[rows].nunique() >= 5
+    with pytest.raises(UserError, match=r"need 44 test slices; these are 40: lower study.cases to 7"):
+        few = real_slices(people=5)
+        design.choose(few, {**MODELS}, PAIRS)
+
+
+def test_the_real_one_is_as_often_on_either_side(tmp_path):
+    opened = packet.read(write_packet(tmp_path, PAIRS, TWO))
+    key = packet.read_key(tmp_path / f"key-{opened.hash}.csv", opened)
+    for order in opened.orders:
+        left = [key["source"][name.split("-")[0]] == "real" for name, _ in order]
+        assert sorted([left.count(True), left.count(False)]) == [len(order) // 2, len(order) - len(order) // 2]
+    places = [[name for name, _ in order] for order in opened.orders]
+    assert len({tuple(map(tuple, map(sorted, (n.split("-") for n in order)))) for order in places}) == 3
+    assert opened.design == "forced_choice"
+
+
+@pytest.mark.parametrize("kind", ["rating", "forced_choice"])
+def test_controls_are_spread_over_the_order_and_change_no_other_place(kind):
+    p = P.model_copy(update={"design": kind, "controls": 4, "cases": 5})
+    items = design.choose(real_slices(people=8), TWO, p)
+    shown = design.trials(items, p)
+    without = P.model_copy(update={"design": kind, "cases": 5})
+    for rater in range(10):
+        order = design.order(items, p, rater, 7)
+        is_control = [items[shown[i][-1]].source == "control" for i, _ in order]
+        assert sum(is_control) == 4
+        quarter = len(order) / 4
+        assert Counter(int(place // quarter) for place, bad in enumerate(is_control) if bad).most_common(1)[0][1] <= 2
+        rest = [trial for trial, bad in zip(order, is_control, strict=True) if not bad]
+        plain = design.choose(real_slices(people=8), TWO, without)
+        of = [(items[shown[i][-1]].source, items[shown[i][-1]].row, again) for i, again in rest]
+        there = design.trials(plain, without)
+        want = [
+            (plain[there[i][-1]].source, plain[there[i][-1]].row, again)
+            for i, again in design.order(plain, without, rater, 7)
+        ]
+        assert of == want
+
+
+def test_a_control_has_the_greys_of_its_slice_and_is_no_head():
+    image = real_slices().images[0]
+    bad = design.spoiled(image)
+    assert np.array_equal(np.sort(bad, axis=None), np.sort(image, axis=None)) and bad.dtype == np.uint8
+    assert np.array_equal(bad, design.spoiled(image))
+    assert np.corrcoef(bad.ravel(), image.ravel())[0, 1] < 0.3
+    odd = design.spoiled(np.arange(35 * 41, dtype=np.uint16).reshape(35, 41).astype(np.uint8))
+    assert odd.shape == (35, 41)
+
+
+def test_power_of_a_forced_choice_is_what_simulated_studies_have():
+    p = PAIRS.model_copy(update={"cases": 20})
+    share = design.detectable_proportion(p, models=5)
+    hits = np.random.default_rng(0).binomial(p.cases, share, 2000)
+    found = np.mean([stats.binomtest(int(k), p.cases, 0.5).pvalue <= 0.05 / 5 for k in hits])
+    assert 0.78 < found < 0.84
+    assert f"{100 * share:.0f} %" in (ROOT / "docs/reader_study.md").read_text()
+    assert design.detectable_proportion(p.model_copy(update={"cases": 7}), models=5) is None
+
+
 # Packet --------------------------------------------------------------------------------------------------------------
 
 
 def write_packet(home: Path, p: design.Study = P, models: dict = MODELS, secret: str = "secret") -> Path:
-    sets = {"real": real_slices(), **models}
-    items = design.choose(sets["real"], models, p)
-    images = [sets[item.source].images[item.row] for item in items]
+    items = design.choose(real_slices(), models, p)
+    images = design.pictures(items, real_slices(), models)
     home.mkdir(exist_ok=True)
     name = packet.write(home / "new", home / "key.csv", items, images, p, secret=secret, simulated=True)
     (home / "key.csv").rename(home / f"key-{name}.csv")
@@ -241,18 +320,18 @@ ORIGIN = "http://localhost"
 
 @pytest.fixture
 def served(home, tmp_path):
-    """A client, the link of the first reader, the packet and the store."""
+    """A client, the link of the first rater, the packet and the store."""
     opened = packet.read(packet.find(home, ""))
-    db = Store(tmp_path / "r.db", opened.hash, P.readers)
+    db = Store(tmp_path / "r.db", opened.hash, P.raters)
     client = TestClient(app.create(opened, db, ["localhost"]), base_url=ORIGIN, headers={"origin": ORIGIN})
-    return client, f"/r/{db.readers()[0]['token']}/", opened, db
+    return client, f"/r/{db.raters()[0]['token']}/", opened, db
 
 
 def answer(opened: packet.Packet, place: int, slot: int = 0, **change) -> dict:
     return ANSWER | {"position": place, "image": opened.orders[slot][place][0]} | change
 
 
-def test_a_reader_signs_in_rates_undoes_and_finishes(served):
+def test_a_rater_signs_in_rates_undoes_and_finishes(served):
     client, link, opened, db = served
     assert client.get(link + "state").json() == {"pseudonym": None}
     state = client.post(link + "sign-in", json={"pseudonym": "Anna"}).json()
@@ -297,12 +376,39 @@ def test_a_rating_posted_twice_is_kept_once_and_another_is_refused(served):
 
 def test_pseudonyms_belong_to_one_reader(served):
     client, link, _, db = served
-    second = f"/r/{db.readers()[1]['token']}/"
+    second = f"/r/{db.raters()[1]['token']}/"
     assert client.post(link + "sign-in", json={"pseudonym": "Anna"}).status_code == 200
     assert client.post(link + "sign-in", json={"pseudonym": "Anna"}).status_code == 200  # its reply may have been lost
     assert client.post(link + "sign-in", json={"pseudonym": "Berta"}).status_code == 409
     assert client.post(second + "sign-in", json={"pseudonym": "anna"}).status_code == 409
     assert client.post(second + "sign-in", json={"pseudonym": "Berta"}).status_code == 200
+
+
+def test_a_pair_is_served_chosen_undone_and_refused(tmp_path):
+    opened = packet.read(write_packet(tmp_path, PAIRS, TWO))
+    db = Store(tmp_path / "r.db", opened.hash, PAIRS.raters, opened.design)
+    client = TestClient(app.create(opened, db, ["localhost"]), base_url=ORIGIN, headers={"origin": ORIGIN})
+    link = f"/r/{db.raters()[0]['token']}/"
+    state = client.post(link + "sign-in", json={"pseudonym": "Anna"}).json()
+    pair = opened.orders[0][0][0]
+    assert state["image"] == pair and state["total"] == 2 * 8 + 2 * 1 + 2
+    for name in pair.split("-"):
+        assert client.get(link + f"images/{name}").content == opened.images[name]
+    assert client.get(link + f"images/{pair}").status_code == 404
+    given = {"position": 0, "image": pair, "chosen": "left", "seconds": 2.0, "comment": "fine"}
+    turned = "-".join(reversed(pair.split("-")))
+    for bad, status in (
+        (given | {"chosen": "both"}, 422), (given | {"realism": 3}, 422), (given | {"image": turned}, 409),
+        (given | {"image": pair.split("-")[0]}, 409), (answer(opened, 0), 422), (given | {"position": 1}, 409),
+    ):  # fmt: skip
+        assert client.post(link + "ratings", json=bad).status_code == status
+    assert client.post(link + "ratings", json=given).json()["done"] == 1
+    back = client.post(link + "undo", json={"done": 1}).json()
+    assert back["answers"] == {"chosen": "left", "seconds": 2.0, "comment": "fine"} and back["image"] == pair
+    client.post(link + "ratings", json=given | {"chosen": "right"})
+    assert [(row["chosen"], row["revision"]) for row in db.ratings(0)] == [("right", 1)]
+    assert "right" in client.get(link + "ratings").text
+    assert "plausible" not in client.get(link).text  # nothing of the other design
 
 
 @pytest.mark.parametrize(
@@ -377,7 +483,7 @@ def test_posts_from_elsewhere_are_refused(served, headers, status):
     client, link, *_, db = served
     send = {"content-type": "application/json"} | headers
     assert client.post(link + "sign-in", content='{"pseudonym": "Anna"}', headers=send).status_code == status
-    assert db.readers()[0]["pseudonym"] is None
+    assert db.raters()[0]["pseudonym"] is None
 
 
 def test_long_and_endless_posts_are_refused(served):
@@ -444,7 +550,7 @@ def test_reading_waits_for_no_writer(served):
         writer.execute("BEGIN IMMEDIATE")
         began = time.monotonic()
         assert client.get(link + "state").json()["done"] == 1
-        assert [row["done"] for row in db.readers()] == [1, 0, 0] and len(db.ratings()) == 1
+        assert [row["done"] for row in db.raters()] == [1, 0, 0] and len(db.ratings()) == 1
         assert time.monotonic() - began < 10  # a lock would be waited for 30 s, and not be had
 
 
@@ -504,7 +610,7 @@ def post(url: str, content: dict) -> dict:
 
 
 def test_a_kill_in_the_middle_of_200_posts_loses_nothing_acknowledged(tmp_path):
-    p = P.model_copy(update={"readers": 4, "repeats": 0.25})
+    p = P.model_copy(update={"raters": 4, "repeats": 0.25})
     folder = write_packet(tmp_path, p)
     opened = packet.read(folder)
     process, links = start(tmp_path)
@@ -524,7 +630,7 @@ def test_a_kill_in_the_middle_of_200_posts_loses_nothing_acknowledged(tmp_path):
     jobs = [(slot, position) for position in range(50) for slot in range(4)]
     try:
         for slot, link in enumerate(links):
-            post(link + "sign-in", {"pseudonym": f"reader{slot}"})
+            post(link + "sign-in", {"pseudonym": f"rater{slot}"})
         with ThreadPoolExecutor(len(jobs)) as pool:
             running = [pool.submit(rate, job) for job in jobs]
             assert enough.wait(60)
@@ -567,7 +673,7 @@ def command(*words: str, ok: bool = True) -> str:
 
 
 def test_create_rate_export_score(tmp_path, monkeypatch, capsys):
-    """From samples to ratings.csv, by the commands; the readers are simulated."""
+    """From samples to ratings.csv, by the commands; the raters are simulated."""
     sets = {"real": real_slices(), **MODELS}
     for name, found in sets.items():
         imageset.write(tmp_path / "samples" / name, found)
@@ -578,23 +684,24 @@ def test_create_rate_export_score(tmp_path, monkeypatch, capsys):
     for _ in range(2):  # the second time it is there already
         commands.create(tmp_path / "samples/real", tmp_path / "samples", home)
     said = capsys.readouterr().out
-    assert "48 images, 8 of each of 6 sources; 54 to rate" in said and "latent_diffusion: 100 %" in said
-    assert "power: 4 readers find a mean difference" in said
+    assert "52 images, 8 of each of 6 sources, 4 controls; 58 to rate" in said and "latent_diffusion: 100 %" in said
+    assert "power: 4 raters find a mean difference" in said
     assert len(list(home.glob("[!.]*"))) == 2
     opened = packet.read(packet.find(home, ""))
     db = Store(home / f"ratings-{opened.hash}.db", opened.hash, 4)
     for slot in range(2):
-        db.sign_in(slot, f"reader{slot}")
-        for position, (name, _) in enumerate(opened.orders[slot][: 54 - 4 * slot]):
+        db.sign_in(slot, f"rater{slot}")
+        for position, (name, _) in enumerate(opened.orders[slot][: 58 - 4 * slot]):
             db.add(slot, position, name, ANSWER | {"tags": "blur;noise", "comment": "=1+1"})
     commands.export(out, "", home)
-    assert "reader1 has rated 50 of 54, and must not see" in capsys.readouterr().err
+    assert "rater1 has rated 54 of 58, and must not see" in capsys.readouterr().err
     frame = ratings.read(out)
-    assert len(frame) == 104 and frame["repeat"].sum() >= 6 and set(frame["source"]) == set(sets)
+    assert len(frame) == 112 and frame["repeat"].sum() >= 6 and set(frame["source"]) == {*sets, "control"}
     here = {name: {design.sha256(image) for image in found.images} for name, found in sets.items()}
+    here["control"] = {design.sha256(design.spoiled(image)) for image in sets["real"].images}
     assert all(row.sha256 in here[row.source] for row in frame.itertuples())
     assert set(frame["comment"]) == {"'=1+1"} and set(frame["tags"]) == {"blur;noise"}
-    assert frame["reader"].str.fullmatch(r"reader[01]\.[0-9a-f]{6}").all()
+    assert frame["reader"].str.fullmatch(r"rater[01]\.[0-9a-f]{6}").all()
     before = out.read_bytes()
     commands.export(out, "", home)
     assert out.read_bytes() == before  # again: nothing counts twice
@@ -602,7 +709,71 @@ def test_create_rate_export_score(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "merged.csv").read_bytes() == before
     db.undo(1, len(db.ratings(1)))  # a rating that was exported and then withdrawn is gone
     commands.export(out, "", home)
-    assert len(ratings.read(out)) == 103
+    assert len(ratings.read(out)) == 111
+
+
+def test_packets_and_databases_from_before_the_second_design_are_read(tmp_path):
+    """A packet's content is under its hash, so an old one says nothing of designs and controls."""
+    folder = write_packet(tmp_path)
+    content = json.loads((folder / "packet.json").read_text())
+    content["study"] = {"seed": 3, "readers": 3, "cases": 8, "repeats": 0.1}
+    text = json.dumps(content, indent=1, sort_keys=True) + "\n"
+    (folder / "packet.json").write_text(text)
+    old = tmp_path / f"packet-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    folder.rename(old)
+    opened = packet.read(old)
+    assert (opened.design, opened.controls) == ("rating", 0)
+    with closing(sqlite3.connect(tmp_path / "r.db", isolation_level=None)) as db:
+        db.executescript(
+            "CREATE TABLE packet (hash TEXT PRIMARY KEY); CREATE TABLE reader (slot INTEGER PRIMARY KEY, token TEXT NOT"
+            " NULL UNIQUE, id TEXT NOT NULL UNIQUE, pseudonym TEXT UNIQUE COLLATE NOCASE);"
+            f"INSERT INTO packet VALUES ('{opened.hash}'); INSERT INTO reader VALUES (0, 'token', 'abc123', 'Anna');"
+        )
+    there = Store(tmp_path / "r.db", opened.hash, len(opened.orders), opened.design)
+    assert there.rater("token")["pseudonym"] == "Anna" and len(there.raters()) == 3
+
+
+def test_a_forced_choice_from_samples_to_scores(tmp_path, monkeypatch, capsys):
+    """By the commands; the raters are simulated: one finds the real slice always, one says left throughout."""
+    for name, found in {"real": real_slices(people=16), **MODELS}.items():
+        imageset.write(tmp_path / "samples" / name, found)
+    text = (ROOT / "params.yaml").read_text().replace("  cases: 20 ", "  cases: 8 ")
+    (tmp_path / "params.yaml").write_text(text.replace("design: rating ", "design: forced_choice "))
+    (tmp_path / "data/reader_study").mkdir(parents=True)
+    for name in ("ratings.csv", "choices.csv"):
+        (tmp_path / "data/reader_study" / name).write_bytes((ROOT / "data/reader_study" / name).read_bytes())
+    monkeypatch.chdir(tmp_path)
+    home = tmp_path / "home"
+    commands.create(tmp_path / "samples/real", tmp_path / "samples", home)
+    said = capsys.readouterr().out
+    assert (
+        "in pairs, 8 of each of 5 models, 4 controls; 49 to rate" in said and "most raters find the real one in" in said
+    )
+    opened, db = commands._open(home, "")
+    key = packet.read_key(home / f"key-{opened.hash}.csv", opened)
+    for slot, pseudonym in enumerate(("sure", "lazy")):
+        db.sign_in(slot, pseudonym)
+        for position, (name, _) in enumerate(opened.orders[slot]):
+            real = ("left", "right")[key["source"][name.split("-")[0]] != "real"]
+            chosen = real if pseudonym == "sure" else "left"
+            db.add(slot, position, name, {"chosen": chosen, "seconds": 1.0, "comment": ""})
+    commands.export(None, "", home)
+    before = Path("data/reader_study/choices.csv").read_bytes()
+    commands.export(None, "", home)
+    assert Path("data/reader_study/choices.csv").read_bytes() == before
+    frame = ratings.read(Path("data/reader_study/choices.csv"), "forced_choice")
+    assert len(frame) == 98 and (frame["real"] == frame["chosen"])[frame["reader"].str.startswith("sure")].all()
+    scores.main(
+        Path("data/reader_study/ratings.csv"), Path("data/reader_study/choices.csv"), tmp_path / "samples/real",
+        tmp_path / "samples", tmp_path / "raters.json",
+    )  # fmt: skip
+    tree = json.loads((tmp_path / "raters.json").read_text())
+    assert set(tree["forced_choice"]) == set(comparison.MODELS) and "models" not in tree
+    assert all(group["inattentive"] == 1 and group["cases"] == 8 for group in tree["forced_choice"].values())
+    attended = {name.split(".")[0]: of for name, of in tree["attention"].items()}
+    assert attended["sure"] == {"controls": 4, "right": 1, "one_answer": 0, "inattentive": 0}
+    assert attended["lazy"]["one_answer"] == attended["lazy"]["inattentive"] == 1
+    assert tree["counts"]["inattentive"] == 1 and tree["counts"]["raters"] == 2
 
 
 def test_errors_are_explained(tmp_path):
@@ -632,7 +803,7 @@ def test_a_taken_port_is_named(tmp_path):
 
 
 def test_time_in_the_store_is_short(tmp_path):
-    """One transaction on the disk a rating, still far below what a reader would notice."""
+    """One transaction on the disk a rating, still far below what a rater would notice."""
     db = Store(tmp_path / "r.db", "a" * 16, 1)
     start = time.perf_counter()
     for position in range(50):

@@ -18,7 +18,8 @@ CHROMIUM = os.environ.get("CHROMIUM") or next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
 )
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium here: `apt-get install chromium`, or set CHROMIUM")
-SMALL = P.model_copy(update={"cases": 4, "readers": 4})  # 3 sources, 12 images, 15 with repeats
+SMALL = P.model_copy(update={"cases": 4, "raters": 4})  # 3 sources, 12 images, 15 with repeats
+PAIRS = SMALL.model_copy(update={"design": "forced_choice", "controls": 2})  # 8 pairs, 2 with controls, 2 repeats
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
 
@@ -37,7 +38,7 @@ def served(tmp_path_factory):
     home = tmp_path_factory.mktemp("browser")
     opened = packet.read(write_packet(home, SMALL, {name: MODELS[name] for name in ("vae", "latent_diffusion")}))
     process, links = start(home)
-    yield links, opened, Store(home / f"ratings-{opened.hash}.db", opened.hash, SMALL.readers)
+    yield links, opened, Store(home / f"ratings-{opened.hash}.db", opened.hash, SMALL.raters)
     process.kill()
     process.wait()
 
@@ -72,8 +73,8 @@ def until(page, expression: str) -> None:
 
 def at(page, place: int, total: int) -> None:
     """Wait until the image of that place is on the screen."""
-    until(page, f"state?.position === {place} && slice !== null && $('view').dataset.image === state.image && !saving")
-    assert page.locator("#progress").inner_text() == f"Image {place + 1} of {total}"
+    until(page, f"state?.position === {place} && slices !== null && $('view').dataset.image === state.image && !saving")
+    assert page.locator("#progress").inner_text() in (f"Image {place + 1} of {total}", f"Pair {place + 1} of {total}")
 
 
 def sign_in(page, pseudonym: str) -> None:
@@ -246,3 +247,139 @@ def test_answers_stay_when_the_server_is_gone(tmp_path, browser):
         process.wait()
     hashed = folder.name.removeprefix("packet-")
     assert [row["realism"] for row in Store(tmp_path / f"ratings-{hashed}.db", hashed, 4).ratings()] == [2]
+
+
+@pytest.fixture(scope="module")
+def paired(tmp_path_factory):
+    """The same of a forced choice."""
+    home = tmp_path_factory.mktemp("pairs")
+    opened = packet.read(write_packet(home, PAIRS, {name: MODELS[name] for name in ("vae", "latent_diffusion")}))
+    process, links = start(home)
+    yield links, opened, Store(home / f"ratings-{opened.hash}.db", opened.hash, PAIRS.raters, opened.design)
+    process.kill()
+    process.wait()
+
+
+def test_a_forced_choice_by_keyboard(paired, tab):
+    links, opened, store = paired
+    total = len(opened.orders[0])
+    page = tab(links[0])
+    assert "One of each pair is a real scan" in page.locator("#sign-in").inner_text()
+    assert "spoiled on" in page.locator("#sign-in").inner_text()
+    sign_in(page, "Anna")
+    wanted = []
+    for place in range(total):
+        at(page, place, total)
+        if place == 1:
+            page.keyboard.press("Enter")
+            assert page.locator("#message").inner_text() == "Which is the real one?"
+            for key in "5rsq":  # answers of the other design
+                page.keyboard.press(key)
+            assert page.locator("input:checked").count() == 0
+        side = "12"[place % 2]
+        page.keyboard.press(side)
+        if place == 2:
+            page.keyboard.press("c")
+            page.keyboard.type("12 odd")
+            page.keyboard.press("Escape")
+            page.reload()  # before it is saved: the pair is there again, and no answer to it
+            at(page, 2, total)
+            assert page.locator("input:checked").count() == 0
+            page.keyboard.press(side)
+        page.keyboard.press("Enter")
+        if place == 4:
+            at(page, 5, total)
+            page.keyboard.press("u")
+            at(page, 4, total)
+            assert page.locator("input[name=chosen]:checked").get_attribute("value") == "left"
+            page.keyboard.press("2")
+            side = "2"
+            page.keyboard.press("Enter")
+        wanted.append((place, opened.orders[0][place][0], {"1": "left", "2": "right"}[side]))
+    page.locator("#finished").wait_for()
+    rows = store.ratings(0)
+    assert [(row["position"], row["image"], row["chosen"]) for row in rows] == wanted
+    page.get_by_role("link", name="look at your ratings").click()
+    assert page.locator("tbody tr").count() == total and page.locator("tbody td", has_text="right").count() > 0
+
+
+def halves(page) -> list[float]:
+    """Mean grey level of the left and of the right half of what is drawn."""
+    return page.evaluate(
+        "() => [0, 1].map((half) => { const w = Math.floor(canvas.width / 2);"
+        " const d = canvas.getContext('2d').getImageData(half * w, 0, w, canvas.height).data;"
+        " let sum = 0; for (let i = 0; i < d.length; i += 4) sum += d[i]; return 4 * sum / d.length; })"
+    )
+
+
+def test_both_images_of_a_pair_are_windowed_and_zoomed_alike(paired, tab):
+    links, opened, _ = paired
+    page = tab(links[1])
+    sign_in(page, "Berta")
+    at(page, 0, len(opened.orders[1]))
+    until(page, "canvas.width > 600")
+    neutral = halves(page)
+    assert min(neutral) > 10  # both are there
+    page.mouse.move(200, 400)
+    page.mouse.down()
+    page.mouse.move(200, 500, steps=4)
+    page.mouse.up()
+    until(page, "view.level > 170")
+    page.wait_for_timeout(100)
+    assert all(now < before - 10 for now, before in zip(halves(page), neutral, strict=True))
+    page.keyboard.press("0")
+    for place in (0.25, 0.75):  # what is in the middle of either image stays there when the wheel turns over it
+        box = page.locator("#view").bounding_box()
+        page.mouse.move(box["x"] + place * box["width"], box["y"] + box["height"] / 2)
+        page.mouse.wheel(0, -400)
+        until(page, "view.zoom > 2")
+        assert page.evaluate("Math.hypot(view.x, view.y)") < 1
+        page.keyboard.press("0")
+        until(page, "view.zoom === 1")
+    page.keyboard.press("+")
+    until(page, "view.zoom > 1")
+    page.keyboard.press("0")
+    page.wait_for_timeout(100)
+    assert halves(page) == neutral
+
+
+@pytest.mark.parametrize("design", ["rating", "forced_choice"])
+def test_every_control_is_reached_by_tab_and_has_a_name(served, paired, tab, design):
+    links, *_ = served if design == "rating" else paired
+    page = tab(links[3])
+    until(page, "state !== null")
+    if page.locator("#sign-in").is_visible():
+        sign_in(page, "Dora")
+    until(page, "slices !== null")
+    reached = set()
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.id || document.activeElement.name"))
+    wanted = {"save", "undo", "pause", "help", "reset", "invert", "comment"}
+    wanted |= {"realism", "verdict", "plausibility", "tag"} if design == "rating" else {"chosen"}
+    assert wanted - reached <= {"undo"}  # there is nothing to undo yet
+    tree = page.locator("#rating").aria_snapshot()
+    assert "Which is the real one?" in tree if design == "forced_choice" else "How real does it look?" in tree
+    assert all(f'button "{name}' in tree for name in ("Save and next", "Undo", "Pause", "Keys"))
+
+
+@pytest.mark.parametrize("width, height", [(820, 1180), (1180, 820)])
+def test_a_pair_on_a_tablet(paired, tab, width, height):
+    links, opened, store = paired
+    page = tab(links[2], width, height, has_touch=True)
+    until(page, "state !== null")
+    if page.locator("#pseudonym").is_visible():
+        page.locator("#pseudonym").fill("tablet")
+        page.get_by_role("button", name="Begin").tap()
+    until(page, "slices !== null")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    for name in ("[data-question=chosen]", "#save"):
+        box = page.locator(name).bounding_box()
+        assert box["y"] >= 0 and box["y"] + box["height"] <= height, name
+    stage = page.locator("#stage").bounding_box()
+    assert stage["width"] >= 780 and stage["height"] >= 640
+    before = len(store.ratings(2))
+    page.locator("label", has_text="right").tap()
+    page.locator("#save").tap()
+    until(page, f"state?.done === {before + 1}")
+    assert store.ratings(2)[-1]["chosen"] == "right"

@@ -1,15 +1,21 @@
 "use strict";
-// The page of one reader. What was rated is known to the server alone: a reload at any moment loses at most the answers
+// The page of one rater. What was rated is known to the server alone: a reload at any moment loses at most the answers
 // to the image on the screen.
 
 const $ = (id) => document.getElementById(id);
 const form = $("rating"), stage = $("stage"), canvas = $("view");
-const QUESTIONS = ["realism", "verdict", "plausibility"];
+// What the page of this design asks: name -> words.
+const ASKED = Object.fromEntries([...form.querySelectorAll("fieldset[data-question]")].map(
+  (set) => [set.dataset.question, set.querySelector("legend").textContent]));
+const QUESTIONS = Object.keys(ASKED);
+const KEYS = QUESTIONS.includes("chosen")  // key -> [question, value], whichever question is highlighted
+  ? { 1: ["chosen", "left"], 2: ["chosen", "right"] }
+  : { r: ["verdict", "real"], s: ["verdict", "synthetic"] };
 const NEUTRAL = { width: 256, level: 128, zoom: 1, x: 0, y: 0, invert: false };  // x, y: of the centre, in image pixels
 
-let state = null;      // the server's: done, total, position, image, next
-let view = { ...NEUTRAL };
-let slice = null;      // {grey, width, height} of the image on the screen
+let state = null;      // the server's: done, total, position, image (of a pair LEFT-RIGHT), next
+let view = { ...NEUTRAL };  // of both images of a pair
+let slices = null;     // {grey, width, height} of each image on the screen
 let shown = 0, earlier = 0;  // when the image came up, and the ms that it was looked at before a pause
 let active = QUESTIONS[0];
 let saving = false;
@@ -29,16 +35,19 @@ async function ask(path, body) {
   return answer;
 }
 
+async function picture(name) {
+  const image = new Image();
+  image.src = `images/${name}`;
+  await image.decode();
+  const sheet = new OffscreenCanvas(image.width, image.height), pen = sheet.getContext("2d");
+  pen.drawImage(image, 0, 0);
+  const { data } = pen.getImageData(0, 0, image.width, image.height);
+  return { grey: data.filter((_, i) => i % 4 === 0), width: image.width, height: image.height };
+}
+
 function load(name) {
   if (!loading.has(name)) {
-    const image = new Image();
-    image.src = `images/${name}`;
-    const ready = image.decode().then(() => {
-      const sheet = new OffscreenCanvas(image.width, image.height), pen = sheet.getContext("2d");
-      pen.drawImage(image, 0, 0);
-      const { data } = pen.getImageData(0, 0, image.width, image.height);
-      return { grey: data.filter((_, i) => i % 4 === 0), width: image.width, height: image.height };
-    });
+    const ready = Promise.all(name.split("-").map(picture));
     ready.catch(() => loading.delete(name));
     loading.set(name, ready);
   }
@@ -53,20 +62,20 @@ async function show(next, answers) {
   $("study").hidden = state.pseudonym === null || finished;
   if (state.pseudonym === null) return $("pseudonym").focus();
   if (finished) { $("finished-total").textContent = state.total; return; }
-  $("progress").textContent = `Image ${state.position + 1} of ${state.total}`;
+  $("progress").textContent = `${$("progress").dataset.trial} ${state.position + 1} of ${state.total}`;
   $("who").textContent = state.pseudonym;
   $("bar").value = state.done;
   $("undo").disabled = state.done === 0;
   say("");
   fill(answers);
   view = { ...NEUTRAL };
-  slice = null;
+  slices = null;
   draw();
   const name = state.image;
   try {
     const loaded = await load(name);
     if (state.image !== name) return;
-    slice = loaded;
+    slices = loaded;
   } catch {
     return say("The image cannot be loaded; reload the page.");
   }
@@ -87,7 +96,7 @@ function fill(answers) {
   earlier = 0;
   if (answers) {
     for (const name of QUESTIONS) choose(name, answers[name]);
-    for (const box of form.elements.tag) box.checked = answers.tags.includes(box.value);
+    for (const box of tags()) box.checked = answers.tags.includes(box.value);
     $("comment").value = answers.comment;
     earlier = answers.seconds * 1000;
   }
@@ -110,24 +119,25 @@ function answered(name) {
   activate(QUESTIONS.find((question) => !answer(question)) ?? name);
 }
 
-const looked = () => earlier + (slice && !$("paused").open ? performance.now() - shown : 0);
+const tags = () => [...form.querySelectorAll("input[name=tag]")];
+
+const looked = () => earlier + (slices && !$("paused").open ? performance.now() - shown : 0);
 
 async function save() {
   if (saving || !state || state.position === null) return;
   const missing = QUESTIONS.find((name) => !answer(name));
-  if (!slice) return say("Wait for the image.");
+  if (!slices) return say("Wait for the image.");
   if (missing) {
     activate(missing);
-    return say({ realism: "How real does it look?", verdict: "Real or synthetic?", plausibility: "How plausible is the anatomy?" }[missing]);
+    return say(ASKED[missing]);
   }
+  const given = Object.fromEntries(QUESTIONS.map((name) => [name, /^\d$/.test(answer(name)) ? Number(answer(name)) : answer(name)]));
+  if (tags().length) given.tags = tags().filter((box) => box.checked).map((box) => box.value);
   await once(async () => show(await ask("ratings", {
     position: state.position,
     image: state.image,
-    realism: Number(answer("realism")),
-    verdict: answer("verdict"),
-    plausibility: Number(answer("plausibility")),
+    ...given,
     seconds: Math.min(86400, Math.round(looked() / 100) / 10),
-    tags: [...form.elements.tag].filter((box) => box.checked).map((box) => box.value),
     comment: $("comment").value,
   })));
 }
@@ -165,34 +175,44 @@ function resume() {
 
 // The image --------------------------------------------------------------------------------------------------------
 
+const panel = () => canvas.width / (slices?.length ?? 1);  // the width that each image has, in screen pixels
+
 function scale() {  // screen pixels an image pixel
-  return slice ? view.zoom * Math.min(canvas.width / slice.width, canvas.height / slice.height) : 1;
+  return slices ? view.zoom * Math.min(panel() / slices[0].width, canvas.height / slices[0].height) : 1;
 }
 
 function draw() {
   const ratio = window.devicePixelRatio || 1;
   canvas.width = Math.round(stage.clientWidth * ratio);  // clears it, too
   canvas.height = Math.round(stage.clientHeight * ratio);
-  const pen = canvas.getContext("2d");
-  if (!slice || $("paused").open) return;
+  if (!slices || $("paused").open) return;
   const low = view.level - view.width / 2;
   const table = Uint8ClampedArray.from({ length: 256 }, (_, v) => {
     const grey = Math.min(255, Math.max(0, ((v - low) / view.width) * 255));
     return view.invert ? 255 - grey : grey;
   });
+  slices.forEach((slice, place) => paint(slice, table, place * panel()));
+  $("view-state").textContent =
+    `window ${Math.round(view.width)}  level ${Math.round(view.level)}  zoom ${view.zoom.toFixed(1)}×`;
+}
+
+function paint(slice, table, left) {  // within its own panel, which begins at `left`
   const pixels = new ImageData(slice.width, slice.height);
   for (let i = 0; i < slice.grey.length; i++) {
     const grey = table[slice.grey[i]];
     pixels.data.set([grey, grey, grey, 255], 4 * i);
   }
-  const sheet = new OffscreenCanvas(slice.width, slice.height);
+  const sheet = new OffscreenCanvas(slice.width, slice.height), pen = canvas.getContext("2d");
   sheet.getContext("2d").putImageData(pixels, 0, 0);
-  const factor = scale();
+  const factor = scale(), gap = slices.length > 1 ? 2 : 0;
+  pen.save();
+  pen.beginPath();
+  pen.rect(left + gap, 0, panel() - 2 * gap, canvas.height);
+  pen.clip();
   pen.imageSmoothingQuality = "high";
-  pen.setTransform(factor, 0, 0, factor, canvas.width / 2 - view.x * factor, canvas.height / 2 - view.y * factor);
+  pen.setTransform(factor, 0, 0, factor, left + panel() / 2 - view.x * factor, canvas.height / 2 - view.y * factor);
   pen.drawImage(sheet, -slice.width / 2, -slice.height / 2);
-  $("view-state").textContent =
-    `window ${Math.round(view.width)}  level ${Math.round(view.level)}  zoom ${view.zoom.toFixed(1)}×`;
+  pen.restore();
 }
 
 let planned = false;
@@ -201,7 +221,7 @@ function change(next) {
   view.width = Math.min(512, Math.max(8, view.width));
   view.level = Math.min(255, Math.max(0, view.level));
   view.zoom = Math.min(12, Math.max(1, view.zoom));
-  const room = slice ? (slice.width / 2) * (1 - 0.6 / view.zoom) : 0;  // some of the image stays in sight
+  const room = slices ? (slices[0].width / 2) * (1 - 0.6 / view.zoom) : 0;  // some of the image stays in sight
   view.x = Math.min(room, Math.max(-room, view.x));
   view.y = Math.min(room, Math.max(-room, view.y));
   if (planned) return;
@@ -211,7 +231,8 @@ function change(next) {
 
 function zoom(by, clientX, clientY) {  // what is under the pointer stays there
   const box = canvas.getBoundingClientRect(), ratio = canvas.width / box.width, before = scale();
-  const dx = ((clientX ?? box.x + box.width / 2) - box.x - box.width / 2) * ratio;
+  const across = ((clientX ?? box.x + panel() / ratio / 2) - box.x) * ratio;
+  const dx = across % panel() - panel() / 2;  // from the middle of the image that it is in
   const dy = ((clientY ?? box.y + box.height / 2) - box.y - box.height / 2) * ratio;
   const after = before * Math.min(12, Math.max(1, view.zoom * by)) / view.zoom;
   change({ zoom: view.zoom * by, x: view.x + dx / before - dx / after, y: view.y + dy / before - dy / after });
@@ -277,12 +298,12 @@ document.addEventListener("keydown", (event) => {
     if (on?.type === "radio") return;  // whoever came by Tab chooses with arrows, as in any form
     const [dx, dy] = ARROWS[event.key];
     event.shiftKey ? move(-40 * dx, -40 * dy) : change({ width: view.width + 8 * dx, level: view.level + 4 * dy });
-  } else if (/^[1-5]$/.test(key) && active !== "verdict") {
+  } else if (key in KEYS) {
+    choose(...KEYS[key]);
+    answered(KEYS[key][0]);
+  } else if (/^[1-5]$/.test(key) && form.querySelector(`input[name=${active}][value="${key}"]`)) {
     choose(active, key);
     answered(active);
-  } else if (key === "r" || key === "s") {
-    choose("verdict", key === "r" ? "real" : "synthetic");
-    answered("verdict");
   } else if (key === "enter") { if (!event.repeat) save(); }
   else if (key === "u" || key === "backspace") { if (!event.repeat) undo(); }
   else if (key === "p") pause();

@@ -64,7 +64,7 @@ def near(model: dict[str, float], references: dict[str, dict[str, float]]) -> An
     )
     if "manual_score" in model:
         theirs = f", to real ones {real['manual_score']:.1f}" if "manual_score" in real else ""
-        evidence += f" Blinded readers gave {model['manual_score']:.1f} of 5 for realism{theirs}."
+        evidence += f" Blinded raters gave {model['manual_score']:.1f} of 5 for realism{theirs}."
     return Answer("Is it near to real people?", short, evidence, tone)
 
 

@@ -43,12 +43,14 @@ def model_card(
     data: dict,
     tree: dict,
     prompt: str,
+    rated: dict[str, float],
 ) -> str:
     """Markdown with a YAML header for a model.
 
     title: its name; code: its module in synthmri.generators; scores, floor: its scores and those of real
     slices of other people; effort: parameters, images_seen, teraflop; failed: reasons of the gate; data: counts as
-    `preprocess` writes them; tree: all parameters; prompt: one of training.
+    `preprocess` writes them; tree: all parameters; prompt: one of training; rated: its row of metrics/comparison.json,
+    with what raters said.
     """
     simulated = tree["data"]["source"] == "simulated"
     source = "simulated brain MRI" if simulated else "private brain MRI"
@@ -113,6 +115,8 @@ Split by subject: {people}. Contrasts: {", ".join(tree["data"]["contrasts"]) or 
 Of {scores["n"]:.0f} images; ± is the standard error over test people, and holds no luck of training.
 
 {chr(10).join(rows)}
+
+{_raters(rated)}
 
 {gate} Memorisation and membership are tests of privacy and no proof: look at the nearest training slices before images
 are passed on.
@@ -181,6 +185,34 @@ dropped.
 {_data_licence(simulated).strip()}
 """  # noqa: E501
     return str(DatasetCard(f"---\n{header.to_yaml()}\n---\n\n{body}"))
+
+
+def _raters(rated: dict[str, float]) -> str:
+    """What blinded raters said, and why it may not hold."""
+    said, warned = [], []
+    if "manual_score" in rated:
+        low, high = rated["manual_score_low"], rated["manual_score_high"]
+        said.append(
+            f"Realism by blinded raters, 1 to 5: {rated['manual_score']:.2f} ({low:.2f} to {high:.2f}; "
+            f"{rated['manual_raters']:.0f} raters, {rated['manual_cases']:.0f} cases)."
+        )
+    if "proportion_correct" in rated:
+        low, high = rated["proportion_correct_low"], rated["proportion_correct_high"]
+        said.append(
+            f"Of a pair, raters found the real slice in {100 * rated['proportion_correct']:.0f} % ({100 * low:.0f} to "
+            f"{100 * high:.0f}; guessing: 50; {rated['choice_raters']:.0f} raters, {rated['choice_cases']:.0f} pairs)."
+        )
+    for kind in ("manual", "choice"):
+        if rated.get(f"{kind}_few"):
+            warned.append("these are few raters or cases")
+        if missed := rated.get(f"{kind}_inattentive"):
+            warned.append(
+                f"{missed:.0f} of {rated[f'{kind}_raters']:.0f} raters missed planted controls, so they may not have "
+                "looked; their answers count in the numbers above"
+            )
+    if warned:
+        said.append(f"**Warning:** {'; '.join(dict.fromkeys(warned))}.")
+    return " ".join(said) or "No blinded rater has judged these images."
 
 
 def _number(scores: dict[str, float], name: str) -> str:

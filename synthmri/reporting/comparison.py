@@ -38,7 +38,7 @@ CAPTION = (
     "SSIM, PSNR and LPIPS compare each image with the training slice, or its mirror image, nearest to it: resemblance, "
     "not quality, as the last rows show.  \n"
     '"memorised": 0.05 is what honest data gives; what it finds and misses: docs/evaluation.md. "manual": blinded '
-    "readers' realism with its 95 % interval; empty: nobody has rated; ⚠: too few.  \n"
+    "raters' realism with its 95 % interval; empty: nobody has rated; ⚠: too few.  \n"
     '"level off", "seen": does an image show the level, contrast and label that its prompt asks for? As examiners see '
     "it that learnt on training slices; real, other people: validation slices, the best to be had.  \n"
     "Pretraining is on simulated heads, and none where it says nothing. Bold: better than every other model with "
@@ -86,21 +86,47 @@ def asked(scores: dict, of: str = "asked") -> dict[str, float]:
 
 
 def manual(group: dict[str, float]) -> dict[str, float]:
-    """What the table shows of one group of metrics/readers.json."""
+    """What the table shows of one group of metrics/raters.json."""
     shown = {name: value for name, value in group.items() if name.startswith(MANUAL)}
-    return shown | {f"manual_{name}": group[name] for name in ("readers", "cases", "few")}
+    return shown | {f"manual_{name}": group[name] for name in ("raters", "cases", "few", "inattentive")}
 
 
-def readers_note(readers: dict[str, dict[str, float]]) -> str:
-    """Which packets the manual scores belong to, and what was left out; empty without ratings."""
-    packets = ", ".join(f"{name} ({count:.0f} ratings)" for name, count in readers.get("packets", {}).items())
-    left_out = readers["counts"]["of_other_images"]
+def told_apart(group: dict[str, float]) -> dict[str, float]:
+    """What stands beside it of one model's forced choices."""
+    names = ("proportion_correct", "proportion_correct_low", "proportion_correct_high")
+    return {name: group[name] for name in names} | {
+        f"choice_{name}": group[name] for name in ("raters", "cases", "few", "inattentive")
+    }
+
+
+def raters_note(raters: dict[str, dict]) -> str:
+    """Which packets the manual scores belong to, how often the real slice of a pair was found, who did not attend, and
+    what was left out; empty without ratings."""
+    packets = ", ".join(f"{name} ({count:.0f} ratings)" for name, count in raters.get("packets", {}).items())
+    counts = raters["counts"]
     parts = [f"Manual scores: packet {packets}."] if packets else []
-    if packets and readers["counts"]["simulated"]:
+    if packets and counts["simulated"]:
         parts.append("The slices they were given beside are of simulated people: a rehearsal, not a finding.")
-    if left_out:
+    told = [f"{MODELS[name]} {_proportion(group)}" for name, group in raters.get("forced_choice", {}).items()]
+    if told:
+        parts.append(f"Of two slices the real one was found (0.5 is guessing): {'; '.join(told)}.")
+    if counts.get("inattentive"):
+        parts.append(
+            f"⚠ {counts['inattentive']:.0f} of {counts['raters']:.0f} raters missed controls (images known to be bad, "
+            "real ones shown twice) or gave one answer throughout. Their ratings count; metrics/raters.json says whose."
+        )
+    if missing := counts.get("without_controls"):
+        parts.append(f"{missing:.0f} raters saw too few controls to say whether they attended.")
+    if left_out := counts["of_other_images"]:
         parts.append(f"{left_out:.0f} ratings are of images that are no longer here, and are left out.")
     return " ".join(parts)
+
+
+def _proportion(group: dict[str, float]) -> str:
+    low, high = group["proportion_correct_low"], group["proportion_correct_high"]
+    few = " ⚠" if group["few"] else ""
+    people = f"{group['raters']:.0f} raters, {group['cases']:.0f} pairs"
+    return f"{group['proportion_correct']:.2f} ({low:.2f}–{high:.2f};{few} {people})"
 
 
 def markdown(
@@ -138,8 +164,11 @@ def _manual(row: dict[str, float]) -> str:
     if MANUAL not in row:
         return ""
     text = f"{row[MANUAL]:.2f} ({row[f'{MANUAL}_low']:.2f}–{row[f'{MANUAL}_high']:.2f})"
-    few = f" ⚠ {row['manual_readers']:.0f} readers, {row['manual_cases']:.0f} cases"
-    return text + few if row["manual_few"] else text
+    if row["manual_few"]:
+        text += f" ⚠ {row['manual_raters']:.0f} raters, {row['manual_cases']:.0f} cases"
+    if row["manual_inattentive"]:
+        text += f" ⚠ {row['manual_inattentive']:.0f} of {row['manual_raters']:.0f} raters inattentive"
+    return text
 
 
 def _number(column: str, value: float) -> str:

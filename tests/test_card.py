@@ -1,0 +1,33 @@
+"""What a model card says of the raters of its images."""
+
+import pytest
+from ruamel.yaml import YAML
+
+from synthmri.reporting import card, comparison
+
+COUNTS = {"raters": 4.0, "cases": 20.0, "few": 0.0, "inattentive": 0.0}
+MANUAL = {"manual_score": 3.2, "manual_score_low": 2.9, "manual_score_high": 3.5}
+FOUND = {"proportion_correct": 0.71, "proportion_correct_low": 0.6, "proportion_correct_high": 0.82}
+
+
+def written(rated: dict[str, float]) -> str:
+    with open("params.yaml", encoding="utf-8") as file:
+        tree = YAML(typ="safe").load(file)
+    data = {split: {"images": 9, "subjects": 3} for split in ("train", "val", "test")}
+    effort = {"parameters": 1e6, "images_seen": 100.0, "teraflop": 1.0}
+    return card.model_card("VAE", "vae", {"n": 200.0}, {}, effort, [], data, tree, "a prompt", rated)
+
+
+def test_nobody_has_rated():
+    assert "No blinded rater has judged these images." in written({"fd_effnet": 1.0})
+
+
+@pytest.mark.parametrize("missed, few", [(0, 0), (1, 0), (0, 1), (2, 1)])
+def test_who_did_not_attend_is_a_warning_and_no_silence(missed, few):
+    counts = COUNTS | {"inattentive": missed, "few": few}
+    text = written(comparison.manual(MANUAL | counts) | comparison.told_apart(FOUND | counts))
+    assert "Realism by blinded raters, 1 to 5: 3.20 (2.90 to 3.50; 4 raters, 20 cases)." in text
+    assert "found the real slice in 71 % (60 to 82; guessing: 50; 4 raters, 20 pairs)." in text
+    assert ("**Warning:**" in text) == bool(missed or few)
+    assert (f"{missed} of 4 raters missed planted controls" in text) == bool(missed)
+    assert ("few raters or cases" in text) == bool(few)
