@@ -734,6 +734,7 @@ def test_what_a_person_sees_in_a_browser(served, monkeypatch, tmp_path):
             urllib.request.urlopen(urllib.request.Request(address, headers={"Host": "elsewhere.example"}))
         browser = tool.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1500, "height": 1000})
+        page.set_default_timeout(120_000)
 
         def look(name: str, path: str, *texts: str) -> None:
             page.goto("about:blank")

@@ -5,7 +5,7 @@ JUDGE = "fd_effnet"  # the distance that decides
 OWN = ("fd_effnet", "fd_alexnet", "fd_ratio", "kid_effnet", "recall", "coverage", "memorised", "mia_auroc")
 OTHERS = tuple(name for name in OWN if name != "recall")
 MODEL = "latent_diffusion"
-ARM = "both_augmented"  # of stage `utility`, at all real people: named beforehand, since the best of many flatters
+ARM = "both_1"  # of stage `utility`, at all real people: named beforehand, since the best of many flatters
 
 
 def numbers(
