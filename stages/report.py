@@ -16,10 +16,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from stages import _cli, _files
 from synthmri import imageset
-from synthmri.reporting import answers, comparison, inline, page
+from synthmri.reporting import answers, comparison, inline, page, plots
 
 VERSIONS = ("torch", "diffusers", "transformers", "accelerate", "torchmetrics", "lpips", "scikit-image", "dvc", "numpy")
 POOR_LPIPS = 0.1  # of test slices; above it, fine structure is lost before anything is sampled
+IN_A_ROW, WIDTH_PX = 8, 1200  # of the picture for git
 BASELINE_POINTS = 3  # of each baseline's training that are shown
 
 
@@ -76,7 +77,8 @@ def main(
     )
     with _files.replacing(out) as part, _files.replacing(picture) as small:
         part.write_text(text, encoding="utf-8")
-        _for_git(metrics, simulated, bool(verdict["passed"] or verdict.get("override"))).save(small, "PNG")
+        admitted = [name for name in comparison.MODELS if verdicts[name]["passed"] or verdicts[name].get("override")]
+        _for_git(slices, samples, simulated, admitted).save(small, "PNG")
 
 
 def _pictures(metrics: Path, slices: Path, samples: Path, snapshots: Path, references: dict) -> dict:
@@ -122,17 +124,24 @@ def _rendered(file: Path) -> str:
     return MarkdownIt("commonmark", {"html": False}).enable("table").render(file.read_text(encoding="utf-8"))
 
 
-def _for_git(metrics: Path, simulated: bool, admitted: bool) -> Image.Image:
-    """What git may hold: of simulated people test slices beside synthetic ones; of people's scans synthetic ones
-    alone, and of a model that the gate refuses (it may have copied them) nothing but that.
+def _for_git(slices: Path, samples: Path, simulated: bool, admitted: list[str]) -> Image.Image:
+    """What git may hold: of simulated people test slices and below them a row of each model; of people's scans rows of
+    those models alone that the gate admits (the others may have copied them), or, of none, words.
     """
-    if simulated or admitted:
-        shown = Image.open(metrics / ("real_beside" if simulated else "samples") / "latent_diffusion.png").convert("L")
-        return shown.resize((1200, round(shown.height * 1200 / shown.width)), Image.Resampling.LANCZOS)
-    page_of_words = Image.new("L", (1200, 160))
-    lines = "no picture: the gate refuses the model, and what it drew stays on its machine\n(metrics/gate.md says why)"
-    ImageDraw.Draw(page_of_words).text((24, 48), lines, fill=255, font=ImageFont.load_default(26))
-    return page_of_words
+    if not (simulated or admitted):
+        words = Image.new("L", (WIDTH_PX, 160))
+        lines = "no picture: the gate refuses all models, and what they drew stays here\n(metrics/gate.md says why)"
+        ImageDraw.Draw(words).text((24, 48), lines, fill=255, font=ImageFont.load_default(26))
+        return words
+    rows = []
+    if simulated:
+        test = imageset.read(slices / "test").images
+        rows.append(("test people, simulated", test[imageset.evenly(len(test), IN_A_ROW)]))
+    for name in comparison.MODELS if simulated else admitted:
+        rows.append((comparison.MODELS[name], imageset.read(samples / name).images[:IN_A_ROW]))
+    captions = [title if i == 0 else "" for title, images in rows for i in range(len(images))]
+    shown = plots.contact_sheet(np.concatenate([images for _, images in rows]), IN_A_ROW, captions)
+    return shown.resize((WIDTH_PX, round(shown.height * WIDTH_PX / shown.width)), Image.Resampling.LANCZOS)
 
 
 if __name__ == "__main__":

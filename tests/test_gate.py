@@ -2,16 +2,15 @@
 
 import json
 import math
-import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
-from PIL import Image
 
 from stages import gate as stage
 from stages import report
-from synthmri import params
+from synthmri import imageset, params
 from synthmri.errors import UserError
 from synthmri.registry import gate, mlflow_store
 from synthmri.reporting import comparison
@@ -135,19 +134,22 @@ def test_stage_writes_finite_floats_and_words(tmp_path, monkeypatch, capsys):
     assert "has lapsed; look again, then `synthmri registry --override dcgan`" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("simulated", "admitted"), [(True, False), (False, True), (False, False)])
-def test_the_picture_in_git_shows_nothing_of_a_refused_model_of_people(tmp_path, simulated, admitted):
-    for kind, grey in (("real_beside", 50), ("samples", 100)):
-        (tmp_path / kind).mkdir()
-        Image.new("L", (300, 100), grey).save(tmp_path / kind / "latent_diffusion.png")
-    found = set(np.unique(report._for_git(tmp_path, simulated, admitted)))
-    if simulated or admitted:
-        assert found == {50 if simulated else 100}
-    else:
-        shutil.rmtree(tmp_path / "samples")
-        shutil.rmtree(tmp_path / "real_beside")
-        report._for_git(tmp_path, simulated, admitted)  # it does not even look
-        assert 0 in found and 255 in found  # words
+@pytest.mark.parametrize(
+    ("simulated", "admitted"), [(True, []), (False, ["vae"]), (False, ["latent_diffusion", "ddpm"]), (False, [])]
+)
+def test_the_picture_in_git_shows_nothing_of_people_nor_of_a_refused_model_of_people(tmp_path, simulated, admitted):
+    greys = {"test": 40} | {name: 60 + 20 * i for i, name in enumerate(comparison.MODELS)}
+    for name, grey in greys.items():
+        folder = tmp_path / ("slices" if name == "test" else "samples") / name
+        rows = pd.DataFrame({"subject": list("abcdefghi")})
+        imageset.write(folder, imageset.ImageSet(np.full((9, 64, 64), grey, np.uint8), rows))
+    picture = report._for_git(tmp_path / "slices", tmp_path / "samples", simulated, admitted)
+    counts = np.bincount(np.asarray(picture).ravel(), minlength=256)
+    shown = {name for name, grey in greys.items() if counts[grey] > 0.05 * counts.sum()}
+    assert shown == (set(greys) if simulated else set(admitted))
+    if not simulated and not admitted:  # words; it does not even look
+        report._for_git(tmp_path / "nowhere", tmp_path / "nowhere", simulated, admitted)
+        assert counts[0] and counts[255]
 
 
 @pytest.mark.parametrize(

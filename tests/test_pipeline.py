@@ -358,10 +358,10 @@ def test_report_runs_no_foreign_html_and_git_gets_no_people(repro, tmp_path):
         assert "<img src=x" not in made[-1][0] and "&lt;img src=x" in made[-1][0]
     (page, picture), (of_people, without) = made
     assert "not patients" in page and "not patients" not in of_people
-    sheet = Image.open(repro / "metrics/samples/latent_diffusion.png")
-    assert picture != without and len(without) == 1200 * round(sheet.height * 1200 / sheet.width)
+    assert picture != without  # test_gate.py says what it shows
     verdicts = json.loads((tmp_path / "metrics/gate.json").read_text())
-    verdicts["latent_diffusion"]["passed"] = 0.0
+    for verdict in verdicts.values():
+        verdict["passed"] = 0.0
     (tmp_path / "metrics/gate.json").write_text(json.dumps(verdicts))
     run(repro, "python", "-m", "stages.report", *inputs, *places)
     assert Image.open(tmp_path / "small.png").size == (1200, 160)  # words alone
