@@ -10,7 +10,7 @@ from stages import _cli, _files
 from synthmri import params
 from synthmri.errors import UserError
 from synthmri.registry import gate
-from synthmri.reporting import comparison
+from synthmri.reporting import comparison, tables
 
 
 def main(
@@ -30,7 +30,7 @@ def main(
         )
     ranked = gate.ranking(found, p)
     tree = {}
-    lines = ["| model | validation KID | gate | rank | why |", "|---|---|---|---|---|"]
+    rows = []
     for name, title in comparison.MODELS.items():
         states = gate.states(found[name], p)
         tree[name] = {
@@ -51,13 +51,12 @@ def main(
             lapsed = "a person's word for it was for other scores, and has lapsed"
             words.append(lapsed)
             print(f"{name}: {lapsed}; look again, then `synthmri registry --override {name}`", file=sys.stderr)
-        lines.append(
-            f"| {title} | {found[name].get(gate.CHAMPION, '')} | {'passed' if name in ranked else 'refused'} | "
-            f"{tree[name].get('rank', '')} | {'; '.join(words)} |"
-        )
+        verdict = "passed" if name in ranked else "refused"
+        rows.append((title, found[name].get(gate.CHAMPION, ""), verdict, tree[name].get("rank", ""), "; ".join(words)))
     with _files.replacing(verdicts) as numbers, _files.replacing(reasons) as text:
         _files.write_metrics(numbers, tree)
-        text.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        head = ("model", "validation KID", "gate", "rank", "why")
+        text.write_text(tables.markdown(head, rows) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

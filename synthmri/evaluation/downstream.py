@@ -19,6 +19,7 @@ from synthmri import streams
 from synthmri.evaluation import auroc, features
 from synthmri.imageset import pieces
 from synthmri.params import Section
+from synthmri.reporting import tables
 from synthmri.scans import splits
 from synthmri.training import loop
 
@@ -537,7 +538,7 @@ def sentence(result: dict[str, dict[str, dict]], names: list[str]) -> str:
 def markdown(result: dict[str, dict[str, dict]]) -> str:
     """A row for each arm and share of real people: scores and gains with their intervals; the rival in bold."""
     head = ["trained on", "real people", "AUROC", "macro F1", "Brier ↓", "recall by label"]
-    lines = ["| " + " | ".join([*head, "AUROC against the rival", "p by Holm"]) + " |", "|---" * 8 + "|"]
+    rows = []
     for arm, shares in result.items():
         for share, scores in shares.items():
             title = f"**{ARMS[arm].title}**" if scores.get("rival") else ARMS[arm].title
@@ -545,8 +546,8 @@ def markdown(result: dict[str, dict[str, dict]]) -> str:
             cells.append(", ".join(f"{label} {row['recall']:.2f}" for label, row in scores["labels"].items()))
             known = "auroc_gain" in scores
             cells += [_range(scores, "auroc_gain", "+.3f"), f"{scores['auroc_p_holm']:.3f}"] if known else ["", ""]
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            rows.append(cells)
+    return tables.markdown([*head, "AUROC against the rival", "p by Holm"], rows)
 
 
 def _range(scores: dict, name: str, form: str = ".3f") -> str:

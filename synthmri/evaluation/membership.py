@@ -12,6 +12,7 @@ from pydantic import Field
 
 from synthmri.evaluation import auroc
 from synthmri.params import Section
+from synthmri.reporting import tables
 from synthmri.scans import prompts
 
 FALSE_POSITIVES = 0.01
@@ -106,8 +107,8 @@ def worst(attacks: dict[str, dict[str, float]]) -> dict[str, float]:
 
 def markdown(result: dict[str, dict[str, float]], titles: dict[str, str]) -> str:
     """A row for each model; AUROC of each attack with its interval, and the share found at 1 % false positives."""
-    lines = ["| model | AUROC by distance | found at 1 % false alarms | AUROC by loss | found at 1 % false alarms |"]
-    lines.append("|---" * 5 + "|")
+    found = "found at 1 % false alarms"
+    head, rows = ("model", "AUROC by distance", found, "AUROC by loss", found), []
     for model, scores in result.items():
         cells = [titles[model]]
         for name in ("distance", "loss"):
@@ -117,7 +118,7 @@ def markdown(result: dict[str, dict[str, float]], titles: dict[str, str]) -> str
                 cells += [f"{area:.3f} ({interval})", f"{scores[f'mia_{name}_tpr_at_1pct_fpr']:.3f}"]
             else:
                 cells += ["", ""]
-        lines.append("| " + " | ".join(cells) + " |")
+        rows.append(cells)
     lows = {model: [v for k, v in scores.items() if k.endswith("_auroc_low")] for model, scores in result.items()}
     told = [titles[model] for model, ends in lows.items() if max(ends, default=0.0) > 0.5]
     if not any(lows.values()):
@@ -128,4 +129,4 @@ def markdown(result: dict[str, dict[str, float]], titles: dict[str, str]) -> str
         verdict = (
             "No attack tells training slices from other people's better than chance, which is no proof that none can."
         )
-    return "\n".join([verdict, "", *lines])
+    return f"{verdict}\n\n{tables.markdown(head, rows)}"

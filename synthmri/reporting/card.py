@@ -4,6 +4,8 @@ from pathlib import Path
 
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
+from synthmri.reporting import tables
+
 NAMED = {
     "fd_effnet": "Frechet distance of EfficientNet-Lite0 features (no FID)",
     "fd_alexnet": "Frechet distance of AlexNet features (no FID), which a loss of the autoencoder looks through",
@@ -71,12 +73,8 @@ def model_card(
         tags=["brain-mri", "synthetic-data", "not-for-clinical-use", *(["simulated-data"] if simulated else [])],
         base_model=tree["finetune"]["base_model"] if code == "latent_diffusion" and not _local_base(tree) else None,
     )  # fmt: skip
-    rows = ["| score | this model | real slices of other people |", "|---|---|---|"]
-    rows += [
-        f"| {text} | {_number(scores, name)} | {_number(floor, name)} |"
-        for name, text in NAMED.items()
-        if name in scores
-    ]
+    rows = [(text, _number(scores, name), _number(floor, name)) for name, text in NAMED.items() if name in scores]
+    measured = tables.markdown(("score", "this model", "real slices of other people"), rows)
     opening = OPEN["latent_diffusion" if code == "latent_diffusion" else "other"].format(
         code=code, prompt=prompt, **_drawing(tree)
     )
@@ -114,7 +112,7 @@ Split by subject: {people}. Contrasts: {", ".join(tree["data"]["contrasts"]) or 
 
 Of {scores["n"]:.0f} images; ± is the standard error over test people, and holds no luck of training.
 
-{chr(10).join(rows)}
+{measured}
 
 {_raters(rated)}
 
@@ -144,11 +142,12 @@ def dataset_sheet(data: dict, tree: dict) -> str:
         task_categories=["unconditional-image-generation", "text-to-image"],
         tags=["brain-mri", *(["simulated-data"] if simulated else ["private"])],
     )  # fmt: skip
-    rows = ["| split | slices | subjects | contrasts | labels |", "|---|---|---|---|---|"]
+    rows = []
     for split in ("train", "val", "test"):
         part = data[split]
         cells = (", ".join(f"{k} {v}" for k, v in part.get(kind, {}).items()) for kind in ("contrast", "label"))
-        rows.append(f"| {split} | {part['images']} | {part.get('subjects') or 'not known'} | {' | '.join(cells)} |")
+        rows.append((split, part["images"], part.get("subjects") or "not known", *cells))
+    counts = tables.markdown(("split", "slices", "subjects", "contrasts", "labels"), rows)
     dropped = ", ".join(f"{reason} {count}" for reason, count in data["slices_dropped"].items() if count) or "none"
     skipped = ", ".join(f"{reason} {count}" for reason, count in data["files_skipped"].items()) or "none"
     made = (
@@ -165,7 +164,7 @@ def dataset_sheet(data: dict, tree: dict) -> str:
 
 {made}
 
-{chr(10).join(rows)}
+{counts}
 
 Slices dropped: {dropped}. Files skipped: {skipped}.
 

@@ -4,6 +4,8 @@ import math
 
 import pandas as pd
 
+from synthmri.reporting import tables
+
 MODELS = {
     "vae": "VAE", "dcgan": "DCGAN", "ddpm": "DDPM", "unet_gan": "U-Net GAN", "latent_diffusion": "latent diffusion",
 }  # fmt: skip
@@ -142,22 +144,20 @@ def markdown(
     """
     frame = table(models, references)
     columns = [column for column in COLUMNS if column in frame]
-    lines = ["| model | " + " | ".join(COLUMNS[column][0] for column in columns) + " |"]
-    lines.append("|---" * (len(columns) + 1) + "|")
-    rows = models | references
+    scores, rows = models | references, []
     for name, row in frame.iterrows():
         cells = []
         for column in columns:
-            text = _manual(rows[name]) if column == MANUAL else _number(column, row[column])
+            text = _manual(scores[name]) if column == MANUAL else _number(column, row[column])
             spread, ratio = row.get(f"{column}_std", math.nan), row.get(f"{column}_ratio", math.nan)
             if text and not math.isnan(spread) and column in SPREAD:
                 text += f" ± {_number(column, spread)}"
             if text and not math.isnan(ratio):
                 text += f" ({_number(column, ratio)}×)"
             cells.append(f"**{text}**" if leaders.get(column) == name else text)
-        title = MODELS.get(name) or f"*{REFERENCES[name]}*"
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    return "\n\n".join(filter(None, ["\n".join(lines), CAPTION.format(sure=100 * sure), note])) + "\n"
+        rows.append([MODELS.get(name) or f"*{REFERENCES[name]}*", *cells])
+    shown = tables.markdown(["model", *(COLUMNS[column][0] for column in columns)], rows)
+    return "\n\n".join(filter(None, [shown, CAPTION.format(sure=100 * sure), note])) + "\n"
 
 
 def _manual(row: dict[str, float]) -> str:
