@@ -19,7 +19,8 @@ The rival, in bold, is of the arms without synthetic slices that which tells the
 at each share. Intervals are 95 %, over test {people} and trainings; p is of a permutation test over {people}, by Holm
 over the arms of a share, and speaks of the classifiers as they were trained here: an arm is said to help where the
 interval, which holds the luck of training too, agrees. The generator learned from **all** real training slices, so rows
-below 100 % say what synthetic slices give to one who has few of their own, not what a generator of so few would.
+below 100 % say what synthetic slices, even copies, give to one who has few of their own, not what a generator of so few
+would.
 """
 NO_SUBJECTS = (
     "Whose the slices are is not known: runs of {block} files stand for people, so the intervals are optimistic.\n"

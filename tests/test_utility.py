@@ -71,6 +71,8 @@ def test_a_known_gain_is_found(learned):
     assert scores["auroc"] > 0.8 and downstream.effect(scores) == 1 and scores["brier_gain"] < 0
     assert learned["synthetic"]["0"]["auroc_low"] > 0.7
     assert downstream.sentence(learned, NAMES).startswith("**Synthetic slices helped** to tell lesions from none")
+    assert downstream.effect(learned["both_4"]["25"]) == 1
+    assert "With 25 % of the people (2) **they helped**" in downstream.sentence(learned, NAMES)
 
 
 def test_every_arm_and_share_is_there(learned):

@@ -221,7 +221,7 @@ def predictions(
     mean = torch.stack([flat[rows * count].mean(0) for rows in own])[:, None]
     spread = torch.stack([flat[rows * count].std(0, correction=0) for rows in own])[:, :, None]
     spread = torch.maximum(spread, 0.1 * spread.mean(1, keepdim=True))  # what few slices never showed may be large
-    targets = torch.from_numpy(pool.labels)
+    targets = torch.tensor(pool.labels)
     weights = torch.zeros(len(plans), flat.shape[1], classes, requires_grad=True)
     bias = torch.zeros(len(plans), 1, classes, requires_grad=True)
 
@@ -516,7 +516,8 @@ def sentence(result: dict[str, dict[str, dict]], names: list[str]) -> str:
         )
         if share != most:
             if effect(ours) > 0:
-                parts.append(f"With {theirs['train_subjects']:.0f} people **they helped**: {change}.")
+                people = f"{share} % of the people ({theirs['train_subjects']:.0f})"
+                parts.append(f"With {people} **they helped**: {change}.")
             continue
         if theirs["auroc_low"] <= 0.5 and all(scores["auroc_low"] <= 0.5 for scores in arms.values()):
             return (
