@@ -156,7 +156,7 @@ def test_every_rule_of_the_gate_has_words():
 
 
 def scores(auroc: float, gain: float = 0.0) -> dict:
-    spread = {"auroc": auroc, "auroc_low": auroc - 0.05, "auroc_high": auroc + 0.05, "auroc_p": 0.01}
+    spread = {"auroc": auroc, "auroc_low": auroc - 0.05, "auroc_high": auroc + 0.05, "auroc_p_holm": 0.01}
     return spread | {"auroc_gain": gain, "auroc_gain_low": gain - 0.02, "auroc_gain_high": gain + 0.02}
 
 
@@ -167,10 +167,18 @@ def scores(auroc: float, gain: float = 0.0) -> dict:
 )  # fmt: skip
 def test_help_is_told_from_the_sentence_of_the_utility(arms, short):
     rival, ours, gain = arms
-    result = {downstream.RIVAL: {"100": scores(rival)}, downstream.JUDGED: {"100": scores(ours, gain)}}
-    sentence = downstream.sentence(result, ["lesions", "none"])
-    found = answers.helps(sentence)
+    result = {
+        name: {"100" if arm.real else "0": scores(ours, gain) if arm.synthetic else scores(rival)}
+        for name, arm in downstream.ARMS.items()
+    }
+    for name in downstream.RIVALS:
+        result[name]["100"] |= {"rival": name == downstream.RIVALS[0], "train_subjects": 10}
+    found = answers.helps(downstream.sentence(result, ["lesions", "none"]))
     assert found.short == short and "*" not in found.evidence and "lesions" in found.evidence
+    if short == "Yes":  # though one of the others does harm
+        result["both_4"]["100"] = scores(0.7, -0.1)
+        sentence = downstream.sentence(result, ["lesions", "none"])
+        assert "did harm" in sentence and answers.helps(sentence).short == "Yes"
     assert answers.helps("Whether synthetic slices help a classifier was not measured: why.").short == "Not measured"
 
 

@@ -17,11 +17,11 @@ RULES = {
 ABOUT_PEOPLE = ("memorised", "mia_auroc", "mia_auroc_high")
 # What `downstream.sentence`, or stage `utility` where nothing could be measured, says -> in short, and how good it is.
 USE = {
-    "did not measurably help": ("Not measurably", "mixed"),
-    "did harm": ("No, they do harm", "bad"),
+    "Synthetic slices did not measurably help": ("Not measurably", "mixed"),
+    "Synthetic slices did harm": ("No, they do harm", "bad"),
     "Nothing can be said": ("Not known", "unknown"),
     "was not measured": ("Not measured", "unknown"),
-    "helped": ("Yes", "good"),
+    "Synthetic slices helped": ("Yes", "good"),
 }
 
 
