@@ -18,6 +18,7 @@ from synthmri import params
 from synthmri.errors import UserError
 from synthmri.training import distributed
 
+STARTS = "name a pipeline in Stable Diffusion format, or with --part autoencoder or unet an autoencoder's folder"
 SHOWN, POINTS = 16, 20  # slices in a picture of a baseline's samples, and such pictures over its training
 
 
@@ -27,30 +28,33 @@ def main(
     ] = "latent_diffusion",
     images: Annotated[Path, typer.Option(help="ImageSet of heads, of `synthmri draw`")] = Path(".ckpt/heads"),
     out: Annotated[
-        Path | None, typer.Option(help="folder of the weights; without it, pretrained/base or pretrained/MODEL")
+        Path | None, typer.Option(help="folder of the weights; without it, pretrained/base, /autoencoder or /MODEL")
     ] = None,
     part: Annotated[
         Literal["all", "autoencoder", "decoder", "unet"], typer.Option(help="what to train of latent_diffusion")
     ] = "all",
     start: Annotated[
-        Path | None, typer.Option(help="folder whose weights training goes on from; without it, random ones")
+        Path | None,
+        typer.Option(help="weights that training goes on from: a folder of its kind, or for the UNet an autoencoder"),
     ] = None,
     checkpoints: Annotated[Path, typer.Option(help="where training goes on from")] = Path(".ckpt/pretrain"),
 ):
     """Train a baseline, or the autoencoder and then the UNet and text encoder on its latents, and write the weights.
 
-    The decoder alone can be trained of a pipeline that is there: its latents, and so its UNet, stay as they are.
+    The autoencoder alone is written as a folder of its own, from which another run goes on, or a UNet starts. The
+    decoder alone can be trained of a pipeline that is there: its latents, and so its UNet, stay as they are.
     """
     if model != "latent_diffusion":
         return _baseline(model, images, out or Path("pretrained") / model, start, checkpoints)
-    out = out or Path("pretrained/base")
+    out = out or Path("pretrained/autoencoder" if part == "autoencoder" else "pretrained/base")
     if part == "decoder" and start is None:
         raise UserError("--part decoder needs --start: the pipeline whose decoder it is")
-    if out.exists() and any(out.iterdir()) and not (out / "model_index.json").is_file():
-        raise UserError(f"{out} holds something else than a pipeline, which would be replaced; name another --out")
+    kind, marker = ("an autoencoder", "config.json") if part == "autoencoder" else ("a pipeline", "model_index.json")
+    if out.exists() and any(out.iterdir()) and not (out / marker).is_file():
+        raise UserError(f"{out} holds something else than {kind}, which would be replaced; name another --out")
     runtime = _launch.start()
     precision = _cli.precision(runtime)
-    from synthmri.generators import latent_diffusion
+    from synthmri.generators import autoencoder, latent_diffusion
     from synthmri.simulation import pretraining
     from synthmri.training import loop
 
@@ -59,7 +63,14 @@ def main(
         min(run.autoencoder.batch_size, run.unet.batch_size),
         "pretrain.autoencoder.batch_size or pretrain.unet.batch_size",
     )
-    pipe = latent_diffusion.load(start, device=runtime.device) if start else None
+    pipe = begun = None
+    if start and (start / "model_index.json").is_file():
+        pipe = latent_diffusion.load(start, device=runtime.device)
+        begun = pipe.vae
+    elif start and part in ("autoencoder", "unet") and (start / "config.json").is_file():
+        begun = autoencoder.load(start, device=runtime.device)
+    elif start:
+        raise UserError(f"--start {start} is no {'folder' if not start.is_dir() else 'pipeline'}; {STARTS}")
 
     # Steps only say how far to go: every other parameter names another training. The code does not: it runs for hours.
     def key(section) -> str:
@@ -79,11 +90,11 @@ def main(
             with _ticking(progress, "autoencoder", run.autoencoder.steps, first.with_suffix(".csv")) as tick:
                 vae, work["autoencoder"] = pretraining.fit_autoencoder(
                     run.autoencoder, run, perceptual.lpips_model(device=runtime.device), first, runtime.device, tick,
-                    precision=precision, start=pipe.vae if pipe else None,
+                    precision=precision, start=begun,
                     part="decoder" if part == "decoder" else "full",
                 )  # fmt: skip
-        elif pipe:
-            vae = pipe.vae
+        elif begun:
+            vae = begun
         else:
             state = loop.load_checkpoint(first)
             if state is None:
@@ -98,6 +109,11 @@ def main(
             work["autoencoder"] = state["operations"] * run.autoencoder.steps
             vae.eval()
         if part == "autoencoder":
+            if distributed.is_main():
+                with _files.replacing(out) as folder:
+                    vae.half().save_pretrained(folder, safe_serialization=True)
+                    _files.forget_origin(folder)
+                    _effort(folder, start, 0, work["autoencoder"])
             return
         heads = None if part == "decoder" else draw.drawn(images, run)
         if pipe is None:
@@ -109,7 +125,8 @@ def main(
             new = distributed.spread(lambda _: pretraining.new_tokenizer(), [] if known.is_dir() else [0])
             tokenizer = new[0] if new else CLIPTokenizer.from_pretrained(known)
             pipe = pretraining.new_pipeline(run, vae, tokenizer)
-        if part == "all" or start is None:  # its encoder has moved
+            pretraining.standardise(vae, heads)
+        elif part == "all":  # its encoder has moved
             pretraining.standardise(vae, heads)
         if part != "decoder":
             with _ticking(progress, "unet", run.unet.steps, second.with_suffix(".csv")) as tick:

@@ -149,6 +149,34 @@ def test_a_unet_is_trained_on_the_latents_of_its_autoencoder(run, tmp_path, monk
         stage.main(out=tmp_path / "models", start=None, checkpoints=tmp_path / "checkpoints")
 
 
+def test_an_autoencoder_is_a_folder_of_its_own_that_training_and_a_unet_start_from(run, tmp_path, monkeypatch):
+    import yaml
+
+    from stages import pretrain as stage
+    from synthmri.generators import autoencoder, latent_diffusion
+    from synthmri.training import perceptual
+
+    monkeypatch.setattr(perceptual, "lpips_model", lambda device: l2)
+    copy_parameters(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    _cli.PRETRAINING.write_text(yaml.safe_dump({"pretrain": run.model_dump(mode="json")}), encoding="utf-8")
+    settings = dict(images=write_heads(run, tmp_path / "heads"), checkpoints=tmp_path / "checkpoints")
+    stage.main(**settings, part="autoencoder", start=None)
+    first = tmp_path / "pretrained/autoencoder"
+    stage.main(**settings, part="autoencoder", start=first, out=tmp_path / "second")
+    one, two = (_files.read_json(folder / "pretraining.json") for folder in (first, tmp_path / "second"))
+    assert one["images_seen"] == 0 and two["teraflop"] == pytest.approx(2 * one["teraflop"])
+    assert not torch.equal(flat(autoencoder.load(first)), flat(autoencoder.load(tmp_path / "second")))
+    stage.main(**settings, part="unet", start=tmp_path / "second", out=tmp_path / "base")
+    pipe = latent_diffusion.load(tmp_path / "base")
+    assert torch.equal(flat(pipe.vae), flat(autoencoder.load(tmp_path / "second")))
+    assert _files.read_json(tmp_path / "base/pretraining.json")["teraflop"] > two["teraflop"]
+    with pytest.raises(UserError, match="heads is no pipeline; name a pipeline"):
+        stage.main(**settings, part="unet", start=tmp_path / "heads")
+    with pytest.raises(UserError, match="heads holds something else than an autoencoder"):
+        stage.main(**settings, part="autoencoder", start=None, out=tmp_path / "heads")
+
+
 def test_a_baseline_is_pretrained_on_the_drawn_slices_and_goes_on_from_its_weights(run, tmp_path, monkeypatch):
     import yaml
 
