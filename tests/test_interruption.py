@@ -19,9 +19,11 @@ from conftest import copy_parameters
 from forks import ROOT, Forks
 from ruamel.yaml import YAML
 
-from stages import _files
+from stages import _files, draw
+from synthmri import imageset, params, streams
 from synthmri.errors import UserError
 from synthmri.reporting import comparison
+from synthmri.simulation import pretraining
 from synthmri.training import loop
 
 KILLS = int(os.environ.get("SYNTHMRI_KILLS", "2"))
@@ -115,7 +117,7 @@ STAGES = {
         ["metrics/privacy.json", "metrics/privacy.md"],
     ),
     "generate": ("stages.generate --n 6 --out generated", ["generated"]),
-    "pretrain": ("stages.pretrain --start models/base --out models/longer", ["models/longer"]),
+    "pretrain": ("stages.pretrain --start models/base --out models/longer --images heads", ["models/longer"]),
 }  # fmt: skip
 DISTURBED = [name for name in STAGES if " " not in name]  # the others are these stages once more, for those after them
 
@@ -183,6 +185,9 @@ def project(tmp_path_factory):
         tree["pretrain"]["autoencoder"] |= {"steps": 3, "batch_size": 2, "crop_px": 64}
         tree["pretrain"]["unet"] |= {"steps": 3, "batch_size": 2, "reuse": 2}
         yaml.dump(tree, folder / "pretrained/params.yaml")
+        run = params.read(folder / "pretrained/params.yaml", "pretrain", pretraining.Pretrain)
+        heads = pretraining.draw_heads(run, 8, streams.generator(0))
+        imageset.write(folder / "heads", imageset.ImageSet(heads.images, heads.manifest, draw.drawn_by(run)))
         (folder / "data/samples").mkdir(parents=True)
         for name in set(comparison.MODELS) - {"latent_diffusion"}:  # whose samples these are, nothing here minds
             (folder / "data/samples" / name).symlink_to("latent_diffusion")
