@@ -153,6 +153,7 @@ def evaluate(n: int, folder: Path, device: str, base: np.ndarray) -> dict[str, f
         numbers(folder / f"features/{name}", counts[name])
         arguments += [f"--{option}", name, f"--{option}-features", f"features/{name}"]
     arguments += ["--metrics", "m.json", "--rounds", "m.csv", "--picture", "real.png", "--closest", "closest.png"]
+    arguments += ["--pairs-table", "closest.csv"]
     return child(arguments, folder)
 
 
@@ -168,10 +169,12 @@ def numbers(folder: Path, n: int) -> None:
 
 def finetune(n: int, folder: Path, device: str, base: np.ndarray) -> dict[str, float]:
     parameters(folder, device)
-    imagesets(folder, {"slices": n}, base)
+    imagesets(folder, {"slices": n, "val": 100}, base)
+    numbers(folder / "features/val", 100)
     start = params.read(folder / _cli.PARAMS.name, "finetune", latent_diffusion.Finetune).base_model
     encoded = child(["stages.encode", "--images", "slices", "--model", f"{start}/vae", "--out", "latents"], folder)
-    arguments = ["stages.finetune", "--images", "slices", "--latents", "latents", "--base", start]
+    arguments = ["stages.finetune", "--images", "slices", "--validation", "val", "--validation-features"]
+    arguments += ["features/val", "--latents", "latents", "--base", start]
     arguments += ["--vae", f"{start}/vae", "--out", "tuned", "--log", "log.csv", "--snapshots", "snapshots.npy"]
     tuned = child([*arguments, "--effort", "effort.json"], folder)
     return {

@@ -26,7 +26,7 @@ def main(
     for name in comparison.MODELS:
         effort = _files.read_json(efforts / f"{name}.json")
         models[name] = _files.read_json(scores / f"{name}.json") | {
-            key: effort[key] for key in effort if key in comparison.COLUMNS
+            key: effort[key] for key in comparison.EFFORT if key in effort
         }
     references = {name: _files.read_json(scores / f"{name}.json") for name in comparison.BASES}
     references |= _files.read_json(scores / "references.json")

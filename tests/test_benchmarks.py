@@ -293,7 +293,7 @@ def test_preprocessing(small):
         volume[10:50, 10:60, 2:38] = np.random.default_rng(i).uniform(50, 100, (40, 50, 36))
         folder = small / f"raw/sub-{i}/anat"
         folder.mkdir(parents=True)
-        nibabel.save(nibabel.Nifti1Image(volume, np.diag([3, 3, 4, 1])), folder / f"sub-{i}_T1w.nii.gz")
+        nibabel.save(nibabel.Nifti1Image(volume, np.diag([3, 3, 4, 1])), folder / f"sub-{i}_FLAIR.nii.gz")
     preprocessing.main(raw=small / "raw", volumes=4)
     assert result("preprocessing")["ratio"] > 0
 

@@ -161,7 +161,7 @@ def test_what_prompts_ask_for_is_looked_for_in_samples_and_in_real_slices(worksp
         manifest.assign(depth_mm=[f"{10 * (i % 5)}.00" for i in which]).to_csv(file, index=False)
     assert _evaluate() == 0
     tree = json.loads((workspace / "metrics/m.json").read_text())
-    assert set(tree["asked"]) == set(tree["asked_of_real"]) == {"level_error_cm"}
+    assert set(tree["asked"]) == set(tree["asked_of_real"]) == {"level_error_cm", "levels"}
     assert 0 < tree["asked"]["level_error_cm"] < 4
 
 

@@ -320,14 +320,14 @@ def test_mutated_ratings_are_refused_or_valid(tmp_path):
         for reader in ("amber", "birch")
         for k in range(3)
     ]  # fmt: skip
-    pd.DataFrame(rows, columns=ratings.COLUMNS).to_csv(path, index=False)
+    pd.DataFrame(rows, columns=ratings.COLUMNS["rating"]).to_csv(path, index=False)
     assert len(ratings.read(path)) == 6
     for seed, changed in cases("ratings", path.read_bytes(), 100):
         path.write_bytes(changed)
         found = attempt(ratings.read, path)
         if found is None:
             continue
-        assert list(found.columns) == list(ratings.COLUMNS) and isinstance(found.index, pd.RangeIndex), seed
+        assert list(found.columns) == list(ratings.COLUMNS["rating"]) and isinstance(found.index, pd.RangeIndex), seed
         assert len(found) <= len(changed.splitlines()), seed
         assert found["realism"].between(1, 5).all() and found["verdict"].isin(ratings.VERDICTS).all(), seed
         text = found[["packet", "reader", "image", "source", "tags", "comment", "seconds"]].to_numpy().ravel()

@@ -120,7 +120,7 @@ def project(tmp_path, monkeypatch):
     tree["sample"] |= {"n": 5, "batch_size": 2}
     monkeypatch.chdir(tmp_path)
     Path("params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
-    images = np.random.default_rng(0).integers(0, 255, (4, 16, 16), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 255, (4, 64, 64), dtype=np.uint8)
     imageset.write(Path("slices"), imageset.ImageSet(images, pd.DataFrame({"subject": list("abcd")}), {}))
     return tree
 
@@ -148,10 +148,10 @@ def test_stages_start_their_processes_and_write_once(project):
     """Trained by two processes; then the same images from two as from one."""
     done = run(
         "stages.train", "--model", "vae", "--images", "slices", "--out", "vae", "--snapshots", "s.npy",
-        "--log", "l.csv", "--effort", "e.json",
+        "--log", "l.csv", "--effort", "e.json", "--start", "nowhere",
     )  # fmt: skip
     assert done.returncode == 0 and "Warning" not in done.stderr, done.stderr
-    assert np.load("s.npy").shape == (2, 3, 16, 16) and len(Path("l.csv").read_text().splitlines()) == 3
+    assert np.load("s.npy").shape == (2, 3, 64, 64) and len(Path("l.csv").read_text().splitlines()) == 3
     options = ["--generator", "vae", "--model", "vae", "--images", "slices"]
     done = run("stages.sample", *options, "--out", "two/vae", "--sheet", "two.png")
     assert done.returncode == 0, done.stderr

@@ -16,7 +16,10 @@ from mlflow.pyfunc import PythonModel
 from pydantic import BaseModel, ConfigDict, Field
 
 # The distributions that drawing needs; a model is registered with the versions it was made with.
-REQUIREMENTS = ("diffusers", "mlflow", "numpy", "pandas", "pillow", "pydantic", "safetensors", "torch", "transformers")
+REQUIREMENTS = (
+    "diffusers", "lpips", "mlflow", "numpy", "pandas", "pillow", "pydantic", "safetensors", "scikit-learn", "torch",
+    "transformers",
+)  # fmt: skip
 MOST = 64  # images a call; for more there is `synthmri generate`
 STEERING = ("prompt", "steps", "guidance_scale")  # what models with prompts alone understand
 

@@ -28,6 +28,8 @@ COLUMNS = {
     "n": ("N", 0), "parameters": ("parameters", 0), "pretraining_images_seen": ("slices seen, pretraining", 0),
     "pretraining_teraflop": ("TFLOP, pretraining", 0), "images_seen": ("slices seen", 0), "teraflop": ("TFLOP", 0),
 }  # fmt: skip
+# Of metrics/training/*.json, whose `precision` is a number format.
+EFFORT = ("parameters", "pretraining_images_seen", "pretraining_teraflop", "images_seen", "teraflop")
 DISTANCES = ("fd_effnet", "fd_alexnet", "fid", "fd_further")  # shown with their ratio to the floor
 SPREAD = ("fd_effnet", "kid_effnet", "coverage")  # shown with their uncertainty
 MANUAL = "manual_score"  # always shown: an empty column says that nobody has rated these images
