@@ -329,7 +329,7 @@ def test_mutated_ratings_are_refused_or_valid(tmp_path):
             continue
         assert list(found.columns) == list(ratings.COLUMNS["rating"]) and isinstance(found.index, pd.RangeIndex), seed
         assert len(found) <= len(changed.splitlines()), seed
-        assert found["realism"].between(1, 5).all() and found["verdict"].isin(ratings.VERDICTS).all(), seed
+        assert found["realism"].between(1, 5).all() and found["verdict"].isin(ratings.WORDS["verdict"]).all(), seed
         text = found[["packet", "reader", "image", "source", "tags", "comment", "seconds"]].to_numpy().ravel()
         assert all(isinstance(cell, str) for cell in text), seed
         assert len(ratings.merge([found])) == len(found), seed
