@@ -132,6 +132,11 @@ def write_metrics(path: Path, tree: dict) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
+def read_scores(file: Path) -> dict[str, float]:
+    """The numbers of a model's scores, without the trees by level, contrast and label that lie among them."""
+    return {name: value for name, value in read_json(file).items() if not isinstance(value, dict)}
+
+
 def pretraining(folder: Path) -> dict[str, float]:
     """`pretraining_images_seen` and `pretraining_teraflop` of weights of `stages.pretrain`; of others, nothing."""
     file = folder / PRETRAINING

@@ -23,9 +23,7 @@ def main(
     """By section `registry`. Files only: what MLflow shows follows from these."""
     p = params.read(_cli.PARAMS, "registry", gate.Registry)
     privacy = _files.read_json(scores / "privacy.json")
-    own = {name: _files.read_json(scores / f"{name}.json") for name in comparison.MODELS}
-    # Numbers alone: what prompts ask for is a tree of its own, by which nothing is refused.
-    found = {name: {key: v for key, v in own[name].items() if not isinstance(v, dict)} | privacy[name] for name in own}
+    found = {name: _files.read_scores(scores / f"{name}.json") | privacy[name] for name in comparison.MODELS}
     if p.override.model and p.override.model not in found:
         raise UserError(
             f"params.yaml: registry.override.model = {p.override.model!r} is no model; use {', '.join(found)}, or ''"

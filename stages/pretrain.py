@@ -106,7 +106,7 @@ def main(
                 )
             vae = pretraining.new_autoencoder(run.autoencoder)
             vae.load_state_dict(state["vae"])
-            work["autoencoder"] = state["operations"] * run.autoencoder.steps
+            work["autoencoder"] = state["operations"]["total"]
             vae.eval()
         if part == "autoencoder":
             if distributed.is_main():

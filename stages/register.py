@@ -333,8 +333,7 @@ def _made_with(repo, name: str) -> dict[str, str]:
 
 
 def _scores(name: str) -> dict[str, float]:
-    own = _files.read_json(METRICS / f"{name}.json")  # numbers alone, as for the gate
-    return {key: value for key, value in own.items() if not isinstance(value, dict)} | _files.read_json(PRIVACY)[name]
+    return _files.read_scores(METRICS / f"{name}.json") | _files.read_json(PRIVACY)[name]
 
 
 def _prompts(tree: dict) -> list[str]:

@@ -102,11 +102,12 @@ def train(
         "discriminator": discriminator,
     }
     optimizer, discriminator_optimizer = learners["optimizer"], learners["discriminator_optimizer"]
-    first = operations = 0
+    first, operations = 0, loop.Operations()
     if state := loop.load_checkpoint(checkpoint):
         for name, learner in learners.items():
             learner.load_state_dict(state[name])
-        first, operations = state["step"], state["operations"]
+        first = state["step"]
+        operations.load_state_dict(state["operations"])
 
     @distributed.ahead
     def batches(step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -116,11 +117,13 @@ def train(
 
     generator = torch.Generator()
 
+    def judged(step: int) -> bool:
+        return p.adversarial_weight > 0 and step >= adversarial_from * p.steps
+
     def update(step: int) -> float:
         loop.set_rate(
             optimizer, p.learning_rate * loop.warm_cosine(step, p.steps, max(min(10, p.steps), p.steps // 40))
         )
-        judged = p.adversarial_weight > 0 and step >= adversarial_from * p.steps
         x, state = batches(step)
         share = distributed.share(len(x))
         x = x[share.rows].to(device)
@@ -131,7 +134,7 @@ def train(
                 weight=p.perceptual_weight, latent_noise=p.latent_noise, frozen_encoder=part == "decoder", share=share,
             )  # fmt: skip
             grey = y.mean(dim=1, keepdim=True)
-            if judged:
+            if judged(step):
                 value = value + p.adversarial_weight * patch_discriminator.generator_loss(discriminator, grey)
         if latent_weight > 0:
             mean, std = distributed.mean(z, dim=(0, 2, 3)), distributed.std(z, dim=(0, 2, 3))
@@ -144,7 +147,7 @@ def train(
                 f"training the autoencoder diverged: the loss of step {step} is {loss}; lower "
                 f"{section}.learning_rate (now {p.learning_rate}) or set runtime.precision to fp32"
             )
-        if judged:
+        if judged(step):
             with autocast(device, precision):
                 theirs = share.weight * patch_discriminator.discriminator_loss(discriminator, x[:, :1], grey)
             loop.descend(discriminator_optimizer, theirs)
@@ -152,13 +155,13 @@ def train(
 
     vae.train()
     for step in range(first, p.steps):
-        loss, operations = loop.counted(functools.partial(update, step), operations)
+        loss = operations.run(functools.partial(update, step), "judged" if judged(step) else "")
         tick(step, loss, optimizer.param_groups[0]["lr"])
         if (step + 1) % every == 0 or step + 1 == p.steps:
             state = {name: learner.state_dict() for name, learner in learners.items()}
-            loop.save_checkpoint(checkpoint, state | {"step": step + 1, "operations": operations})
+            loop.save_checkpoint(checkpoint, state | {"step": step + 1, "operations": operations.state_dict()})
     vae.requires_grad_(False).eval()
-    return operations * p.steps
+    return operations.total
 
 
 def adapt(

@@ -45,6 +45,7 @@ class Baseline(Generator):
     name: ClassVar[str]
     Params: ClassVar[type[Training]]  # section baselines.NAME
     architecture: ClassVar[tuple[str, ...]]  # its fields that say what weights there are
+    kinds: ClassVar[int] = 1  # steps that cost differently take turns: so many
 
     def __init__(self, network: nn.Module, config: dict):
         self.network, self.config = network, config
@@ -117,7 +118,7 @@ class Baseline(Generator):
 
         history, operations = loop.run(
             {"network": model.network, "average": average} | parts, averaging, name=cls.name, seed=seed, steps=p.steps,
-            points=points, checkpoint=checkpoint, tick=tick, snapshot=shown,
+            points=points, checkpoint=checkpoint, tick=tick, snapshot=shown, kinds=cls.kinds,
         )  # fmt: skip
         averaged.settle(images)
         return averaged, history, operations

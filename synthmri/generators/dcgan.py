@@ -83,6 +83,7 @@ class DCGAN(Baseline):
     """The relativistic losses of Huang 2024, eq. 2, as softplus of differences of logits."""
 
     name, Params, architecture = "dcgan", Params, ("width", "latent_dim")
+    kinds = PENALTY_STEPS
 
     @staticmethod
     def build(p: Params, size: int) -> Generator:

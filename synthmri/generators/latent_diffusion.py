@@ -6,7 +6,7 @@ Scheduler, prediction type, betas and latent scaling are read from the checkpoin
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Literal, Self
 
@@ -159,7 +159,6 @@ def finetune(
     """
     from accelerate import Accelerator
     from diffusers.training_utils import EMAModel
-    from torch.utils.flop_counter import FlopCounterMode
 
     _check(pipe, p, token)
 
@@ -198,7 +197,7 @@ def finetune(
 
     # Where it goes on from.
     history: list[tuple[int, float, float]] = []
-    operations, best, stopped = 0, [], False
+    operations, best, stopped = loop.Operations(), [], False
     if state := loop.load_checkpoint(checkpoint):
         with torch.no_grad():
             for name, weight in named.items():
@@ -209,10 +208,21 @@ def finetune(
         for shadow, saved in zip(ema.shadow_params, state["ema"], strict=True):
             shadow.copy_(saved)
         history = [tuple(entry) for entry in state["history"]]
-        ema.optimization_step, operations = len(history), state["operations"]
+        ema.optimization_step = len(history)
+        operations.load_state_dict(state["operations"])
         best, stopped = state["best"], state["stopped"]
     elif (verdict := snapshot(0)) and verdict.best:
         best = [weight.detach().clone() for weight in weights]
+
+    def backward(unet, x0, which, generator, share) -> torch.Tensor:
+        with accelerator.autocast():
+            states = text_encoder(ids[which])[0] if cached is None else cached[which]
+            value = denoising_loss.loss(
+                unet, x0, pipe.scheduler, generator, snr_gamma=p.snr_gamma, share=share, encoder_hidden_states=states
+            )
+        accelerator.backward(value)
+        return value
+
     for epoch in range(len(history) // per_epoch, p.epochs):
         if stopped:
             break
@@ -229,19 +239,11 @@ def finetune(
             empty = torch.rand(len(rows), generator=generator) < p.cond_drop_prob
             which = torch.where(empty, torch.tensor(known.index("")), row[rows])[share.rows].to(accelerator.device)
 
-            # A step down its gradient.
+            # A step down its gradient. Operations are counted as they are called, which compiled ones are not.
             optimizer.zero_grad()
-            with FlopCounterMode(display=False) if operations == 0 else nullcontext() as counter:
-                with accelerator.autocast():
-                    states = text_encoder(ids[which])[0] if cached is None else cached[which]
-                    value = denoising_loss.loss(
-                        # Operations are counted as they are called, which compiled ones are not.
-                        compiled if operations else plain, x0, pipe.scheduler, generator,
-                        snr_gamma=p.snr_gamma, share=share, encoder_hidden_states=states,
-                    )  # fmt: skip
-                accelerator.backward(value)
+            unet = compiled if operations.total else plain
+            value = operations.run(partial(backward, unet, x0, which, generator, share))
             distributed.sum_gradients(weights)
-            operations = operations or round(distributed.total(counter.get_total_flops()))
             rate = p.learning_rate * loop.warm_cosine(step, total, max(1, total // 10))
             loop.set_rate(optimizer, rate)
             accelerator.clip_grad_norm_(weights, p.max_grad_norm)
@@ -269,7 +271,7 @@ def finetune(
                 "network": {name: weight.detach() for name, weight in named.items()},
                 "optimizer": optimizer.state_dict(), "ema": ema.shadow_params,
                 "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
-                "history": [list(entry) for entry in history], "operations": operations,
+                "history": [list(entry) for entry in history], "operations": operations.state_dict(),
                 "best": best, "stopped": stopped,
             },
         )  # fmt: skip
@@ -279,7 +281,7 @@ def finetune(
         for weight, kept in zip(weights, best, strict=False):  # none where there were no verdicts
             weight.copy_(kept)
     network.requires_grad_(False).eval()
-    return history, operations * len(history)
+    return history, operations.total
 
 
 def _check(pipe, p: Finetune, token: str) -> None:

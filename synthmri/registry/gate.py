@@ -79,7 +79,7 @@ def judge(scores: dict[str, float], p: Registry) -> dict[str, str]:
     A score that is not known fails: only a rule that is switched off, by a bound that admits the worst value there is,
     lets it pass.
     """
-    bad = sorted(name for name, value in scores.items() if not isinstance(value, dict) and not math.isfinite(value))
+    bad = sorted(name for name, value in scores.items() if not math.isfinite(value))
     reasons = {"finite": f"{', '.join(bad)}: not finite" if bad else ""}
     for name, rule in RULES.items():
         asked = f"the rule asks for {rule.asked.format(p=p)}"

@@ -265,14 +265,14 @@ def fit_unet(
     network = torch.nn.ModuleList([unet, text]).requires_grad_(True).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=p.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     ema = EMAModel(network.parameters(), decay=p.ema_decay, use_ema_warmup=True, power=0.75)
-    first = operations = 0
+    first, operations = 0, loop.Operations()
     if state := loop.load_checkpoint(checkpoint):
         network.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         for shadow, saved in zip(ema.shadow_params, state["ema"], strict=True):
             shadow.copy_(saved)
         ema.optimization_step = first = state["step"]
-        operations = state["operations"]
+        operations.load_state_dict(state["operations"])
 
     @distributed.ahead
     def batches(i: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -303,7 +303,7 @@ def fit_unet(
         return value
 
     for step in range(first, p.steps):
-        value, operations = loop.counted(functools.partial(update, step), operations)
+        value = operations.run(functools.partial(update, step))
         tick(step, value, optimizer.param_groups[0]["lr"])
         if (step + 1) % run.checkpoint_steps == 0 or step + 1 == p.steps:
             loop.save_checkpoint(
@@ -313,8 +313,8 @@ def fit_unet(
                     "optimizer": optimizer.state_dict(),
                     "ema": ema.shadow_params,
                     "step": step + 1,
-                    "operations": operations,
+                    "operations": operations.state_dict(),
                 },
             )
     ema.copy_to(network.parameters())
-    return operations * p.steps
+    return operations.total

@@ -135,18 +135,30 @@ def averaged(model: nn.Module, decay: float) -> torch.optim.swa_utils.AveragedMo
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)).requires_grad_(False)
 
 
-def counted(step: Callable, operations: int) -> tuple:
-    """What `step` returns, and its floating-point operations over all processes: counted by torch unless known.
+class Operations:
+    """Floating-point operations of a training over all processes: torch counts the first step of each kind."""
 
-    operations: those of an earlier step, which cost the same; 0 = not known.
-    """
-    if operations:
-        return step(), operations
-    from torch.utils.flop_counter import FlopCounterMode
+    def __init__(self):
+        self.total, self.of_kind = 0, {}
 
-    with FlopCounterMode(display=False) as counter:
-        result = step()
-    return result, round(distributed.total(counter.get_total_flops()))
+    def state_dict(self) -> dict:
+        return {"total": self.total, "of_kind": dict(self.of_kind)}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.total, self.of_kind = state["total"], dict(state["of_kind"])
+
+    def run(self, step: Callable, kind: str = ""):
+        """What `step` returns; kind: steps of one kind cost the same."""
+        if kind in self.of_kind:
+            result = step()
+        else:
+            from torch.utils.flop_counter import FlopCounterMode
+
+            with FlopCounterMode(display=False) as counter:
+                result = step()
+            self.of_kind[kind] = round(distributed.total(counter.get_total_flops()))
+        self.total += self.of_kind[kind]
+        return result
 
 
 def run(
@@ -160,28 +172,31 @@ def run(
     checkpoint: Path,
     tick: Tick,
     snapshot: Callable[[int], None],
+    kinds: int = 1,
 ) -> tuple[list[dict[str, float]], int]:
     """Train a baseline: call `update(step, generator)` for every step, which returns its losses by name.
 
     parts: whatever has a state_dict (networks, optimisers, averages), by name. All that is random about a step comes
     from its generator, so a run that was killed goes on from `checkpoint` to the same result. At `points` + 1 even
     distances, the start and the end among them, `snapshot(0 .. points)` is called and then the checkpoint written.
-    Returns the losses of every step, and the floating-point operations of the whole (those of one step, counted by
-    torch, times the steps). Of several processes, `update` returns this one's share of the losses. Raises UserError
-    naming section baselines.`name` when a loss stops being finite.
+    Returns the losses of every step, and the floating-point operations of the whole, of which every one of `kinds`
+    steps is counted by torch once. Of several processes, `update` returns this one's share of the losses. Raises
+    UserError naming section baselines.`name` when a loss stops being finite.
     """
     ends = [round(steps * k / points) for k in range(points + 1)]
     rated = next(part for part in parts.values() if isinstance(part, torch.optim.Optimizer))  # the generator's
-    first, history, operations = 0, [], 0
+    first, history, operations = 0, [], Operations()
     if state := load_checkpoint(checkpoint):
         for key, part in parts.items():
             part.load_state_dict(state["parts"][key])
-        first, history, operations = state["step"], state["history"], state["operations"]
+        first, history = state["step"], state["history"]
+        operations.load_state_dict(state["operations"])
     else:
         for k in [k for k, end in enumerate(ends) if end == 0]:
             snapshot(k)
     for step in range(first, steps):
-        losses, operations = counted(partial(update, step, streams.generator(seed, name, "step", step)), operations)
+        generator = streams.generator(seed, name, "step", step)
+        losses = operations.run(partial(update, step, generator), str(step % kinds))
         losses = {key: distributed.total(value) for key, value in losses.items()}
         if not all(math.isfinite(value) for value in losses.values()):
             named = ", ".join(f"{key} {value}" for key, value in losses.items())
@@ -193,6 +208,7 @@ def run(
         if step + 1 in ends or (step + 1) % 500 == 0:
             state = {key: part.state_dict() for key, part in parts.items()}
             save_checkpoint(
-                checkpoint, {"parts": state, "step": step + 1, "history": history, "operations": operations}
+                checkpoint,
+                {"parts": state, "step": step + 1, "history": history, "operations": operations.state_dict()},
             )
-    return history, operations * steps
+    return history, operations.total
