@@ -31,6 +31,8 @@ def main(
     references = {name: _files.read_json(scores / f"{name}.json") for name in comparison.BASES}
     references |= _files.read_json(scores / "references.json")
     references["real"] |= comparison.asked(models["latent_diffusion"], "asked_of_real")
+    if "implausible_of_real" in models["latent_diffusion"]:
+        references["real"]["implausible"] = models["latent_diffusion"]["implausible_of_real"]
     for row in (models["latent_diffusion"], *(references[name] for name in comparison.BASES)):
         row |= comparison.asked(row)
     raters = _files.read_json(scores / "raters.json")

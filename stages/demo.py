@@ -7,12 +7,11 @@ from typing import Annotated
 import pandas as pd
 import typer
 
-from stages import _cli, _files
+from stages import _cli, _files, _shield
 from stages.generate import CHOSEN, MODEL
 from synthmri import generators, imageset, params
 from synthmri.demo import app
 from synthmri.errors import UserError
-from synthmri.evaluation import shield
 from synthmri.reporting import comparison
 from synthmri.scans import prompts
 from synthmri.training import sampling
@@ -25,8 +24,8 @@ def main(
     model: Annotated[Path, typer.Option(help="pipeline in Stable Diffusion format")] = MODEL,
     slices: Annotated[
         Path, typer.Option(help="folder of the ImageSets train and val, which the shield compares with")
-    ] = (Path("data/slices")),
-    features: Annotated[Path, typer.Option(help="folder of their features")] = Path("data/features"),
+    ] = _shield.SLICES,
+    features: Annotated[Path, typer.Option(help="folder of their features")] = _shield.FEATURES,
 ) -> None:
     """Prompt, seed and steps in; eight slices out, each with its likeness to the nearest training slice and what the
     shield says of it. No real slice leaves this process. End with Ctrl-C.
@@ -40,12 +39,8 @@ def main(
     words = params.read(_cli.PARAMS, "prompt", prompts.Prompt)
     if CHOSEN.is_file() and model == MODEL:
         p = sampling.settled(p, _files.read_json(CHOSEN))
-    train, val = (imageset.read(slices / name) for name in ("train", "val"))
-    theirs = [
-        _files.read_features(features / name, len(found))[shield.JUDGE]
-        for name, found in (("train", train), ("val", val))
-    ]
-    known = shield.known(train.images, val.images, *theirs)
+    known = _shield.known(slices, features)
+    train = imageset.read(slices / "train")
     trained = generators.find(comparison.FINE_TUNED).load(model, device=runtime.device)
     size = train.images.shape[1]
 

@@ -11,13 +11,14 @@ import typer
 from stages import _cli, _files
 from synthmri import generators, imageset, params
 from synthmri.errors import UserError
-from synthmri.evaluation import conditioning, copies, distances, features, pairs, scorecard
+from synthmri.evaluation import conditioning, copies, distances, features, pairs, plausibility, scorecard
 from synthmri.reporting import plots
 from synthmri.training import perceptual
 
 Set = Annotated[Path, typer.Option(help="ImageSet to read")]
 Features = Annotated[Path, typer.Option(help="features of that set, folder of stages.features")]
 CLOSEST = 10  # pairs of a generated and a train image that are shown
+EXAMINED = 100  # slices of a set, at even steps, whose plausibility is judged
 RECONSTRUCTED = 100  # test slices, at even steps, that go through the autoencoder
 
 
@@ -63,6 +64,15 @@ def main(
     if len(seen) >= p.min_images:
         theirs = _files.read_features(validation_features, len(seen))[scorecard.JUDGE]
         result |= scorecard.validation(values[scorecard.JUDGE], rows, theirs, scorecard.known(seen.manifest), p)
+        trained_on = _files.read_features(train_features, len(reference_set.train))[scorecard.JUDGE]
+        known = plausibility.real(seen.images, theirs, trained_on)
+        for name, images, found_in in (
+            ("implausible", made.images, values),
+            ("implausible_of_real", reference_set.test, reference_set.test_features),
+        ):
+            some = imageset.evenly(len(images), EXAMINED)
+            off = plausibility.implausibility(imageset.rows(images, some), found_in[scorecard.JUDGE][some], known)
+            result[name] = float(np.mean(off > known.bound))
     else:
         print(
             f"{validation} holds {len(seen)} images, below evaluate.min_images = {p.min_images}: no "

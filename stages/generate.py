@@ -1,6 +1,6 @@
 """Make more images from a trained model, outside DVC.
 
-synthmri generate --n 20 --prompt "T1w axial brain MRI, level 6, none" --format png --out generated
+synthmri generate --n 20 --prompt "FLAIR axial brain MRI, level 6, lesions" --format png --out generated
 """
 
 import sys
@@ -11,16 +11,17 @@ import numpy as np
 import pandas as pd
 import typer
 
-from stages import _cli, _files
+from stages import _cli, _files, _shield
 from synthmri import formats, params
 from synthmri.errors import UserError
+from synthmri.evaluation import shield
 from synthmri.generators import latent_diffusion
 from synthmri.scans import contrast
 from synthmri.training import sampling
 
 MODEL, CHOSEN = Path("models/latent_diffusion"), Path("models/sampling.json")  # of `dvc repro`
 TRAINED_ON = Path("data/slices/train")
-PROMPT = "T1w axial brain MRI, level 6, none"
+PROMPT = "FLAIR axial brain MRI, level 6, none"
 
 
 def main(
@@ -47,8 +48,19 @@ def main(
         float | None,
         typer.Option(min=0.01, max=100, help="mm that a slice is thick; for the model of `dvc repro`, its training's"),
     ] = None,
+    shielded: Annotated[
+        bool | None,
+        typer.Option(
+            "--shield/--no-shield",
+            help="draw again what is too like a training slice or no head; else: for the model of `dvc repro` alone",
+        ),
+    ] = None,
 ):
-    """Draw N images of each prompt by section `sample`."""
+    """Draw N images of each prompt by section `sample`.
+
+    The shield compares with data/slices. It protects the images that are written, not the weights: whoever has these
+    draws without it.
+    """
     runtime = _cli.start()
     p = params.read(_cli.PARAMS, "sample", sampling.Sample)
     if settings is None and model == MODEL and CHOSEN.is_file():
@@ -70,20 +82,47 @@ def main(
         raise UserError(f"{model} holds no trained model; run `dvc repro` first, or name one with --model")
     pipe = latent_diffusion.load(model, device=runtime.device)
     size = latent_diffusion.image_size(pipe)
-    images = latent_diffusion.sample(
-        pipe,
-        list(table["prompt"]),
-        list(table["seed"]),
-        p,
-        size=size,
-        precision=_cli.precision(runtime),
-        progress=lambda starts, k: _cli.progress(starts, "sampled batches", k),
-    )
+    precision = _cli.precision(runtime)
+
+    def draw(which: list[int], seeds: list[int]) -> np.ndarray:
+        return latent_diffusion.sample(
+            pipe, list(table["prompt"].iloc[which]), seeds, p, size=size, precision=precision,
+            progress=lambda starts, k: _cli.progress(starts, "sampled batches", k),
+        )  # fmt: skip
+
+    if shielded or (shielded is None and model == MODEL):
+        known = _shield.known(size=size)
+        found = shield.draw(draw, list(table["seed"]), known)
+        images, table = found.images, _passed(table, found)
+    else:
+        print("not shielded: nobody has compared these with the training slices (--shield)", file=sys.stderr)
+        images = draw(list(range(len(table))), list(table["seed"]))
     settings_used = p.model_dump(include={"steps", "guidance_scale", "scheduler"})
     drawing = formats.Drawing(table, model.name, _files.digest(model), settings_used, pixel_mm, slice_mm)
     with _files.replacing(out) as folder:
         formats.write(folder, images, drawing, format)
     print(f"{len(images)} images in {out}")
+
+
+def _passed(table: pd.DataFrame, found: shield.Shielded) -> pd.DataFrame:
+    """The rows of what passed, from which seed and how alike, and how much was refused; says so."""
+    if missing := len(table) - len(found.images):
+        text = f"{missing} of {len(table)} images passed the shield in none of {shield.ATTEMPTS} draws"
+        if not len(found.images):
+            raise UserError(
+                f"{text}; look at them with --no-shield: the model may copy its training slices, draw no heads, or not "
+                "know this prompt"
+            )
+        print(f"{text} and are missing", file=sys.stderr)
+    print(
+        f"of {found.drawn} drawn, {found.alike} refused as too like a training slice and {found.implausible} as no "
+        "plausible head",
+        file=sys.stderr,
+    )
+    return table.iloc[found.asked].reset_index(drop=True).assign(
+        seed=found.seeds, likeness=found.likeness.round(4), drawn=found.drawn, alike=found.alike,
+        implausible=found.implausible,
+    )  # fmt: skip
 
 
 def _of_training() -> tuple[float | None, float | None]:

@@ -25,6 +25,8 @@ DIRECTIONS = {
     "coronal": ((1, 0, 0), (0, 0, -1)),
     "sagittal": ((0, 1, 0), (0, 0, -1)),
 }
+# Columns: likeness to the nearest training slice; of all that was drawn, how many, and how many were refused as what.
+SHIELD = ("likeness", "drawn", "alike", "implausible")
 BIDS_VERSION = "1.10.0"
 BIDS_CONTRASTS = {"T1w": ("", "T1w"), "T1ce": ("ce-gadolinium_", "T1w"), "T2w": ("", "T2w"), "FLAIR": ("", "FLAIR"),
                   "PD": ("", "PDw")}  # fmt: skip
@@ -35,9 +37,9 @@ class Drawing:
     """What slices were drawn by.
 
     table: DataFrame of N rows: seed (int, all different), prompt, contrast and plane (text, "" where the prompt names
-    none); model, version: the model's name and the hash of its files; settings: of the sampler; pixel_mm: edge of a
-    pixel, slice_mm: distance of the volumes' slices, taken as their thickness; None where they are not
-    known.
+    none), and where a shield was before them SHIELD, of which all but the first are alike in every row; model,
+    version: the model's name and the hash of its files; settings: of the sampler; pixel_mm: edge of a pixel, slice_mm:
+    distance of the volumes' slices, taken as their thickness; None where they are not known.
     """
 
     table: pd.DataFrame
@@ -50,7 +52,14 @@ class Drawing:
     def origin(self) -> str:
         """Of all images, in words."""
         settings = ", ".join(f"{name} {value}" for name, value in self.settings.items())
-        return f"{self.model} {self.version}, synthmri {VERSION}; {settings}"
+        return f"{self.model} {self.version}, synthmri {VERSION}; {settings}; {self.shield()}"
+
+    def shield(self) -> str:
+        """What was refused, in words."""
+        if "likeness" not in self.table:
+            return "not compared with training slices"
+        drawn, alike, implausible = self.table[list(SHIELD[1:])].iloc[0]
+        return f"of {drawn} drawn, {alike} refused as too like a training slice and {implausible} as implausible"
 
     def comment(self, row: int) -> str:
         """Of one image, in words."""
@@ -238,6 +247,7 @@ def _nifti(file: Path, images: np.ndarray, drawing: Drawing, plane: str) -> None
 def _manifest(folder: Path, drawing: Drawing) -> None:
     """What was drawn, a row an image in the order of the images."""
     table = drawing.table[["seed", "prompt"]].assign(model=drawing.model, version=drawing.version)
+    table = table.join(drawing.table[[name for name in SHIELD if name in drawing.table]])
     table.to_csv(folder / "manifest.csv", index=False, lineterminator="\n")
 
 

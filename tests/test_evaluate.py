@@ -148,6 +148,7 @@ def test_metrics_are_finite_floats(evaluated):
     assert set(tree) == compared | {f"{name}_std" for name in compared} | {
         "ssim", "psnr", "lpips", "memorised", "largest_correlation", "n", "test_people",
         "recon_ssim", "recon_psnr", "recon_lpips", "recon_fd_effnet", "val_kid_effnet", "val_kid_effnet_std",
+        "implausible", "implausible_of_real",
     }  # fmt: skip
     assert all(type(value) is float and np.isfinite(value) for value in tree.values())
     assert all(value == float(f"{value:.6g}") for value in tree.values())
@@ -177,7 +178,19 @@ def test_too_few_validation_images_give_no_number_and_say_what_follows(workspace
     _write(workspace / "data/validation", _crops(9, 4), ["v"] * 9)
     assert _extract("validation") == 0 and _evaluate() == 0
     assert "below evaluate.min_images = 10" in (text := said()) and "champion" in text
-    assert "val_kid_effnet" not in json.loads((workspace / "metrics/m.json").read_text())
+    assert not {"val_kid_effnet", "implausible"} & set(json.loads((workspace / "metrics/m.json").read_text()))
+
+
+def test_what_is_implausible_is_judged_by_validation_slices(workspace):
+    """The test slices as samples have the share that the test slices have; noise is none of the kind."""
+    noise = np.random.default_rng(0).integers(0, 256, (14, 64, 64), np.uint8)
+    shares = []
+    for images in (imageset.read(workspace / "data/test").images, noise):
+        _write(workspace / "data/samples", np.array(images), ["s"] * len(images))
+        assert _extract("samples") == 0 and _evaluate() == 0
+        tree = json.loads((workspace / "metrics/m.json").read_text())
+        shares.append((tree["implausible"], tree["implausible_of_real"]))
+    assert shares[0][0] == shares[0][1] == shares[1][1] < 1 and shares[1][0] == 1
 
 
 def test_metrics_are_what_their_names_say(evaluated):

@@ -1,18 +1,23 @@
 """What `synthmri generate` writes says how large a pixel is, and the base keeps every weight as it was given."""
 
+import functools
 import json
 import shutil
 import subprocess
 from pathlib import Path
 
 import nibabel
+import numpy as np
+import pandas as pd
 import pydicom
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from stages import _files, base, generate
+from stages import _files, _shield, base, generate
 from synthmri.errors import UserError
+from synthmri.evaluation import shield
 
 ROOT = Path(__file__).parent.parent
 PIXEL_MM = 240 / 255  # as no decimal writes it
@@ -39,7 +44,7 @@ def trained_on(meta: dict, slice_mm: list[str], root: Path = Path()) -> None:
 def drawn(format: str, pixel_mm: float | None = None, model: Path = generate.MODEL, **more) -> Path:
     """The first file of two slices."""
     shutil.rmtree("generated", ignore_errors=True)
-    options = {"n": 2, "prompt": None, "settings": None, "slice_mm": None} | more
+    options = {"n": 2, "prompt": None, "settings": None, "slice_mm": None, "shielded": False} | more
     generate.main(format=format, pixel_mm=pixel_mm, model=model, out=Path("generated"), **options)
     return min(Path("generated").iterdir())
 
@@ -77,6 +82,61 @@ def test_each_prompt_is_a_series_and_the_same_call_gives_the_same_bytes(here):
 def test_what_a_format_cannot_hold_is_said_before_it_is_drawn(here):
     with pytest.raises(UserError, match="names no contrast"):
         drawn("bids", prompt=["a brain"], model=Path("not looked at"))
+
+
+@pytest.mark.parametrize("tiny_model", ["epsilon"], indirect=True)
+def test_what_is_refused_is_drawn_again_and_stated(here, monkeypatch, capsys):
+    """By default for the model of `dvc repro`: here the first draw of the first image is too like a training slice."""
+    verdicts = iter([([0.9, 0.2], [True, False], [False, False]), ([0.3], [False], [False])])
+    monkeypatch.setattr(_shield, "known", lambda size: shield.Known(np.zeros((1, size, size), np.uint8), 0.5, None))
+    monkeypatch.setattr(shield, "judge", lambda images, known: shield.Verdict(*map(np.array, next(verdicts))))
+    seeds = [1_000_000 + shield.AGAIN, 1_000_001]
+    assert drawn("png", shielded=None).name == f"{min(seeds)}.png"
+    table = pd.read_csv("generated/manifest.csv")
+    assert list(table["seed"]) == seeds and list(table["likeness"]) == [0.3, 0.2]
+    assert [set(table[name]) for name in ("drawn", "alike", "implausible")] == [{3}, {1}, {0}]
+    said = Image.open(Path("generated") / f"{seeds[0]}.png").text["Description"]
+    assert "of 3 drawn, 1 refused as too like a training slice and 0 as implausible" in said
+    again = generate.latent_diffusion.load(generate.MODEL)
+    p = generate.params.read(Path("params.yaml"), "sample", generate.sampling.Sample)
+    precision = generate._cli.precision(generate._cli.start())
+    same = generate.latent_diffusion.sample(again, [generate.PROMPT], seeds[:1], p, size=64, precision=precision)
+    assert (np.array(Image.open(Path("generated") / f"{seeds[0]}.png")) == same[0]).all()
+    assert "not shielded" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tiny_model", ["epsilon"], indirect=True)
+def test_what_never_passes_is_missing_and_said(here, monkeypatch, capsys):
+    known = shield.Known(np.zeros((1, 64, 64), np.uint8), 0.5, None)
+    monkeypatch.setattr(_shield, "known", lambda size: known)
+
+    def judge(images, known, passing):
+        odd = np.arange(len(images)) >= passing
+        return shield.Verdict(np.zeros(len(images)), ~odd & False, odd)
+
+    monkeypatch.setattr(shield, "judge", functools.partial(judge, passing=0))
+    with pytest.raises(UserError, match="2 of 2 images passed the shield in none of 8 draws"):
+        drawn("npy", shielded=True)
+    assert not Path("generated").exists()
+    calls = []
+
+    def once(images, known):
+        calls.append(len(images))
+        return judge(images, known, passing=len(calls) == 1)
+
+    monkeypatch.setattr(shield, "judge", once)
+    assert np.load(drawn("npy", shielded=True)).shape == (1, 64, 64)
+    assert "1 of 2 images passed the shield in none of 8 draws and are missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tiny_model", ["epsilon"], indirect=True)
+def test_a_model_from_elsewhere_is_not_compared_unless_it_is_asked(here, capsys):
+    shutil.copytree("models/latent_diffusion", "elsewhere")
+    drawn("npy", model=Path("elsewhere"), shielded=None)
+    assert "not shielded" in capsys.readouterr().err
+    assert list(pd.read_csv("generated/manifest.csv")) == ["seed", "prompt", "model", "version"]
+    with pytest.raises(UserError, match="train"):  # where nothing lies to compare with
+        drawn("npy", model=Path("elsewhere"), shielded=True)
 
 
 @pytest.mark.parametrize("tiny_model", ["epsilon"], indirect=True)

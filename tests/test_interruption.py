@@ -116,7 +116,7 @@ STAGES = {
         "--markdown metrics/privacy.md",
         ["metrics/privacy.json", "metrics/privacy.md"],
     ),
-    "generate": ("stages.generate --n 6 --out generated", ["generated"]),
+    "generate": ("stages.generate --n 6 --no-shield --out generated", ["generated"]),
     "pretrain": ("stages.pretrain --start models/base --out models/longer --images heads", ["models/longer"]),
 }  # fmt: skip
 DISTURBED = [name for name in STAGES if " " not in name]  # the others are these stages once more, for those after them

@@ -470,7 +470,10 @@ def test_bad_parameter_stops_with_its_name_and_no_traceback(repro):
 @pytest.mark.parametrize("format", ["png", "npy", "nifti", "bids", "dicom"])
 def test_generate_writes_every_format(repro, tmp_path, format):
     out = tmp_path / "generated"
-    run(repro, "python", "-m", "stages.generate", "--n", "2", "--seed", "1000", "--format", format, "--out", str(out))
+    run(
+        repro, "python", "-m", "stages.generate", "--n", "2", "--seed", "1000", "--format", format, "--out", str(out),
+        "--no-shield",
+    )  # fmt: skip
     files = sorted(file for file in out.iterdir() if file.name != "manifest.csv")
     if format == "dicom":
         import pydicom
@@ -485,9 +488,16 @@ def test_generate_writes_every_format(repro, tmp_path, format):
 
         assert nibabel.load(files[0]).shape == (64, 64, 2)
     elif format == "bids":
-        assert len(list(out.glob("sub-*/anat/*_desc-synthetic_T1w.nii.gz"))) == 2
+        assert len(list(out.glob("sub-*/anat/*_desc-synthetic_FLAIR.nii.gz"))) == 2
     else:
         assert [file.name for file in files] == ["001000.png", "001001.png"]
+
+
+@pytest.mark.slow
+def test_nothing_leaves_a_model_of_noise_past_the_shield(repro, tmp_path):
+    out = tmp_path / "generated"
+    text = run(repro, "python", "-m", "stages.generate", "--n", "2", "--out", str(out), ok=False)
+    assert "2 of 2 images passed the shield in none of 8 draws" in text and not out.exists()
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ NAMED = {
     "val_kid_effnet": "KID of EfficientNet-Lite0 features, validation people",
     "precision": "precision", "recall": "recall", "density": "density", "coverage": "coverage",
     "memorised": "share of images that look memorised (honest data: 0.05; what it misses: docs/evaluation.md)",
+    "implausible": "share of images that are no plausible head (of 100; real slices of other people: beside)",
     "mia_auroc": "best attack on membership, AUROC (0.5 is chance)",
     "mia_auroc_high": "largest upper 95 % bound of the attacks",
     "largest_correlation": "largest correlation of pixels with a training slice",
@@ -117,7 +118,8 @@ Of {scores["n"]:.0f} images; ± is the standard error over test people, and hold
 {_raters(rated)}
 
 {gate} Memorisation and membership are tests of privacy and no proof: look at the nearest training slices before images
-are passed on.
+are passed on. `synthmri generate` draws again what is too like a training slice, or implausible, and states how often:
+that protects the images that are passed on, not these weights, from which anybody draws without it.
 
 ## Training
 

@@ -23,6 +23,7 @@ COLUMNS = {
     "fd_further": ("FD further ↓", -1), "kid_effnet": ("KID ↓", -1), "precision": ("precision ↑", 1),
     "recall": ("recall ↑", 1), "density": ("density ↑", 1), "coverage": ("coverage ↑", 1), "ssim": ("SSIM", 0),
     "psnr": ("PSNR dB", 0), "lpips": ("LPIPS", 0), "ms_ssim": ("MS-SSIM within", 0), "memorised": ("memorised", 0),
+    "implausible": ("implausible", 0),
     "largest_correlation": ("largest r", 0), "level_error_cm": ("level off by cm", 0),
     "contrast_seen": ("contrast seen", 0), "label_seen": ("label seen", 0), "manual_score": ("manual 1-5 ↑", 1),
     "n": ("N", 0), "parameters": ("parameters", 0), "pretraining_images_seen": ("slices seen, pretraining", 0),
