@@ -57,7 +57,7 @@ def textbook(pipe, images: np.ndarray, texts: list[str], p: latent_diffusion.Fin
             loss = F.mse_loss(unet(noisy, t, encoder_hidden_states=states).sample.float(), target)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), p.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), latent_diffusion.MAX_GRAD_NORM)
         optimizer.step()
         ema.step(unet.parameters())
         times.append(time.perf_counter() - start)

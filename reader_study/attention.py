@@ -3,8 +3,8 @@
 import pandas as pd
 
 from reader_study.design import CONTROL, REAL
-from reader_study.ratings import Raters
 
+RIGHT = 0.75  # share of the controls; a rater below it does not attend
 LEAST = 4  # controls that a rater must have seen to be judged by: of fewer, one slip would be too large a share
 
 
@@ -26,9 +26,9 @@ def of_choices(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"reader": bad["reader"], "right": bad["chosen"] == bad["real"]})
 
 
-def summary(controls: pd.DataFrame, answers: pd.DataFrame, p: Raters) -> dict[str, dict[str, float]]:
+def summary(controls: pd.DataFrame, answers: pd.DataFrame) -> dict[str, dict[str, float]]:
     """Rater -> controls seen, share of them right, whether all their answers are one and the same, and `inattentive`:
-    1 for that, or for a share below `raters.min_attention` of at least LEAST controls.
+    1 for that, or for a share below RIGHT of at least LEAST controls.
 
     controls: as above; answers: reader, answer (any value) of everything that they rated.
     """
@@ -36,7 +36,7 @@ def summary(controls: pd.DataFrame, answers: pd.DataFrame, p: Raters) -> dict[st
     for rater, given in answers.groupby("reader"):
         seen = controls.loc[controls["reader"] == rater, "right"]
         one_answer = len(given) > 1 and given["answer"].nunique() == 1
-        missed = len(seen) >= LEAST and seen.mean() < p.min_attention
+        missed = len(seen) >= LEAST and seen.mean() < RIGHT
         out[str(rater)] = {
             "controls": float(len(seen)),
             **({"right": float(seen.mean())} if len(seen) else {}),

@@ -35,7 +35,6 @@ class Raters(Section):
 
     min_raters: int = Field(ge=1, le=1000)
     min_cases: int = Field(ge=1, le=10_000)
-    min_attention: float = Field(ge=0, le=1)
 
 
 ROUNDS = 4000  # draws of raters and cases that an interval comes from

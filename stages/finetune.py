@@ -22,6 +22,8 @@ from synthmri.training import distributed, sampling
 from synthmri.training import precision as formats
 from synthmri.training.snapshots import Progression, Store, Verdict, epochs_shown
 
+SNAPSHOT_STEPS = 6  # denoising steps of the snapshots
+
 
 def main(
     images: Annotated[Path, typer.Option(help="ImageSet of the training slices")],
@@ -53,7 +55,7 @@ def main(
     drawing, _ = formats.choose(runtime.precision, runtime.device)  # no loss scaler is in that loop
     # Settings of its own: a change of section `sample` must not train the model again.
     fast = sampling.Sample(
-        n=progress.n, seed=0, steps=progress.steps, guidance_scale=1.0, scheduler="sde-dpmsolver++",
+        n=progress.n, seed=0, steps=SNAPSHOT_STEPS, guidance_scale=1.0, scheduler="sde-dpmsolver++",
         batch_size=min(progress.n, 16),
     )  # fmt: skip
     settings = (

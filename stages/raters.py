@@ -32,7 +32,7 @@ def main(
         rated, chosen = present
         controls = pd.concat([attention.of_ratings(rated), attention.of_choices(chosen)], ignore_index=True)
         answers = pd.concat([rated.assign(answer=rated["realism"].astype(str)), chosen.assign(answer=chosen["chosen"])])
-        attended = attention.summary(controls, answers, p)
+        attended = attention.summary(controls, answers)
         missed = [rater for rater, scores in attended.items() if scores["inattentive"]]
         models = list(comparison.MODELS)
         tree = ratings.summary(rated, models, p, missed)

@@ -190,7 +190,6 @@ def world():
         pairwise_features=100,
         pairwise_images=100,
         subsample_rounds=5,
-        subsample_fraction=0.5,
     )
     lpips = perceptual.lpips_model()
 

@@ -35,7 +35,6 @@ PARAMS = {
         "pairwise_features": 100,
         "pairwise_images": 100,
         "subsample_rounds": 5,
-        "subsample_fraction": 0.8,
     },
 }
 
@@ -324,7 +323,6 @@ def test_sets_that_overlap_wholly_are_refused(workspace, said):
     [
         ("batch_size", 0),
         ("min_images", 1),
-        ("subsample_fraction", 1.0),
         ("subsample_rounds", 1),
         ("pairwise_features", 99),
         ("pairwise_images", 0),

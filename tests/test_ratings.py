@@ -32,7 +32,7 @@ KRIPPENDORFF = np.array(
         [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, NAN],
     ]
 )
-P = ratings.Raters(min_raters=3, min_cases=10, min_attention=0.75)
+P = ratings.Raters(min_raters=3, min_cases=10)
 
 
 def test_icc_of_shrout_and_fleiss():
@@ -253,7 +253,7 @@ def test_a_real_slice_shown_twice_is_a_control_and_one_answer_throughout_is_none
     frame.loc[real_again, "realism"] = 1
     frame.loc[frame["reader"] == "rater1.000001", "realism"] = 3
     answers = frame.assign(answer=frame["realism"])
-    found = attention.summary(attention.of_ratings(frame), answers, P)
+    found = attention.summary(attention.of_ratings(frame), answers)
     assert found["rater0.000000"] == {"controls": 4, "right": 0, "one_answer": 0, "inattentive": 1}
     assert found["rater1.000001"] == {"controls": 4, "right": 1, "one_answer": 1, "inattentive": 1}
 
@@ -262,7 +262,7 @@ def test_how_often_a_rater_who_guesses_is_found():
     """4 bad images, 2 repeats: right by chance with 1/2, and 13/25 within one of five points; 5 of 6 pass 0.75."""
     rng = np.random.default_rng(0)
     passed = ((rng.random((20_000, 4)) < 1 / 2).sum(axis=1) + (rng.random((20_000, 2)) < 13 / 25).sum(axis=1)) / 6
-    assert (passed >= P.min_attention).mean() == pytest.approx(0.115, abs=0.01)  # as docs/reader_study.md says: 1 in 9
+    assert (passed >= attention.RIGHT).mean() == pytest.approx(0.115, abs=0.01)  # as docs/reader_study.md says: 1 in 9
 
 
 # Forced choices ------------------------------------------------------------------------------------------------------
@@ -294,9 +294,7 @@ def test_the_proportion_correct_has_the_exact_binomial_p_and_holm():
     """15 of 20 pairs found by both raters: p = 2 P(X >= 15), X of 20 trials of a half = 0.0414 (tables)."""
     right = np.tile(np.arange(20) < 15, (2, 1)).astype(float)
     frame = chosen({"vae": right, "latent_diffusion": np.tile(np.arange(20) % 2, (2, 1)).astype(float)})
-    tree = choices.summary(
-        frame, list(comparison.MODELS), ratings.Raters(min_raters=2, min_cases=20, min_attention=0.7)
-    )
+    tree = choices.summary(frame, list(comparison.MODELS), ratings.Raters(min_raters=2, min_cases=20))
     assert list(tree) == ["vae", "latent_diffusion"]
     assert tree["vae"]["proportion_correct"] == 0.75 and tree["vae"]["proportion_p"] == pytest.approx(0.0414, abs=5e-5)
     assert tree["vae"]["proportion_p_holm"] == pytest.approx(2 * tree["vae"]["proportion_p"])

@@ -18,10 +18,17 @@ from synthmri.errors import UserError
 from synthmri.evaluation import auroc, downstream, features
 
 SMALL = downstream.Utility(
-    image_px=32, views=2, steps=40, batch_size=32, learning_rate=1e-2, recognised=0.5, fractions=(0.25, 1.0),
+    image_px=32, views=2, steps=40, fractions=(0.25, 1.0),
     trainings=3, external="",
 )  # fmt: skip
 NAMES = ["lesions", "none"]
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    """Trainings of few steps."""
+    monkeypatch.setattr(downstream, "BATCH", 32)
+    monkeypatch.setattr(downstream, "LEARNING_RATE", 1e-2)
 
 
 def pictures(labels: np.ndarray, *, seed: int) -> np.ndarray:
@@ -104,7 +111,7 @@ def test_copies_of_the_real_slices_are_seldom_found_useful(monkeypatch):
     twenty may be found by chance, three by bad luck (P = 0.016 for more). Harm is looked for in the arm that trains for
     as long as the longest rival: of the shorter ones it may be true."""
     monkeypatch.setattr(auroc, "ROUNDS", 400)
-    p = SMALL.model_copy(update={"fractions": (1.0,), "steps": 20, "batch_size": 16})
+    p = SMALL.model_copy(update={"fractions": (1.0,), "steps": 20})
     helped = harmed = 0
     for seed in range(20):
         train = labelled(8, seed=seed)

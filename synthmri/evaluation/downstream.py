@@ -53,8 +53,9 @@ ARMS = {
 }
 RIVALS = tuple(name for name, arm in ARMS.items() if not arm.synthetic)
 FILTER = "real_augmented"  # the arm whose classifier filters: of the same real slices, so that no others leak in
+RECOGNISED = 0.5  # least probability of its label that the filter asks for
 FARTHEST = 0.1  # share of the synthetic slices, farthest from all real ones, that the filter takes for implausible
-WEIGHT_DECAY = 0.1
+BATCH, LEARNING_RATE, WEIGHT_DECAY = 64, 1e-3, 0.1  # the rate falls by half a cosine
 ROTATION_RAD, SHIFT, ZOOM, CONTRAST = 0.17, 0.08, 0.08, 0.15  # largest change, relative to half the image or to 1
 SCORES = ("auroc", "f1", "brier")
 
@@ -65,9 +66,6 @@ class Utility(Section):
     image_px: int = Field(ge=32, le=512)
     views: int = Field(ge=2, le=64)
     steps: int = Field(ge=1)
-    batch_size: int = Field(ge=2)
-    learning_rate: float = Field(gt=0, le=0.1)
-    recognised: float = Field(ge=0, lt=1)
     fractions: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(min_length=1)
     trainings: int = Field(ge=1, le=100)
     external: str
@@ -233,15 +231,15 @@ def predictions(
         rows, views = [], []
         for plan, seed in zip(plans, seeds, strict=True):
             rng = np.random.default_rng([seed, number])
-            rows.append(batches(plan[number], pool.labels, p.batch_size, rng))
+            rows.append(batches(plan[number], pool.labels, BATCH, rng))
             views.append(rng.integers(count, size=rows[-1].shape) if augment else np.zeros_like(rows[-1]))
         rows, views = (torch.from_numpy(np.stack(values, axis=1)) for values in (rows, views))  # (steps, K, B)
-        optimizer = torch.optim.AdamW([weights, bias], lr=p.learning_rate, weight_decay=WEIGHT_DECAY)
+        optimizer = torch.optim.AdamW([weights, bias], lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
         for step in range(phase.steps):
             for group in optimizer.param_groups:
-                group["lr"] = p.learning_rate * loop.warm_cosine(step, phase.steps, 1)
+                group["lr"] = LEARNING_RATE * loop.warm_cosine(step, phase.steps, 1)
             found = logits(flat[rows[step] * count + views[step]])
-            loss = F.cross_entropy(found.flatten(0, 1), targets[rows[step]].flatten(), reduction="sum") / p.batch_size
+            loss = F.cross_entropy(found.flatten(0, 1), targets[rows[step]].flatten(), reduction="sum") / BATCH
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # the sum over classifiers, so that each has the gradient of its own mean
             optimizer.step()
@@ -361,7 +359,7 @@ def _synthetic(
     """Which synthetic slices training k of an arm has, beside the real `rows`."""
     if arm.synthetic == "filtered":
         found, real = synthetic.views[:, 0], train.views[rows, 0]
-        return np.flatnonzero(filtered(made[0][k], synthetic.labels, found, real, p.recognised))
+        return np.flatnonzero(filtered(made[0][k], synthetic.labels, found, real, RECOGNISED))
     if arm.synthetic == "rarest":
         return np.flatnonzero(synthetic.labels == np.bincount(train.labels[rows]).argmin())
     return np.arange(len(synthetic.labels) if arm.synthetic else 0)

@@ -17,6 +17,9 @@ from synthmri.params import Section
 NAMES = {"effnet": "fd_effnet", "alexnet": "fd_alexnet", "inception": "fid", "further": "fd_further"}
 
 
+SUBSAMPLED = 0.5  # share of the subjects in each subset that an uncertainty comes from
+
+
 class Evaluate(Section):
     """Section `evaluate`."""
 
@@ -27,7 +30,6 @@ class Evaluate(Section):
     pairwise_features: int = Field(ge=100)
     pairwise_images: int = Field(ge=1)
     subsample_rounds: int = Field(ge=2)
-    subsample_fraction: float = Field(gt=0, lt=1)
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def distribution(
     if reference.subjects is not None and _enough(reference.subjects.iloc[theirs], least, "test", p):
         values = uncertainty.rounds_by_subject(
             lambda part: np.array(list(all_of(part).values())), every, reference.subjects,
-            rounds=p.subsample_rounds, fraction=p.subsample_fraction, seed=0,
+            rounds=p.subsample_rounds, fraction=SUBSAMPLED, seed=0,
         )  # fmt: skip
         rounds = pd.DataFrame(values, columns=list(result))
         result |= {f"{name}_std": float(value) for name, value in rounds.std(ddof=1).items()}
@@ -99,7 +101,7 @@ def known(manifest: pd.DataFrame) -> pd.Series | None:
 
 def _enough(subjects: pd.Series, least: int, which: str, p: Evaluate) -> bool:
     """Whether every subset that an uncertainty comes from holds `least` images; says so where it does not."""
-    found = uncertainty.fewest_kept(subjects, p.subsample_fraction)
+    found = uncertainty.fewest_kept(subjects, SUBSAMPLED)
     if found < least:
         print(
             f"no uncertainty (*_std): the subsets of {which} people may hold {found} images, and {least} are needed",
@@ -123,7 +125,7 @@ def validation(
     if subjects is not None and _enough(subjects.iloc[theirs], 2, "validation", p):
         spread = uncertainty.by_subject(
             lambda part: distances.kernel_distance(ours, part), val[theirs], subjects.iloc[theirs],
-            rounds=p.subsample_rounds, fraction=p.subsample_fraction, seed=0,
+            rounds=p.subsample_rounds, fraction=SUBSAMPLED, seed=0,
         )  # fmt: skip
         result[f"{name}_std"] = float(spread)
     return result

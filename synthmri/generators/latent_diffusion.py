@@ -33,6 +33,9 @@ class Lora(Section):
     targets: tuple[str, ...] = Field(min_length=1)
 
 
+MAX_GRAD_NORM = 1.0
+
+
 class Finetune(Section):
     """Section `finetune`."""
 
@@ -44,7 +47,6 @@ class Finetune(Section):
     batch_size: int = Field(ge=1, le=4096)
     learning_rate: float = Field(gt=0, le=0.01)
     snr_gamma: float = Field(ge=0, le=100)
-    max_grad_norm: float = Field(gt=0)
     ema_decay: float = Field(ge=0, lt=1)
     cond_drop_prob: float = Field(ge=0, lt=1)
     patience: int = Field(ge=0, le=1000)
@@ -246,7 +248,7 @@ def finetune(
             distributed.sum_gradients(weights)
             rate = p.learning_rate * loop.warm_cosine(step, total, max(1, total // 10))
             loop.set_rate(optimizer, rate)
-            accelerator.clip_grad_norm_(weights, p.max_grad_norm)
+            accelerator.clip_grad_norm_(weights, MAX_GRAD_NORM)
             optimizer.step()
             ema.step(weights)
             loss = distributed.total(value.item())

@@ -17,7 +17,6 @@ class Progression(Section):
     n: int = Field(ge=2, le=10_000)
     points: int = Field(ge=1, le=1000)
     baseline_points: int = Field(ge=1, le=1000)
-    steps: int = Field(ge=1, le=1000)
 
 
 class Verdict(NamedTuple):
