@@ -21,7 +21,8 @@ from stages import _cli, _files
 from synthmri.errors import UserError
 from synthmri.reporting import plots
 
-SETS = {"open_ms": "open-ms", "t1ce_tumor": "t1ce-tumor"}  # profile: folder below REAL_MRI
+SETS = {"lgg_flair": "lgg-flair", "open_ms": "open-ms", "t1ce_tumor": "t1ce-tumor"}  # profile: folder below REAL_MRI
+NUMBERS_ALONE = ("lgg_flair",)  # whose licence (NonCommercial, ShareAlike) lets no picture made from it lie here
 TABLES = {
     "comparison": "The comparison",
     "gate": "The gate",
@@ -35,7 +36,9 @@ def main(
     profile: Annotated[str, typer.Argument(help=f"one of {', '.join(SETS)}")],
     scratch: Annotated[Path, typer.Option(help="folder outside the repository for the clone, which is kept")],
 ):
-    """Write benchmarks/results/real_<profile>.json, docs/real_<profile>.md and the picture docs/real_<profile>.png."""
+    """Write benchmarks/results/real_<profile>.json, docs/real_<profile>.md and, where the licence of the set allows it,
+    the picture docs/real_<profile>.png.
+    """
     root = os.environ.get("REAL_MRI")
     if profile not in SETS:
         raise UserError(f"there are no real slices for profile {profile!r}; choose one of {', '.join(SETS)}")
@@ -61,18 +64,20 @@ def main(
         f"# {SETS[profile]}",
         f"Written by `python -m benchmarks.real {profile}`, of commit {commit}. How to read the tables: "
         "[evaluation.md](evaluation.md), [utility_privacy.md](utility_privacy.md).",
-        f"![The first {SHOWN} synthetic slices of the latent diffusion model](real_{profile}.png)",
+        "The licence of these slices lets no picture made from them be shown here."
+        if profile in NUMBERS_ALONE
+        else f"![The first {SHOWN} synthetic slices of the latent diffusion model](real_{profile}.png)",
     ]
     for name, title in TABLES.items():
         chapters += [f"## {title}", (metrics / f"{name}.md").read_text(encoding="utf-8").strip()]
+    page = Path("docs") / f"real_{profile}.md"
+    with _files.replacing(page) as part:
+        part.write_text("\n\n".join(chapters) + "\n", encoding="utf-8")
+    if profile in NUMBERS_ALONE:
+        return
     made = np.load(clone / "data" / "samples" / "latent_diffusion" / "images.npy", mmap_mode="r")
     sheet = plots.contact_sheet(np.array(made[:SHOWN]), columns=8)
-    docs = Path("docs")
-    with (
-        _files.replacing(docs / f"real_{profile}.md") as page,
-        _files.replacing(docs / f"real_{profile}.png") as picture,
-    ):
-        page.write_text("\n\n".join(chapters) + "\n", encoding="utf-8")
+    with _files.replacing(page.with_suffix(".png")) as picture:
         plots.save(sheet, picture)
 
 

@@ -222,7 +222,7 @@ def test_reconstruction_and_its_yardsticks(small, tiny_model, monkeypatch):
 def test_real_slices_are_run_by_what_is_committed_and_told_with_its_commit(small, monkeypatch):
     """The clone is there already, as after an interruption, and what is run in it is only noted."""
     for name, root, words in (
-        ("brats", ".", "choose one of open_ms"),
+        ("brats", ".", "choose one of lgg_flair, open_ms"),
         ("open_ms", "none", "REAL_MRI is 'none'; name the folder"),
     ):
         monkeypatch.setenv("REAL_MRI", root)
@@ -255,6 +255,10 @@ def test_real_slices_are_run_by_what_is_committed_and_told_with_its_commit(small
     page = Path("docs/real_open_ms.md").read_text()
     assert "of commit abc1234" in page and all(f"table of {name}" in page for name in real.TABLES)
     assert Image.open("docs/real_open_ms.png").size == (8 * 68 - 4, 3 * 68 - 4)
+    Path("lgg-flair").mkdir()
+    shutil.copytree("scratch/open_ms", "scratch/lgg_flair")
+    real.main("lgg_flair", small / "scratch")
+    assert "no picture" in Path("docs/real_lgg_flair.md").read_text() and not Path("docs/real_lgg_flair.png").exists()
 
 
 def test_evaluation_agrees_with_torchmetrics(small, monkeypatch):

@@ -569,7 +569,7 @@ def test_unknown_profile_names_those_there_are(tmp_path):
     shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
     copy_parameters(tmp_path)
     text = run(tmp_path, "python", "-m", "stages.profile", "huge", ok=False)
-    assert "'huge'" in text and "gpu, open_ms, quick, seed, smoke" in text and "Traceback" not in text
+    assert "'huge'" in text and "gpu, lgg_flair, open_ms, quick, seed, smoke" in text and "Traceback" not in text
 
 
 @pytest.mark.parametrize("profile", [path.stem for path in (ROOT / "profiles").glob("*.yaml")])
