@@ -1,5 +1,6 @@
 """Pretraining at its smallest: it runs, resumes to the same weights, and writes what plain diffusers opens."""
 
+import functools
 import re
 
 import numpy as np
@@ -232,6 +233,26 @@ def test_tokenizer_is_clips_and_knows_the_words(tmp_path):
     assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True).replace(
         " ", ""
     ) == text.lower().replace(" ", "")
+
+
+def test_a_compiled_unet_learns_the_same(run, tmp_path, monkeypatch):
+    """Through dynamo and autograd, without the code generation that wants minutes."""
+    traced, tokenizer = [], pretraining.new_tokenizer()
+    monkeypatch.setattr(
+        torch, "compile", functools.partial(torch.compile, backend=lambda graph, inputs: traced.append(1) or graph)
+    )
+    heads, pipes, operations = pretraining.draw_heads(run, 12, streams.generator(0)), [], []
+    for on in (False, True):
+        each = run.model_copy(update={"unet": run.unet.model_copy(update={"compile": on})})
+        with streams.weights(0):
+            vae = pretraining.new_autoencoder(each.autoencoder).eval()
+        pipes.append(pretraining.new_pipeline(each, vae, tokenizer))
+        operations.append(pretraining.fit_unet(pipes[-1], heads, each, tmp_path / f"{on}.pt", "cpu", lambda *_: None))
+    assert traced and operations[0] == operations[1]
+    torch.testing.assert_close(flat(pipes[1].unet), flat(pipes[0].unet), rtol=0, atol=1e-4)
+    monkeypatch.setattr(pretraining.shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match="pretrain.unet.compile = true needs a C.. compiler"):
+        pretraining.fit_unet(pipes[1], heads, each, tmp_path / "c.pt", "cpu", lambda *_: None)
 
 
 def test_prompts_name_what_was_drawn(run):

@@ -7,6 +7,7 @@ that are drawn once (`synthmri draw`), or it never learns anatomy.
 
 import functools
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,6 +67,7 @@ class Denoiser(Section):
     snr_gamma: float = Field(ge=0)
     ema_decay: float = Field(ge=0, lt=1)
     cond_drop_prob: float = Field(ge=0, lt=1)
+    compile: bool
 
     @field_validator("template")
     @classmethod
@@ -252,18 +254,24 @@ def fit_unet(
     """Train UNet and text encoder of `pipe` on latents of drawn slices, or go on from `checkpoint`.
 
     In place; the averaged (EMA) weights are what stays in it. Of several processes each takes its share of every batch,
-    and draws whole batches in turn. Returns the floating-point operations. Raises UserError when the loss stops being
-    finite.
+    and draws whole batches in turn. With p.compile the UNet runs through torch.compile, save in the first step. Returns
+    the floating-point operations. Raises UserError when the loss stops being finite, and where p.compile finds no C++
+    compiler.
     """
     from diffusers.training_utils import EMAModel
 
     p = run.unet
+    if p.compile and not any(map(shutil.which, ("g++", "clang++"))):
+        raise UserError("pretrain.unet.compile = true needs a C++ compiler; install g++, or set it to false")
     pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
     unet, text, vae = pipe.unet.to(memory_format=torch.channels_last), pipe.text_encoder, pipe.vae
     vae.requires_grad_(False)
     network = torch.nn.ModuleList([unet, text]).requires_grad_(True).train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=p.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+    compiled = torch.compile(unet) if p.compile else unet
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=p.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True
+    )
     ema = EMAModel(network.parameters(), decay=p.ema_decay, use_ema_warmup=True, power=0.75)
     first, operations = 0, loop.Operations()
     if state := loop.load_checkpoint(checkpoint):
@@ -289,7 +297,8 @@ def fit_unet(
         with autocast(device, precision):
             states = text(tokens[share.rows].to(device))[0]
             value = denoising_loss.loss(
-                unet, latents[share.rows].to(device), pipe.scheduler, generator, snr_gamma=p.snr_gamma, share=share,
+                compiled if operations.total else unet,  # operations are counted as they are called: of compiled, none
+                latents[share.rows].to(device), pipe.scheduler, generator, snr_gamma=p.snr_gamma, share=share,
                 encoder_hidden_states=states,
             )  # fmt: skip
         loop.descend(optimizer, value, max_grad_norm=1.0)
