@@ -26,7 +26,7 @@ from ruamel.yaml import YAML
 
 import synthmri
 from stages import _cli, _files, _store, _watch
-from synthmri import imageset, params
+from synthmri import generators, imageset, params
 from synthmri.errors import UserError
 from synthmri.registry import description, gate, lineage, mlflow_store, pages
 from synthmri.reporting import comparison, headline
@@ -268,7 +268,7 @@ def _write_cards(folder: Path, name: str, p: gate.Registry, tree: dict, texts: l
     if gate.overridden(name, scores, p):
         failed.append(f"a person has given their word for it: {p.override.reason}")
     text = card.model_card(
-        comparison.MODELS[name], name, scores,
+        comparison.MODELS[name], name, generators.find(name).prompted, scores,
         _files.read_json(METRICS / "references.json")["real"], _files.read_json(METRICS / f"training/{name}.json"),
         failed, data, tree, texts[0], _files.read_json(METRICS / "comparison.json")["models"][name],
     )  # fmt: skip

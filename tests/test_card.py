@@ -1,21 +1,45 @@
 """What a model card says of the raters of its images."""
 
+import re
+
+import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
+from synthmri import generators
+from synthmri.generators import vae
 from synthmri.reporting import card, comparison
+
+SMALL = dict(width=4, latent_dim=2, steps=1, batch_size=2, learning_rate=1e-3)
 
 COUNTS = {"raters": 4.0, "cases": 20.0, "few": 0.0, "inattentive": 0.0}
 MANUAL = {"manual_score": 3.2, "manual_score_low": 2.9, "manual_score_high": 3.5}
 FOUND = {"proportion_correct": 0.71, "proportion_correct_low": 0.6, "proportion_correct_high": 0.82}
 
 
-def written(rated: dict[str, float]) -> str:
+def written(rated: dict[str, float], **seen: float) -> str:
     with open("params.yaml", encoding="utf-8") as file:
         tree = YAML(typ="safe").load(file)
     data = {split: {"images": 9, "subjects": 3} for split in ("train", "val", "test")}
-    effort = {"parameters": 1e6, "images_seen": 100.0, "teraflop": 1.0}
-    return card.model_card("VAE", "vae", {"n": 200.0}, {}, effort, [], data, tree, "a prompt", rated)
+    effort = {"parameters": 1e6, "images_seen": 100.0, "teraflop": 1.0} | seen
+    return card.model_card("VAE", "vae", False, {"n": 200.0}, {}, effort, [], data, tree, "a prompt", rated)
+
+
+def test_what_opens_it_opens_it(tmp_path):
+    """The lines of the card, on a model of 16 px."""
+    trained = generators.find("vae").untrained(vae.Params(**SMALL), 16, seed=0)
+    trained.settle(np.random.default_rng(0).integers(0, 256, (20, 16, 16), np.uint8))
+    trained.save(tmp_path / "vae")
+    code = re.search(r"```python\n(.*?)\n```", written({}), re.DOTALL)[1]
+    space: dict = {}
+    exec(code.replace("FOLDER", str(tmp_path / "vae")), space)
+    assert space["images"].shape == (3, 16, 16) and space["images"].dtype == np.uint8
+
+
+def test_what_it_was_pretrained_on_is_said():
+    assert "simulated slices" not in written({}).partition("## Training")[2].partition("##")[0]
+    seen = {"pretraining_images_seen": 28800.0, "pretraining_teraflop": 12.34}
+    assert "Pretrained on 28800 simulated slices (12.3 TFLOP), which show no patient." in written({}, **seen)
 
 
 def test_nobody_has_rated():

@@ -26,19 +26,23 @@ CLINICAL = (
 )
 SIMULATED = "a **simulated** cohort (an anatomical atlas and signal equations; no image of a patient)"
 PRIVATE = "a private set of MRI slices, which are not part of this"
-OPEN = {
-    "latent_diffusion": "from diffusers import StableDiffusionPipeline\n\n"
+OPEN = {  # by whether prompts steer it: then it is a pipeline of diffusers
+    True: "from diffusers import StableDiffusionPipeline\n\n"
     'pipe = StableDiffusionPipeline.from_pretrained("FOLDER")\n'
     'image = pipe("{prompt}", guidance_scale={guidance_scale:g}, num_inference_steps={steps}).images[0]'
     "  # the scores below: scheduler {scheduler}",
-    "other": "from pathlib import Path\n\nfrom synthmri.generators.{code} import load, sample\n\n"
-    'images = sample(load(Path("FOLDER")), [0, 1, 2], batch_size=3)  # uint8 (3, H, W), of these seeds',
+    False: "from pathlib import Path\n\nfrom synthmri import generators\n"
+    "from synthmri.training.sampling import Sample\n\n"
+    'model = generators.find("{code}").load(Path("FOLDER"))\n'
+    'p = Sample(n=3, seed=0, steps=1, guidance_scale=1.0, scheduler="ddpm", batch_size=3)  # batch_size alone counts\n'
+    "images = model.sample([0, 1, 2], p)  # uint8 (3, H, W), of these seeds",
 }  # fmt: skip
 
 
 def model_card(
     title: str,
     code: str,
+    prompted: bool,
     scores: dict[str, float],
     floor: dict[str, float],
     effort: dict[str, float],
@@ -50,16 +54,16 @@ def model_card(
 ) -> str:
     """Markdown with a YAML header for a model.
 
-    title: its name; code: its module in synthmri.generators; scores, floor: its scores and those of real
-    slices of other people; effort: parameters, images_seen, teraflop; failed: reasons of the gate; data: counts as
-    `preprocess` writes them; tree: all parameters; prompt: one of training; rated: its row of metrics/comparison.json,
-    with what raters said.
+    title: its name; code: its name in synthmri.generators; prompted: whether prompts steer it; scores, floor: its
+    scores and those of real slices of other people; effort: parameters, images_seen, teraflop, and where weights were
+    pretrained, theirs; failed: reasons of the gate; data: counts as `preprocess` writes them; tree: all parameters;
+    prompt: one of training; rated: its row of metrics/comparison.json, with what raters said.
     """
     simulated = tree["data"]["source"] == "simulated"
     source = "simulated brain MRI" if simulated else "private brain MRI"
     results = [
         EvalResult(
-            task_type="text-to-image" if code == "latent_diffusion" else "unconditional-image-generation",
+            task_type="text-to-image" if prompted else "unconditional-image-generation",
             dataset_type="simulated" if simulated else "private", dataset_name=f"{source}, test people",
             metric_type=name, metric_name=text, metric_value=scores[name],
         )
@@ -69,16 +73,14 @@ def model_card(
         model_name=f"{title}, {source}", eval_results=results, language="en",
         license="apache-2.0" if simulated and _own_base(tree) else "other",
         license_name=None if simulated and _own_base(tree) else "as-its-owner-decides",
-        library_name="diffusers" if code == "latent_diffusion" else "synthmri",
-        pipeline_tag="text-to-image" if code == "latent_diffusion" else "unconditional-image-generation",
+        library_name="diffusers" if prompted else "synthmri",
+        pipeline_tag="text-to-image" if prompted else "unconditional-image-generation",
         tags=["brain-mri", "synthetic-data", "not-for-clinical-use", *(["simulated-data"] if simulated else [])],
-        base_model=tree["finetune"]["base_model"] if code == "latent_diffusion" and not _local_base(tree) else None,
+        base_model=tree["finetune"]["base_model"] if prompted and not _local_base(tree) else None,
     )  # fmt: skip
     rows = [(text, _number(scores, name), _number(floor, name)) for name, text in NAMED.items() if name in scores]
     measured = tables.markdown(("score", "this model", "real slices of other people"), rows)
-    opening = OPEN["latent_diffusion" if code == "latent_diffusion" else "other"].format(
-        code=code, prompt=prompt, **_drawing(tree)
-    )
+    opening = OPEN[prompted].format(code=code, prompt=prompt, **_drawing(tree))
     gate = (
         "It passed the gate of the registry."
         if not failed
@@ -90,7 +92,7 @@ def model_card(
 {CLINICAL}
 
 It draws single {tree["data"]["plane"]} slices of {tree["data"]["image_size"]} x {tree["data"]["image_size"]} pixels, {
-        "by a prompt" if code == "latent_diffusion" else "from noise alone, without a prompt"
+        "by a prompt" if prompted else "from noise alone, without a prompt"
     }. It was trained on {SIMULATED if simulated else PRIVATE}.
 
 ## Intended use
@@ -123,13 +125,12 @@ that protects the images that are passed on, not these weights, from which anybo
 
 ## Training
 
-{effort["parameters"] / 1e6:.1f} M parameters, {effort["images_seen"]:.0f} images seen, {effort["teraflop"]:.3g} TFLOP{
-        ", without the pretraining of the base" if code == "latent_diffusion" else ""
-    }; device {tree["runtime"]["device"]}. {_base(tree) if code == "latent_diffusion" else ""}
+{effort["parameters"] / 1e6:.1f} M parameters, {effort["images_seen"]:.0f} images seen, {effort["teraflop"]:.3g} TFLOP;
+device {tree["runtime"]["device"]}. {_base(tree) if prompted else ""} {_pretraining(effort)}
 
 ## Licences
 
-Code: Apache-2.0. {_base_licence(tree) if code == "latent_diffusion" else ""}{_data_licence(simulated)}
+Code: Apache-2.0. {_base_licence(tree) if prompted else ""}{_data_licence(simulated)}
 """  # noqa: E501
     return str(ModelCard(f"---\n{header.to_yaml()}\n---\n\n{body}"))
 
@@ -242,6 +243,16 @@ def _base(tree: dict) -> str:
     base = tree["finetune"]["base_model"]
     seen = ", which has seen simulated heads alone and no patient" if _own_base(tree) else ""
     return f"Fine-tuned from {f'`{base}`' if _own_base(tree) or not _local_base(tree) else 'a local directory'}{seen}."
+
+
+def _pretraining(effort: dict[str, float]) -> str:
+    """What the weights that training began with have seen, where that is known."""
+    if "pretraining_images_seen" not in effort:
+        return ""
+    return (
+        f"Pretrained on {effort['pretraining_images_seen']:.0f} simulated slices "
+        f"({effort['pretraining_teraflop']:.3g} TFLOP), which show no patient."
+    )
 
 
 def _base_licence(tree: dict) -> str:
