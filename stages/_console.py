@@ -15,7 +15,7 @@ COMMANDS = {
     "registry": ("stages.register", "synchronise, browse and ask the MLflow registry; export a model"),
     "study": ("stages.study", "make, serve and export a blinded reader study"),
     "draw": ("stages.draw", "draw simulated slices, many and once, for pretraining"),
-    "pretrain": ("stages.pretrain", "train a base model on simulated heads, for hours"),
+    "pretrain": ("stages.pretrain", "train a base model, or a baseline, on simulated heads, for hours"),
 }
 
 

@@ -50,7 +50,8 @@ def main(
         elif name == p.override.model:
             lapsed = "a person's word for it was for other scores, and has lapsed"
             words.append(lapsed)
-            print(f"{name}: {lapsed}; look again, then `synthmri registry --override {name}`", file=sys.stderr)
+            again = f"`synthmri registry --override {name} --reason ...`"
+            print(f"{name}: {lapsed}; look again, then {again}", file=sys.stderr)
         verdict = "passed" if name in ranked else "refused"
         rows.append((title, found[name].get(gate.CHAMPION, ""), verdict, tree[name].get("rank", ""), "; ".join(words)))
     with _files.replacing(verdicts) as numbers, _files.replacing(reasons) as text:

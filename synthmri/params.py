@@ -68,7 +68,7 @@ def _tree(path: Path) -> dict:
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: a 13th month, 5000 digits
         raise UserError(f"{path} cannot be read as YAML: {error}") from None
     if not isinstance(tree, dict):
-        raise UserError(f"{path} holds no sections; restore it with `git checkout {Path(path).name}`")
+        raise UserError(f"{path} holds no sections; restore it with `git checkout {path}`")
     return tree
 
 
@@ -84,7 +84,8 @@ def parse(values: object, section: str, cls: type[S], where: str = "params.yaml"
             raise UserError(
                 f"{where}: section `{section}` holds a value that is no number, text, list or map: {error}"
             ) from None
-        lines = [_explain(item, section, cls) for item in error.errors()]
+        file = where if where.endswith(".yaml") else "params.yaml"
+        lines = [_explain(item, section, cls, file) for item in error.errors()]
         raise UserError("\n".join([f"{where}: {len(lines)} value(s) cannot be used", *lines])) from None
 
 
@@ -97,7 +98,7 @@ def _bounded(values: object) -> bool:
     return not todo
 
 
-def _explain(item: dict, section: str, cls: type[Section]) -> str:
+def _explain(item: dict, section: str, cls: type[Section], file: str) -> str:
     key = ".".join([*filter(None, [section]), *map(str, item["loc"])])
     value = item["input"]
     if item["type"] == "extra_forbidden":
@@ -105,7 +106,7 @@ def _explain(item: dict, section: str, cls: type[Section]) -> str:
         remedy = f"write `{near[0]}`" if near else f"remove it; the keys are {', '.join(cls.model_fields)}"
         return f"  {key} = {value!r}: unknown key; {remedy}"
     if item["type"] == "missing":
-        return f"  {key}: missing; add it (see the comments in params.yaml at the last commit)"
+        return f"  {key}: missing; add it (see the comments in {file} at the last commit)"
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] in ("float_type", "int_type") and isinstance(value, str):
         try:
@@ -113,4 +114,4 @@ def _explain(item: dict, section: str, cls: type[Section]) -> str:
                 message += f"; YAML reads {value} as text, write it with a decimal point ({float(value)!r})"
         except ValueError:
             pass
-    return f"  {key} = {value!r}: {message[0].lower()}{message[1:]}; change it in params.yaml"
+    return f"  {key} = {value!r}: {message[0].lower()}{message[1:]}; change it in {file}"

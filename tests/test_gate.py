@@ -131,7 +131,7 @@ def test_stage_writes_finite_floats_and_words(tmp_path, monkeypatch, capsys):
     tree = json.loads((tmp_path / "gate.json").read_text())
     assert "override" not in tree["dcgan"] and "unknown" not in tree["dcgan"]
     assert tree["vae"]["unknown"] == {"mia_auroc_high": 1.0} and "mia_auroc_high" not in tree["vae"]["rules"]
-    assert "has lapsed; look again, then `synthmri registry --override dcgan`" in capsys.readouterr().err
+    assert "has lapsed; look again, then `synthmri registry --override dcgan --reason ...`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

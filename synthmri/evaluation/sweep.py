@@ -43,7 +43,8 @@ def gains(
     """By how much the KID of each set lies below that of the first, and the standard error of it; the first's are 0.
 
     drawn: sets of features (n, D), row i of each of the same seed; val: (M, D); subjects: of its rows, at
-    least LEAST_PEOPLE. The error holds the choice of subjects and of seeds: `scores.by_subject`, over each in turn.
+    least LEAST_PEOPLE. The error holds the choice of subjects and of seeds: `uncertainty.by_subject`, over each
+    in turn.
     """
 
     def below_first(rows: np.ndarray, val: np.ndarray) -> np.ndarray:

@@ -130,7 +130,8 @@ def fit_autoencoder(
     start=None,
     part: str = "full",
 ):
-    """Train an autoencoder, `start` or else a new one, or go on from `checkpoint`; the loss: see adaptation.train.
+    """Train an autoencoder, `start` or else a new one, or go on from `checkpoint`; the loss: see
+    autoencoder_training.train.
 
     part: "full", or "decoder", which keeps the latent space. perceptual: (B, 3, H, W) x (B, 3, H, W) in [-1, 1] ->
     distances. Returns the trained autoencoder and the floating-point operations.

@@ -1,1 +1,1 @@
-"""What every training shares: its loop, losses, random streams, processes and number formats; and sampling."""
+"""What every training shares: its loop, losses, processes and number formats; and sampling."""
