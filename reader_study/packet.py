@@ -99,13 +99,17 @@ def read(folder: Path) -> Packet:
         images = {name: (folder / "images" / f"{name}.png").read_bytes() for name in content["images"]}
         pixels = {name: np.asarray(Image.open(io.BytesIO(data))) for name, data in images.items()}
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder} cannot be read as a packet ({error}); make one with `study create`") from None
+        raise UserError(
+            f"{folder} cannot be read as a packet ({error}); make one with `synthmri study create`"
+        ) from None
     found = _sha256(text)[:16]
     if folder.name != f"packet-{found}":
-        raise UserError(f"{folder} was changed: its content now has the hash {found}; make a new one (`study create`)")
+        raise UserError(
+            f"{folder} was changed: its content now has the hash {found}; make a new one (`synthmri study create`)"
+        )
     for name, wanted in content["images"].items():
         if design.sha256(pixels[name]) != wanted:
-            raise UserError(f"{folder}/images/{name}.png was changed; make a new packet with `study create`")
+            raise UserError(f"{folder}/images/{name}.png was changed; make a new packet with `synthmri study create`")
     orders = [[(name, again) for name, again in order] for order in content["orders"]]
     # Packets that were made before there were others are of ratings, without controls.
     study = {"design": "rating", "controls": 0} | content["study"]

@@ -67,7 +67,7 @@ def read(path: Path, design: str = "") -> pd.DataFrame:
         _refuse(path, frame[~frame[name].isin(WORDS[name])], name, f"is none of {', '.join(WORDS[name])}")
     for name in frame.columns.intersection(("sha256", "sha256_real")):
         _refuse(path, frame[~frame[name].str.fullmatch("[0-9a-f]{64}")], name, "is no SHA-256")
-    _refuse(path, frame[frame.duplicated(KEY, keep="first")], "position", "is there twice; use `study merge`")
+    _refuse(path, frame[frame.duplicated(KEY, keep="first")], "position", "is there twice; use `synthmri study merge`")
     return frame
 
 

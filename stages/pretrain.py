@@ -45,6 +45,8 @@ def main(
     decoder alone can be trained of a pipeline that is there: its latents, and so its UNet, stay as they are.
     """
     if model != "latent_diffusion":
+        if part != "all":
+            raise UserError(f"--part {part} is of latent_diffusion; {model} is trained whole")
         return _baseline(model, images, out or Path("pretrained") / model, start, checkpoints)
     out = out or Path("pretrained/autoencoder" if part == "autoencoder" else "pretrained/base")
     if part == "decoder" and start is None:
@@ -98,7 +100,10 @@ def main(
         else:
             state = loop.load_checkpoint(first)
             if state is None:
-                raise UserError(f"{first} is missing; run with --part autoencoder first, or name a pipeline by --start")
+                raise UserError(
+                    f"{first} is missing; run with --part autoencoder first, or name an autoencoder, or a pipeline, by "
+                    "--start"
+                )
             if state["step"] < run.autoencoder.steps:
                 raise UserError(
                     f"{first} has {state['step']} of pretrain.autoencoder.steps = {run.autoencoder.steps}; finish it "

@@ -267,10 +267,11 @@ def _write_cards(folder: Path, name: str, p: gate.Registry, tree: dict, texts: l
     failed = [why for why in gate.judge(scores, p).values() if why]
     if gate.overridden(name, scores, p):
         failed.append(f"a person has given their word for it: {p.override.reason}")
+    compared = _files.read_json(METRICS / "comparison.json")
     text = card.model_card(
         comparison.MODELS[name], name, generators.find(name).prompted, scores,
-        _files.read_json(METRICS / "references.json")["real"], _files.read_json(METRICS / f"training/{name}.json"),
-        failed, data, tree, texts[0], _files.read_json(METRICS / "comparison.json")["models"][name],
+        compared["references"]["real"], _files.read_json(METRICS / f"training/{name}.json"),
+        failed, data, tree, texts[0], compared["models"][name],
     )  # fmt: skip
     (folder / "README.md").write_text(text, encoding="utf-8")
     (folder / "DATASET.md").write_text(card.dataset_sheet(data, tree), encoding="utf-8")

@@ -40,7 +40,7 @@ def main(
         n=progress.n, seed=0, steps=1, guidance_scale=1.0, scheduler="ddpm", batch_size=min(progress.n, 16)
     )
     settings = (
-        seed, p.model_dump(), progress.model_dump(exclude={"points", "steps"}), runtime.model_dump(), precision,
+        seed, p.model_dump(), progress.model_dump(exclude={"points"}), runtime.model_dump(), precision,
         distributed.count(),
     )  # fmt: skip
     with (

@@ -1,7 +1,8 @@
-"""Pretrained extractors: images -> feature vectors. The weights come inside installed packages; nothing is downloaded.
+"""Pretrained extractors: images -> feature vectors. The weights of two come inside installed packages.
 
 EfficientNet-Lite0 decides: no training looks through it. AlexNet is the one that LPIPS, a loss of the autoencoder,
-looks through. Inception-V3 (the one of FID), and any other that transformers' AutoModel opens, where their weights are.
+looks through. Inception-V3 (the one of FID), and any other that transformers' AutoModel opens, come from where
+parameters say.
 """
 
 import importlib.util

@@ -179,6 +179,6 @@ def _number(column: str, value: float) -> str:
         return ""
     if column == "parameters":
         return f"{value / 1e6:.1f} M"
-    if column in ("n", "images_seen"):
+    if column in ("n", "images_seen", "pretraining_images_seen"):
         return f"{value:.0f}"
     return f"{value:.3f}" if abs(value) < 1 else f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
