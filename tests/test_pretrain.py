@@ -2,6 +2,7 @@
 
 import functools
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ import torch
 from conftest import copy_parameters
 
 from stages import _cli, _files, draw
-from synthmri import imageset, params, streams
+from synthmri import generators, imageset, params, streams
 from synthmri.errors import UserError
+from synthmri.scans import slicing
 from synthmri.simulation import pretraining
 
 
@@ -212,6 +214,26 @@ def test_a_baseline_is_pretrained_on_the_drawn_slices_and_goes_on_from_its_weigh
     (tmp_path / "models/notes.txt").write_text("mine")
     with pytest.raises(UserError, match="models holds something else than a model"):
         stage.main(**settings, out=tmp_path / "models")
+
+
+@pytest.mark.parametrize("name", [name for name in generators.GENERATORS if name != "latent_diffusion"])
+def test_a_baseline_of_the_default_run_begins_with_the_weights_that_lie_here(name):
+    """Those of its discriminator too, which are drawn from nothing but its own section."""
+    whole = params.read("params.yaml", "data", slicing.Data).image_size
+    p = params.read("params.yaml", f"baselines.{name}", generators.find(name).Params)
+    model, folder = generators.find(name).untrained(p, whole, seed=0), Path("pretrained") / name
+    parts, _ = model.learner(p, lambda generator: None, seed=0, precision="fp32")
+    beside = {key: part for key, part in parts.items() if isinstance(part, torch.nn.Module)}
+    before = flat(model.network).clone()
+    model._begin(folder, {"model": model.network} | beside)
+    assert not torch.equal(flat(model.network), before) and flat(model.network).isfinite().all()
+    effort = _files.pretraining(folder)
+    assert effort["pretraining_images_seen"] > 0 and effort["pretraining_teraflop"] > 0
+
+
+def test_the_weights_that_lie_here_are_small():
+    sizes = [file.stat().st_size / 1e6 for file in Path("pretrained").rglob("*") if file.is_file()]
+    assert sum(sizes) < 60 and max(sizes) < 16
 
 
 def attribute(module, path):
