@@ -20,6 +20,9 @@ def curve(kid, memorised=None):
         ([3, 2, 1], [0, 0, 0.08], 2),  # 2 of 25: chance gives honest images as many
         ([3, 2, 1], [0, 0, 0.16], 1),  # 4 of 25: chance gives them rarely
         ([3, 2, 1], [0.9, 0.3, 0.4], 1),  # all copy: the one that does it least
+        ([1, 3, 2], None, 2),  # the model before fine-tuning is scored as one of its own
+        ([1, 3, 2], [0, 0.5, 0.9], 0),  # unless all others copy
+        ([1], None, 0),
     ],
 )
 def test_the_nearest_that_copies_nobody_is_kept(kid, memorised, which):

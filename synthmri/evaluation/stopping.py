@@ -49,16 +49,17 @@ def honest(val: np.ndarray, train: np.ndarray) -> np.ndarray:
 
 
 def kept(found: Sequence[Snapshot], count: int) -> int:
-    """Which of the snapshots, of `count` images each, is kept.
+    """Which of the snapshots, of `count` images each, is kept; the first is of the model before all fine-tuning.
 
     The one of the least distance among those that copy no more than honest images would, allowing for chance: their
     number of likely copies is not above the SURE quantile of a binomial of HONEST. Where all are above it, the one that
-    copies least.
+    copies least. The first is kept only where no other is admitted: it has not seen these slices, so that what little
+    a distance of few images says for it is chance, and it is scored as a model of its own.
     """
     most = stats.binom.ppf(SURE, count, HONEST) / count
     admitted = [i for i, each in enumerate(found) if each.memorised <= most + 1e-9]
     if admitted:
-        return min(admitted, key=lambda i: found[i].kid)
+        return min(admitted, key=lambda i: (i == 0, found[i].kid))
     return min(range(len(found)), key=lambda i: (found[i].memorised, found[i].kid))
 
 
