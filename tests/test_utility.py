@@ -24,11 +24,13 @@ SMALL = downstream.Utility(
 NAMES = ["lesions", "none"]
 
 
-@pytest.fixture(autouse=True)
-def _small(monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def _small():
     """Trainings of few steps."""
-    monkeypatch.setattr(downstream, "BATCH", 32)
-    monkeypatch.setattr(downstream, "LEARNING_RATE", 1e-2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(downstream, "BATCH", 32)
+        patch.setattr(downstream, "LEARNING_RATE", 1e-2)
+        yield
 
 
 def pictures(labels: np.ndarray, *, seed: int) -> np.ndarray:
