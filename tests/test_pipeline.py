@@ -497,8 +497,8 @@ def test_generate_writes_every_format(repro, tmp_path, format):
 def test_what_leaves_the_house_has_passed_the_shield_or_nothing_leaves(repro, tmp_path):
     """Of a model this small both may be: what counts is that it was looked at."""
     out = tmp_path / "generated"
-    command = [sys.executable, "-m", "stages.generate", "--n", "2", "--out", str(out)]
-    done = subprocess.run(command, cwd=repro, capture_output=True, text=True)
+    command = ["python", "-m", "stages.generate", "--n", "2", "--out", str(out)]
+    done = subprocess.run(command, cwd=repro, capture_output=True, text=True, env=environment(repro))
     if done.returncode:
         assert "2 of 2 images passed the shield in none of 8 draws" in done.stderr and not out.exists()
     else:
