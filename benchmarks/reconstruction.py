@@ -104,7 +104,9 @@ def webp(images: np.ndarray, quality: int) -> tuple[np.ndarray, float]:
 
 
 def main(
-    model: Annotated[Path, typer.Option(help="pipeline in Stable Diffusion format")] = Path("pretrained/base"),
+    model: Annotated[
+        list[Path], typer.Option(help="pipeline in Stable Diffusion format, or autoencoder; may be given several times")
+    ] = (Path("pretrained/base"),),
     simulated: Annotated[Path, typer.Option(help="ImageSet of simulated slices, if there is one")] = Path(
         "data/slices/test"
     ),
@@ -116,16 +118,16 @@ def main(
 ):
     """Mean PSNR, SSIM and LPIPS of slices against themselves through the autoencoder, and of the ceiling if asked for.
 
-    Writes benchmarks/results/reconstruction.json.
+    Of several models the first has the ceiling, and rows without a name. Writes benchmarks/results/reconstruction.json.
     """
     precision = _cli.precision(_cli.start())
     how = params.read(_cli.PARAMS, "adapt", autoencoder_training.Adapt)
     data = params.read(_cli.PARAMS, "data", slicing.Data)
     root = os.environ.get("REAL_MRI")
-    sets = real_sets(Path(root), data) if root else {}
+    sets = real_sets(Path(root), data) | {"lgg-flair": unseen(Path(root))} if root else {}
     if (simulated / "images.npy").is_file():
         sets["simulated"] = np.asarray(imageset.read(simulated).images)
-    vae = autoencoder.load(model / "vae")
+    vae, *further = (autoencoder.load(each / "vae" if (each / "vae").is_dir() else each) for each in model)
     lpips, rows = perceptual.lpips_model(), {}
 
     def row(decoded: np.ndarray, images: np.ndarray) -> dict[str, float]:
@@ -134,7 +136,7 @@ def main(
         return {"n": len(images)} | {key: round(value, 4) for key, value in values.items()}
 
     if mixed and root:
-        run, judged = params.read(_cli.PRETRAINING, "pretrain", pretraining.Pretrain), unseen(Path(root))
+        run, judged = params.read(_cli.PRETRAINING, "pretrain", pretraining.Pretrain), sets["lgg-flair"]
         real = np.concatenate([sets["open-ms"], sets["t1ce-tumor"]])
         for words, some in (("as it is", None), ("simulated", None), ("simulated and real", real)):
             pupil = vae if words == "as it is" else trained_on(vae, run, mixed, some, lpips, precision)
@@ -144,6 +146,9 @@ def main(
     for name, images in sets.items():
         decoded = autoencoder.reconstruct(vae, images, batch_size=16, precision=precision)
         rows[name] = row(decoded, images)
+        for other, where in zip(further, model[1:], strict=True):
+            rebuilt = autoencoder.reconstruct(other, images, batch_size=16, precision=precision)
+            rows[f"{name}, {where.name}"] = row(rebuilt, images)
         rows[f"{name}, linear"] = row(linear(images, vae.config.latent_channels), images)
         coded, bits = webp(images, quality=5)
         rows[f"{name}, WebP"] = row(coded, images) | {"bits_a_pixel": round(bits, 3)}

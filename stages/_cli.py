@@ -1,6 +1,5 @@
 """How a command starts, shows its progress, and fails."""
 
-import ctypes
 import os
 import sys
 import threading
@@ -19,7 +18,6 @@ from synthmri.errors import UserError
 
 PARAMS = Path("params.yaml")
 COHORT, PRETRAINING = Path("data/cohort.yaml"), Path("pretrained/params.yaml")  # of simulation alone
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 BAR = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
 
@@ -123,23 +121,10 @@ def settle(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    keep_memory()
     # MKL's vector functions are set up by their first call: where threads share it, one of them may compute its part in
     # lower accuracy (1e-4), in some runs and not in others. A first call of one number is made by one thread alone.
     for function in (torch.exp, torch.log, torch.sin, torch.cos, torch.tanh, torch.erf):
         function(torch.ones(1))
-
-
-def keep_memory() -> None:
-    """Have glibc keep what is freed, for the next step of a training asks for the same again.
-
-    By default it hands tensors above 32 MB back to the system each time, which then clears them page by page: a quarter
-    of a training step on a CPU (`python -m benchmarks.memory`). Other C libraries do as they like.
-    """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        most = 2**31 - 1
-        for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, most), (M_TOP_PAD, 2**26)):
-            libc.mallopt(option, value)
 
 
 def end_with(parent: int) -> None:

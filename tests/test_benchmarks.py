@@ -212,9 +212,10 @@ def test_the_linear_code_is_the_best_of_its_size_and_the_whole_of_all_numbers():
 def test_reconstruction_and_its_yardsticks(small, tiny_model, monkeypatch):
     monkeypatch.delenv("REAL_MRI", raising=False)
     imageset.write(small / "set", slices(8))
-    reconstruction.main(model=tiny_model, simulated=small / "set")
+    reconstruction.main(model=[tiny_model, tiny_model / "vae"], simulated=small / "set")
     found = result("reconstruction")
-    assert set(found) == {"simulated", "simulated, linear", "simulated, WebP", "machine"}
+    assert set(found) == {"simulated", "simulated, vae", "simulated, linear", "simulated, WebP", "machine"}
+    assert found["simulated, vae"] == found["simulated"]  # of the pipeline, and opened alone
     assert found["simulated"]["psnr"] < found["simulated, linear"]["psnr"]  # an untrained autoencoder
     assert 0 < found["simulated, WebP"]["bits_a_pixel"] < 8
 
