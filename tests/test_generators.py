@@ -49,6 +49,7 @@ def test_a_sixth_model_is_one_file(tmp_path, monkeypatch):
     tree = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     own = {"steps": 400, "batch_size": 8, "learning_rate": 0.02}
     tree["baselines"]["average"], tree["sample"] = own, tree["sample"] | {"n": 5, "batch_size": 5}
+    tree["train"]["pretrained"] = False
     monkeypatch.chdir(tmp_path)
     Path("params.yaml").write_text(yaml.safe_dump(tree))
     rows = np.random.default_rng(0).integers(90, 110, (12, 32, 32)).astype(np.uint8)

@@ -601,7 +601,7 @@ def test_the_stage_writes_a_pipeline_of_the_size_of_the_data(tiny_model, tmp_pat
     change = {"base_model": str(source), "method": method, "lora": lora}
     tree["finetune"].update(FINETUNE | change)
     tree["runtime"]["precision"] = "fp32"
-    tree["progression"].update({"n": 4, "points": 1, "steps": 2})
+    tree["progression"].update({"n": 4, "points": 1})
     YAML().dump(tree, tmp_path / "params.yaml")
     monkeypatch.chdir(tmp_path)
     mean, std, _ = data()

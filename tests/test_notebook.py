@@ -26,6 +26,6 @@ def test_calls_the_repositorys_commands_and_imports_none_of_its_code(notebook):
     assert not re.search(r"(?:import|from) (?:synthmri|stages)", code)
     named = set(re.findall(r"stages\.(\w+)", text))
     assert {"profile", "summary"} <= named and all(Path(f"stages/{name}.py").is_file() for name in named)
-    for name in re.findall(r"a profile: ([\w, ]+);", text)[0].split(", "):
+    for name in re.findall(r"a file of profiles/: ([\w, ]+), \.\.\.;", text)[0].split(", "):
         assert Path(f"profiles/{name}.yaml").is_file()
     assert len(code.splitlines()) < 60

@@ -117,6 +117,7 @@ def project(tmp_path, monkeypatch):
     tree["runtime"]["threads"], tree["parallel"]["processes"] = 1, 2
     tree["baselines"]["vae"] |= {"width": 4, "latent_dim": 4, "steps": 2, "batch_size": 3}
     tree["progression"] |= {"n": 3, "baseline_points": 1}
+    tree["train"]["pretrained"] = False
     tree["sample"] |= {"n": 5, "batch_size": 2}
     monkeypatch.chdir(tmp_path)
     Path("params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")

@@ -23,6 +23,7 @@ def project(tmp_path, monkeypatch):
     tree = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     tree["baselines"]["dcgan"] |= {"width": 4, "latent_dim": 4, "steps": 4, "batch_size": 4}
     tree["progression"] |= {"n": 3, "baseline_points": 2}
+    tree["train"]["pretrained"] = False
     tree["runtime"] |= {"precision": "fp32", "threads": 1}
     folder = tmp_path / "project"
     folder.mkdir()
