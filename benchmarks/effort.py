@@ -31,11 +31,11 @@ def baseline(name: str, tree: dict, size: int) -> dict[str, float]:
     images = np.random.default_rng(0).integers(0, 256, (2, size, size), np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         *_, operations = generator.fit(
-            images, p.model_copy(update={"steps": 1, "batch_size": 2}), seed=0, points=1,
+            images, p.model_copy(update={"steps": generator.kinds, "batch_size": 2}), seed=0, points=1,
             checkpoint=Path(folder) / "one.pt", tick=lambda step, loss, rate: None, snapshot=lambda point, model: None,
         )  # fmt: skip
     evaluations = getattr(p, "sample_steps", 1)
-    return _petaflop(operations / 2, p.steps * p.batch_size, tree["sample"]["n"] * evaluations)
+    return _petaflop(operations / generator.kinds / 2, p.steps * p.batch_size, tree["sample"]["n"] * evaluations)
 
 
 def of_latent_diffusion(tree: dict, slices: int) -> dict[str, float]:

@@ -7,10 +7,8 @@ twice, and a stage without one is never taken for done because a cache knows it.
 """
 
 import dataclasses
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -19,22 +17,17 @@ import webbrowser
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
-import pandas as pd
 import typer
 from ruamel.yaml import YAML
 
 import synthmri
-from stages import _cli, _files, _store, _watch
-from synthmri import generators, imageset, params
+from stages import _cli, _files, _results, _store, _watch
+from stages._results import METRICS, MODELS, SAMPLES, SLICES
+from synthmri import params
 from synthmri.errors import UserError
 from synthmri.registry import description, gate, lineage, mlflow_store, pages
 from synthmri.reporting import comparison, headline
-from synthmri.scans import prompts
 
-METRICS, MODELS, SLICES, SAMPLES = Path("metrics"), Path("models"), Path("data/slices"), Path("data/samples")
-PRIVACY = METRICS / "privacy.json"
-OF_SCORES = ("privacy", "gate", "comparison")  # files of all models that stand beside a model's own scores
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -82,18 +75,18 @@ def export(
 
     Of people's scans, only a model that passes the gate, or that a person has given their word for (--override).
     """
-    _known(model)
+    _results.check(model)
     if out.exists():
         raise UserError(f"{out} exists already; name another folder with --out, or remove it")
     p = params.read(_cli.PARAMS, "registry", gate.Registry)
     with lineage.opened(Path()) as repo:
-        lineage.check(repo, _results(model))
-        tree = _tree(repo, model)
-    if held := _held_back(model, p, tree):
+        lineage.check(repo, _results.files(model))
+        tree = _results.parameters(repo, model)
+    if held := _results.held_back(model, p, tree):
         raise UserError(f"{model} is not exported: {held}")
     with _files.replacing(out) as folder:
         shutil.copytree(MODELS / model, folder)
-        _write_cards(folder, model, p, tree, _prompts(tree))
+        _results.write_cards(folder, model, p, tree, _results.texts_of(tree))
         shutil.copyfile(METRICS / "samples" / f"{model}.png", folder / "samples.png")
     print(f"{out} holds {comparison.MODELS[model]}; for the hub: `hf upload NAME/{model.replace('_', '-')} {out}`")
 
@@ -108,20 +101,22 @@ def _sync() -> None:
         place = mlflow_store.shown(_store.uri(p))
         here = {}
         for name in comparison.MODELS:
-            tree = _tree(repo, name)
-            entry = _entry(name, p, tree, _made_with(repo, name), locked, Path(scratch), elsewhere=elsewhere)
+            tree = _results.parameters(repo, name)
+            entry = _results.entry(
+                name, p, tree, _results.made_with(repo, name), locked, Path(scratch), elsewhere=elsewhere
+            )
             there = mlflow_store.find(client, entry.name, entry.identity)
-            if elsewhere and (held := _held_back(name, p, tree)):
+            if elsewhere and (held := _results.held_back(name, p, tree)):
                 if there is None:
                     print(f"{name} does not go to {place}: {held}", file=sys.stderr)
                     continue
                 print(f"{name} has its version {there.version} on {place}, delete it there: {held}", file=sys.stderr)
                 entry = dataclasses.replace(entry, files=[])  # the new scores go, for the verdict to be seen
             if there is None or mlflow_store.lineage(there.run_id).get("scores") != entry.lineage["scores"]:
-                lineage.check(repo, _results(name))
-                texts = _prompts(tree)
+                lineage.check(repo, _results.files(name))
+                texts = _results.texts_of(tree)
                 (Path(scratch) / name / "cards").mkdir(parents=True)
-                _write_cards(Path(scratch) / name / "cards", name, p, tree, texts)
+                _results.write_cards(Path(scratch) / name / "cards", name, p, tree, texts)
                 Path(entry.artifacts["prompts"]).write_text(json.dumps(texts), encoding="utf-8")
             package = Path(synthmri.__file__).parent
             here[name] = mlflow_store.register(
@@ -132,9 +127,9 @@ def _sync() -> None:
                 package,
                 lambda text: print(text, file=sys.stderr),
             )
-        if elsewhere and not _simulated(tree):
+        if elsewhere and not _results.simulated(tree):
             print(f"pictures of people's slices stay here, none has gone to {place}", file=sys.stderr)
-        names = [_registered(p, name) for name in comparison.MODELS]
+        names = [_results.registered(p, name) for name in comparison.MODELS]
         for version in _versions(client, names):
             hashes = mlflow_store.lineage(version.run_id)
             if hashes and "git_commit" not in version.tags:
@@ -161,8 +156,8 @@ def _aliases(client, p: gate.Registry, there: list, names: list[str], here: dict
     champion = best[0] if best else None
     chosen = p.override.model
     if chosen:
-        _known(chosen)
-        chosen = chosen if gate.overridden(chosen, _scores(chosen), p) else ""
+        _results.check(chosen)
+        chosen = chosen if gate.overridden(chosen, _results.scores_of(chosen), p) else ""
     if chosen:
         champion = next(v for v in there if (v.name, v.version) == (here[chosen].name, here[chosen].version))
     challenger = next((version for version in best if version is not champion), None)
@@ -189,220 +184,6 @@ def _aliases(client, p: gate.Registry, there: list, names: list[str], here: dict
             print(f"{alias}: models:/{version.name}@{alias}, version {version.version}{why}")
 
 
-def _entry(
-    name: str, p: gate.Registry, tree: dict, made_with: dict[str, str], locked: dict[str, str], scratch: Path, *,
-    elsewhere: bool,
-) -> mlflow_store.Entry:  # fmt: skip
-    """What is to stand in the registry about a model. Files below `scratch` are written if it is new: `_sync`.
-
-    elsewhere: whether the registry may be on another machine.
-    """
-    from synthmri.training import sampling
-
-    runtime = params.parse(tree["runtime"], "runtime", params.Runtime, "dvc.lock")
-    drawing = params.parse(tree["sample"], "sample", sampling.Sample, "dvc.lock")
-    scores = _scores(name)
-    effort = _files.read_json(METRICS / f"training/{name}.json")
-    failed = [why for why in gate.judge(scores, p).values() if why]
-    adapters = MODELS / name / "lora"  # of finetune.method: lora
-    kinds = ["samples", "progression"]
-    private = not _simulated(tree)
-    if not (private and elsewhere):
-        kinds += ["real_beside", "closest"]
-    results = [METRICS / file for file in ("comparison.md", "comparison.png", "gate.json", "gate.md")]
-    files = [(METRICS / kind / f"{name}.png", f"pictures/{kind}") for kind in kinds]
-    files += [(file, "results") for file in results]
-    files += [(Path("dvc.lock"), "lineage"), (scratch / name / "cards", "cards")]
-    tags = {
-        "model": name,
-        "gate": "refused" if failed else "passed",
-        "gate_reasons": "; ".join(failed) or "every rule holds",
-        "machine": f"{platform.machine()}, {os.cpu_count()} processors, {runtime.device}",
-        "precision": effort["precision"],
-        "data": "private" if private else "simulated, not patients",
-    }
-    hashes = {
-        "model": lineage.hash_of(locked, MODELS / name),
-        "samples": lineage.hash_of(locked, SAMPLES / name),
-        "slices": {split: lineage.hash_of(locked, SLICES / split) for split in ("train", "val", "test")},
-        "scores": {file: lineage.hash_of(locked, METRICS / f"{file}.json") for file in (name, *OF_SCORES)},
-        "metrics": sorted(scores),
-    }
-    floor = _files.read_json(METRICS / "references.json")["real"].get("fd_effnet", 0)
-    ratio = {"fd_ratio": scores["fd_effnet"] / floor} if floor > 0 else {}
-    took = _watch.kept(MODELS / name)
-    if os.environ.get("DVC_EXP_NAME"):
-        tags["experiment"] = os.environ["DVC_EXP_NAME"]
-    return mlflow_store.Entry(
-        name=_registered(p, name),
-        title=comparison.MODELS[name],
-        identity=_identity(hashes["model"], hashes["samples"]),
-        lineage=hashes,
-        tags=tags,
-        params=made_with,
-        scores=scores | ratio | {key: effort[key] for key in ("parameters", "images_seen", "teraflop")},
-        curves=_curves(name) | _figures(took),
-        datasets=[(str(SLICES / split), value, split) for split, value in hashes["slices"].items()],
-        files=files,
-        artifacts={
-            "model": str(MODELS / name),
-            "prompts": str(scratch / name / "prompts.json"),
-            "cards": str(scratch / name / "cards"),
-        },
-        config={
-            "code": name, "sample": drawing.model_dump(), "threads": runtime.threads, "device": runtime.device,
-            "precision": runtime.precision,
-        },
-        example=[{"seed": drawing.seed, "n": 1}],
-        requirements=_requirements(),
-        adapters=(str(adapters), tree["finetune"]["base_model"]) if adapters.is_dir() else None,
-        trained=(took["ended"] - took["seconds"], took["ended"]) if took else None,
-    )  # fmt: skip
-
-
-def _write_cards(folder: Path, name: str, p: gate.Registry, tree: dict, texts: list[str]) -> None:
-    from synthmri.reporting import card  # and with it huggingface_hub
-
-    scores, data = _scores(name), _files.read_json(METRICS / "data.json")
-    failed = [why for why in gate.judge(scores, p).values() if why]
-    if gate.overridden(name, scores, p):
-        failed.append(f"a person has given their word for it: {p.override.reason}")
-    compared = _files.read_json(METRICS / "comparison.json")
-    text = card.model_card(
-        comparison.MODELS[name], name, generators.find(name).prompted, scores,
-        compared["references"]["real"], _files.read_json(METRICS / f"training/{name}.json"),
-        failed, data, tree, texts[0], compared["models"][name],
-    )  # fmt: skip
-    (folder / "README.md").write_text(text, encoding="utf-8")
-    (folder / "DATASET.md").write_text(card.dataset_sheet(data, tree), encoding="utf-8")
-
-
-def _held_back(name: str, p: gate.Registry, tree: dict) -> str:
-    """Why a model stays on this machine, "" where it need not, and what a person can do about it."""
-    scores = _scores(name)
-    if gate.may_leave(name, scores, p, simulated=_simulated(tree)):
-        return ""
-    why = "; ".join(why for why in gate.judge(scores, p).values() if why)
-    return (
-        f"it was made from people's scans, and the gate refuses it ({why})\n  who has looked at "
-        f'metrics/closest/{name}.png may say otherwise: `synthmri registry --override {name} --reason "..."`'
-    )
-
-
-def _simulated(tree: dict) -> bool:
-    return tree["data"]["source"] == "simulated"
-
-
-def _tree(repo, name: str) -> dict:
-    """The parameters as in params.yaml, with the values that the stages behind a model ran with, and the settings of
-    the sampler that stage `sweep` chose; what these stages do not know, from the other stages.
-    """
-    tree: dict = {}
-    lineage.hash_of(lineage.outputs(repo), MODELS / name)
-    for known in (lineage.params(repo), lineage.params(repo, _own(name))):
-        for key, values in known.items():
-            *outer, last = key.split(".")
-            section = tree
-            for part in outer:
-                section = section.setdefault(part, {})
-            section[last] = next(iter(values.values()))
-    tree["sample"] |= _files.read_json(MODELS / "sampling.json")
-    made_of = _files.read_json(SLICES / "train/meta.json").get("data", {}).get("source")
-    if made_of != tree["data"]["source"]:
-        raise UserError(
-            f"dvc.lock says data.source = {tree['data']['source']}, but data/slices was made with {made_of}: the cards "
-            "would call the data what they are not; run `dvc checkout` to restore data/slices, or `dvc repro`"
-        )
-    return tree
-
-
-def _made_with(repo, name: str) -> dict[str, str]:
-    """Parameter -> its value for the stages that a model, its samples and its scores come from, as text.
-
-    Where they differ, as after a `dvc repro` of some stages alone, each with its stages. Of what `sweep` chose, that.
-    """
-    known = lineage.params(repo, _own(name))
-    out = {}
-    for key, values in known.items():
-        stages: dict[str, list[str]] = {}
-        for stage, value in values.items():
-            stages.setdefault(str(value), []).append(stage)
-        several = "; ".join(f"{value} ({', '.join(where)})" for value, where in stages.items())
-        out[key] = several if len(stages) > 1 else next(iter(stages))
-    chosen = {f"sample.{key}": str(value) for key, value in _files.read_json(MODELS / "sampling.json").items()}
-    return out | {key: value for key, value in chosen.items() if key in out}
-
-
-def _scores(name: str) -> dict[str, float]:
-    return _files.read_scores(METRICS / f"{name}.json") | _files.read_json(PRIVACY)[name]
-
-
-def _prompts(tree: dict) -> list[str]:
-    """Those of the training slices: the sampled prompts are drawn from them."""
-    words = params.parse(tree["prompt"], "prompt", prompts.Prompt, "dvc.lock")
-    return prompts.prompts(imageset.read(SLICES / "train").manifest, words)
-
-
-def _curves(name: str) -> dict[str, list[tuple[int, float]]]:
-    """Loss over steps, and the distances over images seen, from the CSV files."""
-    losses = pd.read_csv(METRICS / f"training/{name}.csv")
-    curves = {f"training/{column}": _pairs(losses, "step", column) for column in losses.columns if column != "step"}
-    table = pd.read_csv(METRICS / "progression.csv")
-    table = table[table["model"] == name]
-    return curves | {
-        f"progression/{column}": _pairs(table, "images_seen", column)
-        for column in table.columns
-        if column not in ("model", "images_seen")
-    }
-
-
-def _figures(took: dict) -> dict[str, list[tuple[int, float]]]:
-    """What its training took of this machine, as MLflow names such curves."""
-    rows = took.get("figures", [])
-    if not rows:
-        return {}
-    columns = {"system/seconds_a_step": 1, "system/memory_gb": 2}
-    curves = {name: [(row[0], row[place]) for row in rows] for name, place in columns.items()}
-    return curves | {name: [(rows[-1][0], value)] for name, value in took.items() if name.startswith("system/")}
-
-
-def _identity(*hashes: str | None) -> str:
-    """Of a version: its model and its samples."""
-    return _files.digest(*hashes)
-
-
-def _pairs(table: pd.DataFrame, x: str, y: str) -> list[tuple[int, float]]:
-    return [(int(a), float(b)) for a, b in zip(table[x], table[y], strict=True) if np.isfinite(b)]
-
-
-def _requirements() -> list[str]:
-    from synthmri.registry import serving
-
-    return [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in serving.REQUIREMENTS]
-
-
-def _registered(p: gate.Registry, name: str) -> str:
-    return f"{p.prefix}-{name}"
-
-
-def _known(name: str) -> None:
-    if name not in comparison.MODELS:
-        raise UserError(f"{name!r} is no model; use one of {', '.join(comparison.MODELS)}")
-
-
-# What DVC and git know
-
-
-def _own(name: str) -> list[Path]:
-    """What is of one model alone."""
-    return [MODELS / name, SAMPLES / name, METRICS / f"{name}.json"]
-
-
-def _results(name: str) -> list[Path]:
-    """What goes into the registry or to the hub under the name of a model."""
-    return [*_own(name), *(METRICS / f"{file}.json" for file in OF_SCORES)]
-
-
 # The store
 
 
@@ -411,7 +192,7 @@ def _ui(port: int, open_: bool) -> None:
     p = params.read(_cli.PARAMS, "registry", gate.Registry)
     client, experiment = _store.connect(p)
     live = client.get_experiment_by_name(_watch.experiment(p))
-    names = [_registered(p, name) for name in comparison.MODELS]
+    names = [_results.registered(p, name) for name in comparison.MODELS]
     found = pages.links(client, experiment, live and live.experiment_id, names, headline.OWN)
     served = _store.uri(p).startswith("http")  # by a server of somebody's, which has the pages
     address = mlflow_store.shown(_store.uri(p)).rstrip("/") if served else f"http://127.0.0.1:{port}"
@@ -434,10 +215,10 @@ def _ui(port: int, open_: bool) -> None:
 
 
 def _show(model: str, which: str) -> None:
-    _known(model)
+    _results.check(model)
     p = params.read(_cli.PARAMS, "registry", gate.Registry)
     client, _ = _store.connect(p)
-    name = _registered(p, model)
+    name = _results.registered(p, model)
     found = mlflow_store.versions(client, name)
     aliases = client.get_registered_model(name).aliases if found else {}
     number = str(aliases.get(which, which))
@@ -470,24 +251,23 @@ def _commit(revision: str) -> None:
     p = params.read(_cli.PARAMS, "registry", gate.Registry)
     client, _ = _store.connect(p)
     for model in comparison.MODELS:
-        identity = _identity(locked.get(f"{MODELS / model}"), locked.get(f"{SAMPLES / model}"))
-        version = mlflow_store.find(client, _registered(p, model), identity)
-        print(f"{_registered(p, model)}: {f'version {version.version}' if version else 'not registered'}")
+        identity = _results.identity(locked.get(f"{MODELS / model}"), locked.get(f"{SAMPLES / model}"))
+        version = mlflow_store.find(client, _results.registered(p, model), identity)
+        print(f"{_results.registered(p, model)}: {f'version {version.version}' if version else 'not registered'}")
 
 
 def _override(model: str, reason: str) -> None:
     """Into params.yaml, so that it is versioned, has an author, and outlives the store."""
     params.read(_cli.PARAMS, "registry", gate.Registry)
     if model:
-        _known(model)
+        _results.check(model)
     if bool(model) != bool(reason.strip()):
         raise UserError("an override needs a reason: add --reason \"...\" (and `--override ''` alone takes it back)")
     round_trip = YAML()
     round_trip.width, round_trip.preserve_quotes = 200, True
     tree = round_trip.load(_cli.PARAMS)
-    tree["registry"]["override"] |= {
-        "model": model, "reason": reason.strip(), "scores": gate.fingerprint(_scores(model)) if model else "",
-    }  # fmt: skip
+    scores = gate.fingerprint(_results.scores_of(model)) if model else ""
+    tree["registry"]["override"] |= {"model": model, "reason": reason.strip(), "scores": scores}
     with _files.replacing(_cli.PARAMS) as part:
         round_trip.dump(tree, part)
     print(

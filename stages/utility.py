@@ -11,7 +11,7 @@ import typer
 from stages import _cli, _files
 from synthmri import imageset, params
 from synthmri.errors import UserError
-from synthmri.evaluation import auroc, downstream
+from synthmri.evaluation import auroc, classifier, downstream, usefulness
 from synthmri.reporting import plots
 
 CAVEATS = """\
@@ -85,9 +85,9 @@ def main(
         text = f"Whether synthetic slices help a classifier was not measured: {why}.\n"
     else:
         learnt = {
-            name: downstream.Labelled(
-                downstream.seen(
-                    part.images, p, count=p.views if name in ("train", "synthetic") else 1, seed=_cli.seed(),
+            name: classifier.Labelled(
+                classifier.seen(
+                    part.images, p.image_px, count=p.views if name in ("train", "synthetic") else 1, seed=_cli.seed(),
                     device=runtime.device,
                 ),
                 part.labels, part.who,
@@ -141,11 +141,11 @@ def _chapter(name: str, part: Part, arms: dict, names: list[str], p: downstream.
     return "\n\n".join(
         [
             *(["## On the external set"] if name == "external" else []),
-            downstream.sentence(arms, names),
+            usefulness.sentence(arms, names),
             f"Test: {counts[f'{name}_slices']} slices of {counts[f'{name}_subjects']} {people}; {p.trainings} "
             f"trainings each, at {p.image_px} px, with {counts['synthetic_slices']} synthetic slices."
             + (f" Left out, as they are test slices: {', '.join(left)} slices." if left else ""),
-            downstream.markdown(arms),
+            usefulness.markdown(arms),
             CAVEATS.format(people=people) + ("" if part.subjects else NO_SUBJECTS.format(block=part.block)),
         ]
     )

@@ -1,5 +1,6 @@
 """The four baselines at their smallest: they learn, resume to the same weights, and draw by seed alone."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import nn
 from synthmri import generators, params
 from synthmri.errors import UserError
 from synthmri.generators import ddpm, unet_gan, vae
-from synthmri.training import adversarial, diffaugment, loop, sampling
+from synthmri.training import adversarial, denoising_loss, diffaugment, loop, sampling
 
 NAMES = ["vae", "dcgan", "ddpm", "unet_gan"]
 SIZE = 64  # px: the least for a perceptual distance at half the size
@@ -67,7 +68,7 @@ def test_a_killed_training_ends_like_an_undisturbed_one(name, tmp_path):
     assert torch.equal(flat(whole), flat(again))
     assert history_again == history and len(history) == 4
     assert operations_again == operations > 0
-    assert whole.config == {"params": p.model_dump(), "size": SIZE}
+    assert whole.config == {"params": p.model_dump(), "size": SIZE, "target": "image" if name == "ddpm" else ""}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -167,9 +168,10 @@ def test_ddpm_draws_from_pure_noise_whatever_its_number_of_steps():
         assert scheduler.timesteps[0] == 999 and len(scheduler.timesteps) == steps
 
 
-def test_ddpm_that_knows_the_answer_draws_it():
-    """A network that predicts v exactly: ancestral sampling in twelve steps ends at the image, not near it."""
-    target = torch.rand(1, 16, 8, 8) * 1.6 - 0.8
+def test_ddpm_that_knows_the_distribution_draws_from_it():
+    """Where pixels are N(mean, spread^2), what is to be predicted has a closed form, and samples are of that kind."""
+    spread, picture = 0.2, torch.linspace(-0.3, 0.4, 32 * 32).view(1, 1, 32, 32)
+    mean = torch.nn.functional.pixel_unshuffle(picture, 4)
 
     class Oracle(torch.nn.Module):
         def __init__(self):
@@ -178,13 +180,13 @@ def test_ddpm_that_knows_the_answer_draws_it():
 
         def forward(self, x, t):
             alpha_bar = model.scheduler.alphas_cumprod[t]
-            noise = (x - alpha_bar.sqrt() * target) / (1 - alpha_bar).sqrt()
-            return SimpleNamespace(sample=alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * target)
+            gain = alpha_bar.sqrt() * spread**2 / (alpha_bar * spread**2 + 1 - alpha_bar)
+            return SimpleNamespace(sample=mean + gain * (x - alpha_bar.sqrt() * mean))
 
-    p = section("ddpm", sample_steps=12, stem=4)
+    p = section("ddpm", sample_steps=200, stem=4)
     model = ddpm.DDPM(Oracle(), {"params": p.model_dump(), "size": 32})
-    expected = torch.nn.functional.pixel_shuffle(target, 4)[0, 0].numpy()
-    np.testing.assert_allclose(draw(model, [1], batch_size=1)[0] / 127.5 - 1, expected, atol=0.02)
+    away = draw(model, range(40), batch_size=20) / 127.5 - 1 - picture[0].numpy()
+    assert np.abs(away.mean(0)).max() < 5 * spread / 40**0.5 and away.std() == pytest.approx(spread, rel=0.05)
 
 
 def test_pictures_that_the_ddpm_cannot_halve_are_refused(tmp_path):
@@ -209,15 +211,6 @@ def test_unet_discriminator_judges_the_whole_and_every_pixel():
     p = section("unet_gan")
     whole, pixels = unet_gan.Discriminator(p, 32)(torch.randn(3, 1, 32, 32))
     assert whole.shape == (3,) and pixels.shape == (3, 1, 32, 32)
-
-
-def test_discriminator_is_spectrally_normalised():
-    network = unet_gan.Discriminator(section("unet_gan"), 32)
-    for _ in range(30):  # power iterations
-        network(torch.randn(2, 1, 32, 32))
-    network.eval()
-    weight = network.down[0].conv1.weight.flatten(1)
-    assert torch.linalg.matrix_norm(weight, 2).item() == pytest.approx(1, abs=0.05)
 
 
 def test_augmentation_lets_gradients_pass_and_is_its_generators():
@@ -345,3 +338,76 @@ def test_the_gradient_penalty_is_that_of_a_known_discriminator():
     weights = torch.randn(1, 4, 4)
     value = adversarial.steepness((x * weights).sum(dim=(1, 2, 3)), x)  # a linear one's gradient is its weights
     torch.testing.assert_close(value, weights.square().sum())
+    logits = (x * weights).sum(dim=(1, 2, 3))
+    counted = [adversarial.penalty(step, (logits, x), (logits, x)) for step in range(2 * adversarial.PENALTY_STEPS)]
+    mean = sum(counted) / len(counted)
+    torch.testing.assert_close(mean, adversarial.PENALTY / 2 * 2 * weights.square().sum())  # of two kinds of images
+
+
+def test_a_pair_that_is_told_apart_costs_less():
+    real, fake = torch.tensor([1.0, 2.0]), torch.tensor([0.0, 2.0])
+    expected = (np.log1p(np.exp(-1)) + np.log(2)) / 2
+    torch.testing.assert_close(adversarial.beside(real, fake), torch.tensor(expected, dtype=torch.float32))
+
+
+def test_a_predicted_image_costs_what_its_v_does():
+    scheduler, network = ddpm.new_scheduler(256), torch.nn.Module()
+    x0, noise = torch.randn(3, 1, 4, 4), torch.randn(3, 1, 4, 4)
+    t = torch.tensor([300, 700, 999])
+    guess = torch.randn(3, 1, 4, 4)
+    network.forward = lambda x, t: SimpleNamespace(sample=guess)
+    alpha_bar = scheduler.alphas_cumprod[t][:, None, None, None]
+    a, s = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+    v = (a * (a * x0 + s * noise) - guess) / s  # of the noise that the guess leaves
+    expected = (v - (a * noise - s * x0)).square().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(denoising_loss.errors(network, x0, noise, t, scheduler), expected)
+    clean = torch.zeros(3, dtype=torch.int64)  # hardly any noise: there the factor is bounded
+    expected = ((guess - x0) / denoising_loss.SMALLEST_SIGMA).square().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(denoising_loss.errors(network, x0, noise, clean, scheduler), expected)
+
+
+def test_one_gradient_serves_the_penalty_of_both_heads():
+    """Of linear heads the slopes are known: on average over signs, that of the whole plus the mean of the pixels'."""
+    rng = torch.Generator().manual_seed(0)
+    whole, pixels = torch.randn(16, generator=rng), torch.randn(16, 16, generator=rng)
+    x = torch.randn(2, 1, 4, 4, generator=rng, requires_grad=True)
+    found = []
+    for _ in range(4000):
+        signs = torch.randint(0, 2, (1, 4, 4), generator=rng) * 2.0 - 1
+        logits = unet_gan.verdict(x.flatten(1) @ whole, (x.flatten(1) @ pixels).view(2, 1, 4, 4), signs)
+        found.append(adversarial.steepness(logits, x).item())
+    expected = whole.square().sum() + pixels.square().sum() / 16  # column i: the slope of pixel i
+    assert np.mean(found) == pytest.approx(expected.item(), rel=0.05)
+
+
+def test_pixels_of_a_mixture_stand_beside_the_other_kind():
+    """A discriminator that knows which pixels are real, of a mixture too, pays nothing; one that is wrong, much."""
+    mask = unet_gan.cutmix_mask(8, torch.Generator().manual_seed(1))
+    real, fake, mixed = torch.full((1, 1, 8, 8), 9.0), torch.full((1, 1, 8, 8), -9.0), 18 * mask - 9
+    assert unet_gan.beside_mixed(mask, mixed, real, fake) < 1e-6
+    assert unet_gan.beside_mixed(mask, -mixed, real, fake) > 0.5
+
+
+def test_cutmix_is_learnt_from(tmp_path, monkeypatch):
+    """In the second half of the training, and in no step whose cost is counted."""
+    seen = []
+    whole = unet_gan.cutmix_mask
+    monkeypatch.setattr(unet_gan, "cutmix_mask", lambda *given: seen.append(1) or whole(*given))
+    p = section("unet_gan", steps=8, cutmix=1.0)
+    model, history, _ = fit("unet_gan", p, tmp_path / "c.pt")
+    assert len(seen) == 4 and np.isfinite([row["discriminator"] for row in history]).all()
+    assert set(model.beside) == {"discriminator"}
+
+
+def test_weights_that_predict_something_else_are_refused(tmp_path):
+    model, *_ = fit("ddpm", section("ddpm"), tmp_path / "c.pt")
+    model.save(tmp_path / "old", beside=True)
+    file = tmp_path / "old/config.json"
+    file.write_text(json.dumps({key: value for key, value in json.loads(file.read_text()).items() if key != "target"}))
+    with pytest.raises(UserError, match="predicts 'something', this one 'image'"):
+        ddpm.DDPM.load(tmp_path / "old")
+    with pytest.raises(UserError, match="predicts 'something', this one 'image'"):
+        generators.find("ddpm").fit(
+            images(), section("ddpm"), seed=0, points=1, checkpoint=tmp_path / "d.pt", start=tmp_path / "old",
+            tick=lambda *_: None, snapshot=lambda *_: None,
+        )  # fmt: skip

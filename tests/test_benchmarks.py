@@ -9,7 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import copy_parameters
+from diffusers import DDPMScheduler
 from PIL import Image
 
 from benchmarks import (
@@ -22,6 +24,7 @@ from benchmarks import (
     finetuning,
     heads,
     layouts,
+    less_copying,
     measure,
     membership,
     pays,
@@ -31,6 +34,7 @@ from benchmarks import (
     repro,
     sampling,
     scaling,
+    variety,
     weighting,
 )
 from stages import profile
@@ -145,6 +149,61 @@ def test_weights_of_noise_levels_differ_in_nothing_else(small, tiny_model, monke
     assert made["again"] == made["every level alike"] != made["min(SNR, 5) / (SNR + 1)"]
     table = weighting.table({"forms": made})
     assert table.count("\n") == 5 and f"| {made['again']['kid']:g} |" in table
+
+
+@pytest.mark.parametrize("tiny_model", ["v_prediction"], indirect=True)
+def test_ways_of_fine_tuning_differ_in_what_they_say(people, tiny_model, monkeypatch):
+    """Each trains, none breaks off, and those that are the same but in name score the same."""
+    from synthmri.scans import prompts
+
+    text = (people / "params.yaml").read_text(encoding="utf-8")
+    (people / "params.yaml").write_text(text.replace("pretrained/base", str(tiny_model)), encoding="utf-8")
+    labelled = imageset.ImageSet(slices(8).images, slices(8).manifest.assign(label="none"), {})
+    monkeypatch.setattr(less_copying.pretraining, "draw_heads", lambda run, n, generator: labelled)
+    whole = less_copying.ways
+    monkeypatch.setattr(less_copying, "ways", lambda *given: (made := whole(*given)) | {"again": made["as it is"]})
+    train, val = (imageset.read(people / "data/slices" / split) for split in ("train", "val"))
+    words = prompts.Prompt(template="{contrast} {plane} brain MRI, level {level}", token="")
+    found = less_copying.compared(train, val, words, people, epochs=2, n=8, seeds=1, precision="fp32")
+    assert found["again"] == found["as it is"]
+    assert len({tuple(scores.values()) for scores in found.values()}) > 3
+    table = less_copying.table({"open_ms": {"train_slices": 8, "val_slices": 8, "epochs": 2, "n": 8, "trainings": 1,
+                                            "ways": found}, "machine": {}})  # fmt: skip
+    assert table.count("\n") == len(found) + 3 and "| ambient |" in table
+
+
+@pytest.mark.parametrize("tiny_model", ["v_prediction"], indirect=True)
+def test_suspects_of_little_variety_are_told_apart(people, tiny_model):
+    variety.main(model=tiny_model, n=8)
+    found = result("variety")["simulated"]["sets"]
+    assert len(found) == 6 + len(variety.CHANGES)
+    assert found["training slices"]["fd"] < found["these, through the autoencoder"]["fd"]  # an untrained one
+    assert found["samples"] != found["other seeds"] and found["samples"] != found["Euler"]
+    variety.main(name="again", model=tiny_model, n=8)
+    assert result("variety")["again"]["sets"] == found
+    assert variety.table(result("variety")).count("| samples |") == 2
+
+
+def test_the_ambient_loss_is_least_for_the_network_that_knows_the_distribution(monkeypatch):
+    """Of latents of N(0, 1) the best guess is a z; scaled by anything else at late timesteps, the loss is larger."""
+    monkeypatch.setattr(less_copying, "AMBIENT", 100)
+    scheduler = DDPMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    x0 = torch.randn(2000, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+
+    def loss(factor: float) -> float:
+        def network(noisy, t):
+            alpha_bar = scheduler.alphas_cumprod[t][:, None, None, None]
+            a, s = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+            late = (t > less_copying.AMBIENT)[:, None, None, None]
+            return SimpleNamespace(sample=(a * noisy - torch.where(late, factor, 1.0) * a * noisy) / s)
+
+        return less_copying.ambient(network, x0, scheduler, torch.Generator().manual_seed(0), base=None).item()
+
+    found = {factor: loss(factor) for factor in (0.7, 0.9, 1.0, 1.1, 1.3)}
+    assert min(found, key=found.get) == 1.0
+    one = torch.randn(4, 4, 4)
+    assert torch.equal(less_copying._own_noise(one), less_copying._own_noise(one.clone()))
+    assert not torch.equal(less_copying._own_noise(one), less_copying._own_noise(one + 1))
 
 
 def test_base_against_heads_of_its_own_distribution(small, tiny_model, monkeypatch):

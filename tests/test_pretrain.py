@@ -14,6 +14,7 @@ from synthmri import generators, imageset, params, streams
 from synthmri.errors import UserError
 from synthmri.scans import slicing
 from synthmri.simulation import pretraining
+from synthmri.training import loop
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +273,7 @@ def test_a_compiled_unet_learns_the_same(run, tmp_path, monkeypatch):
         operations.append(pretraining.fit_unet(pipes[-1], heads, each, tmp_path / f"{on}.pt", "cpu", lambda *_: None))
     assert traced and operations[0] == operations[1]
     torch.testing.assert_close(flat(pipes[1].unet), flat(pipes[0].unet), rtol=0, atol=1e-4)
-    monkeypatch.setattr(pretraining.shutil, "which", lambda name: None)
+    monkeypatch.setattr(loop.shutil, "which", lambda name: None)
     with pytest.raises(UserError, match="pretrain.unet.compile = true needs a C.. compiler"):
         pretraining.fit_unet(pipes[1], heads, each, tmp_path / "c.pt", "cpu", lambda *_: None)
 

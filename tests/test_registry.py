@@ -24,7 +24,7 @@ import torch
 import yaml
 from PIL import Image
 
-from stages import _files, _store, _watch, register, sample
+from stages import _files, _results, _store, _watch, register, sample
 from stages import gate as gate_stage
 from synthmri import generators, imageset, params
 from synthmri.errors import UserError
@@ -144,7 +144,7 @@ def pipeline() -> dict:
     settings = ["sample.guidance_scale", "sample.steps", "sample.scheduler"]
     stages["sweep"] = (settings, ["models/latent_diffusion"], ["models/sampling.json"])
     scores = [f"metrics/{name}.json" for name in comparison.MODELS]
-    stages["scores"] = ([], scores, [f"metrics/{name}.json" for name in register.OF_SCORES])
+    stages["scores"] = ([], scores, [f"metrics/{name}.json" for name in _results.OF_SCORES])
     tree = {
         name: {"cmd": "false", "params": asked, "deps": deps, "outs": [{path: {"cache": False}} for path in outs]}
         for name, (asked, deps, outs) in stages.items()
@@ -645,7 +645,7 @@ def test_requirements_hold_all_that_drawing_imports(tiny_model):
     outside = {named[name][0].lower() for name in found if name in named and not name.startswith("mlflow")}
     of_training, of_mlflow = {"accelerate", "peft"}, {"pyyaml"}
     assert outside - {"synthmri"} - of_training - of_mlflow <= {*serving.REQUIREMENTS}
-    assert all(re.fullmatch(r"[\w-]+==[\w.]+", line) for line in register._requirements())
+    assert all(re.fullmatch(r"[\w-]+==[\w.]+", line) for line in _results._requirements())
 
 
 # Other processes

@@ -17,7 +17,7 @@ from PIL import Image
 
 from stages import report
 from synthmri import imageset
-from synthmri.evaluation import downstream
+from synthmri.evaluation import downstream, usefulness
 from synthmri.reporting import answers, comparison, inline, page
 
 ROOT = Path(__file__).parent.parent
@@ -173,11 +173,11 @@ def test_help_is_told_from_the_sentence_of_the_utility(arms, short):
     }
     for name in downstream.RIVALS:
         result[name]["100"] |= {"rival": name == downstream.RIVALS[0], "train_subjects": 10}
-    found = answers.helps(downstream.sentence(result, ["lesions", "none"]))
+    found = answers.helps(usefulness.sentence(result, ["lesions", "none"]))
     assert found.short == short and "*" not in found.evidence and "lesions" in found.evidence
     if short == "Yes":  # though one of the others does harm
         result["both_4"]["100"] = scores(0.7, -0.1)
-        sentence = downstream.sentence(result, ["lesions", "none"])
+        sentence = usefulness.sentence(result, ["lesions", "none"])
         assert "did harm" in sentence and answers.helps(sentence).short == "Yes"
     assert answers.helps("Whether synthetic slices help a classifier was not measured: why.").short == "Not measured"
 

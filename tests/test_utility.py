@@ -15,7 +15,7 @@ from sklearn.metrics import f1_score, recall_score, roc_auc_score
 from stages import utility as stage
 from synthmri import imageset
 from synthmri.errors import UserError
-from synthmri.evaluation import auroc, downstream, features
+from synthmri.evaluation import auroc, classifier, downstream, features, usefulness
 
 SMALL = downstream.Utility(
     image_px=32, views=2, steps=40, fractions=(0.25, 1.0),
@@ -28,8 +28,8 @@ NAMES = ["lesions", "none"]
 def _small():
     """Trainings of few steps."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(downstream, "BATCH", 32)
-        patch.setattr(downstream, "LEARNING_RATE", 1e-2)
+        patch.setattr(classifier, "BATCH", 32)
+        patch.setattr(classifier, "LEARNING_RATE", 1e-2)
         yield
 
 
@@ -43,7 +43,7 @@ def pictures(labels: np.ndarray, *, seed: int) -> np.ndarray:
     return images.astype(np.uint8)
 
 
-def labelled(people: int, *, seed: int, shift: float = 1.5, wrong: float = 0, each: int = 6) -> downstream.Labelled:
+def labelled(people: int, *, seed: int, shift: float = 1.5, wrong: float = 0, each: int = 6) -> classifier.Labelled:
     """Features of which one tells the classes apart and one the person; labels are wrong in a share of the slices.
     People of even numbers have both classes."""
     rng = np.random.default_rng(seed)
@@ -53,15 +53,15 @@ def labelled(people: int, *, seed: int, shift: float = 1.5, wrong: float = 0, ea
     views[:, :, 0] += shift * labels[:, None]
     views[:, :, 1] += rng.normal(size=people)[who, None]
     told = np.where(rng.random(len(who)) < wrong, 1 - labels, labels)
-    return downstream.Labelled(views, told, who)
+    return classifier.Labelled(views, told, who)
 
 
 def test_features_are_of_the_size_asked_for_and_the_first_view_is_the_slice():
     images = pictures(np.arange(5) % 2, seed=0)
-    found = downstream.seen(images, SMALL, count=3, seed=0)
+    found = classifier.seen(images, SMALL.image_px, count=3, seed=0)
     assert found.shape == (5, 3, 1280) and found.dtype == np.float32
     np.testing.assert_allclose(found[:, 0], features.effnet(images), rtol=1e-4, atol=1e-4)  # 32 px as they are
-    again = downstream.seen(images, SMALL, count=3, seed=1)
+    again = classifier.seen(images, SMALL.image_px, count=3, seed=1)
     np.testing.assert_array_equal(found[:, 0], again[:, 0])
     assert all(np.abs(found[:, 0] - x).mean() > 1e-3 for x in (found[:, 1], found[:, 2], again[:, 1]))
 
@@ -79,9 +79,9 @@ def test_a_known_gain_is_found(learned):
     scores = learned["both_4"]["100"]
     assert scores["auroc"] > 0.8 and downstream.effect(scores) == 1 and scores["brier_gain"] < 0
     assert learned["synthetic"]["0"]["auroc_low"] > 0.7
-    assert downstream.sentence(learned, NAMES).startswith("**Synthetic slices helped** to tell lesions from none")
+    assert usefulness.sentence(learned, NAMES).startswith("**Synthetic slices helped** to tell lesions from none")
     assert downstream.effect(learned["both_4"]["25"]) == 1
-    assert "With 25 % of the people (2) **they helped**" in downstream.sentence(learned, NAMES)
+    assert "With 25 % of the people (2) **they helped**" in usefulness.sentence(learned, NAMES)
 
 
 def test_every_arm_and_share_is_there(learned):
@@ -95,7 +95,7 @@ def test_every_arm_and_share_is_there(learned):
         assert area[rival] == max(area.values())
     assert all(("auroc_gain" in rows["25"]) == bool(downstream.ARMS[name].synthetic)
                for name, rows in learned.items() if name != "synthetic")  # fmt: skip
-    for line in downstream.markdown(learned).splitlines():
+    for line in usefulness.markdown(learned).splitlines():
         assert line.count("|") == 9
 
 
@@ -133,7 +133,7 @@ def test_useless_synthetic_slices_are_not_found_useful():
     )["test"]  # fmt: skip
     assert result["real_augmented"]["100"]["auroc_low"] > 0.7
     assert downstream.effect(result["synthetic"]["0"]) == -1
-    assert "Synthetic slices helped" not in downstream.sentence(result, NAMES)
+    assert "Synthetic slices helped" not in usefulness.sentence(result, NAMES)
 
 
 def test_where_nothing_is_learnt_nothing_is_said():
@@ -141,7 +141,7 @@ def test_where_nothing_is_learnt_nothing_is_said():
         labelled(8, seed=1, shift=0), labelled(6, seed=3, shift=0), {"test": labelled(12, seed=5, shift=0)},
         labelled(8, seed=4, shift=0), NAMES, SMALL, seed=0,
     )["test"]  # fmt: skip
-    assert downstream.sentence(result, NAMES).startswith("**Nothing can be said")
+    assert usefulness.sentence(result, NAMES).startswith("**Nothing can be said")
 
 
 def tree(**arms) -> dict:
@@ -159,22 +159,22 @@ def tree(**arms) -> dict:
 
 
 def test_the_sentence_is_about_the_best_arm_against_the_best_without_synthetic_slices():
-    said = downstream.sentence(tree(), NAMES)
+    said = usefulness.sentence(tree(), NAMES)
     assert "did not measurably help" in said and downstream.ARMS["real_repeated"].title in said
     helped = tree(both_4=(0.9, 0.1, 0.05, 0.15, 0.01), rarest=(0.95, 0.2, -0.01, 0.4, 0.01))
-    said = downstream.sentence(helped, NAMES)
+    said = usefulness.sentence(helped, NAMES)
     assert "**Synthetic slices helped**" in said and "1 : 4" in said  # the larger gain is not sure
     harm = (0.7, -0.1, -0.15, -0.05, 0.01)
-    said = downstream.sentence(tree(synthetic=harm, both_4=harm), NAMES)
+    said = usefulness.sentence(tree(synthetic=harm, both_4=harm), NAMES)
     assert "did not measurably help" in said and "2 of 7 arms with synthetic slices did harm" in said
-    said = downstream.sentence(tree(**dict.fromkeys(downstream.ARMS, harm)), NAMES)
+    said = usefulness.sentence(tree(**dict.fromkeys(downstream.ARMS, harm)), NAMES)
     assert "**Synthetic slices did harm**" in said
 
 
 def test_scores_are_those_of_scikit_learn():
     rng, test = np.random.default_rng(0), labelled(9, seed=0)
     values = rng.dirichlet([1, 1, 1], (2, 54))
-    test = downstream.Labelled(test.views, test.who % 3, test.who)
+    test = classifier.Labelled(test.views, test.who % 3, test.who)
     scores = downstream._scores(values, test, ["a", "b", "c"])
     areas = [roc_auc_score(test.labels, each, multi_class="ovr") for each in values]
     f1 = [f1_score(test.labels, each.argmax(1), average="macro") for each in values]
@@ -210,11 +210,11 @@ def test_an_arm_against_itself_gains_nothing():
 
 def test_classifiers_side_by_side_are_those_of_one_after_the_other():
     pool = labelled(6, seed=1)
-    plans = [[downstream.Phase(20, ((rows, 1.0),))] for rows in (np.arange(36), np.arange(12))]
+    plans = [[classifier.Phase(20, ((rows, 1.0),))] for rows in (np.arange(36), np.arange(12))]
     arguments = {"augment": True}
-    both = downstream.predictions(pool, plans, [pool.views[:, 0]], 2, SMALL, seeds=[3, 4], **arguments)[0]
+    both = classifier.predictions(pool, plans, [pool.views[:, 0]], 2, seeds=[3, 4], **arguments)[0]
     for k, seed in enumerate((3, 4)):
-        alone = downstream.predictions(pool, [plans[k]], [pool.views[:, 0]], 2, SMALL, seeds=[seed], **arguments)[0]
+        alone = classifier.predictions(pool, [plans[k]], [pool.views[:, 0]], 2, seeds=[seed], **arguments)[0]
         np.testing.assert_allclose(both[k], alone[0], atol=1e-5)
     assert not np.allclose(both[0], both[1], atol=1e-3)
 
@@ -223,16 +223,16 @@ def test_a_linear_classifier_learns_what_logistic_regression_does():
     """The same direction, found by another library (without a penalty, on the same slices)."""
     pool = labelled(20, seed=1)
     p = SMALL.model_copy(update={"steps": 800})
-    plans = [[downstream.Phase(p.steps, ((np.arange(120), 1.0),))]]
-    found = downstream.predictions(pool, plans, [pool.views[:, 0]], 2, p, augment=False, seeds=[0])[0][0, :, 1]
+    plans = [[classifier.Phase(p.steps, ((np.arange(120), 1.0),))]]
+    found = classifier.predictions(pool, plans, [pool.views[:, 0]], 2, augment=False, seeds=[0])[0][0, :, 1]
     model = LogisticRegression(class_weight="balanced").fit(pool.views[:, 0], pool.labels)
     assert np.corrcoef(found, model.predict_proba(pool.views[:, 0])[:, 1])[0, 1] > 0.98
 
 
 def test_a_batch_has_of_each_class_as_much_and_of_each_source_its_share():
     labels = np.array([0] * 90 + [1] * 10 + [0] * 50)
-    phase = downstream.Phase(500, ((np.arange(100), 1.0), (np.arange(100, 150), 4.0)))
-    rows = downstream.batches(phase, labels, 32, np.random.default_rng(0))
+    phase = classifier.Phase(500, ((np.arange(100), 1.0), (np.arange(100, 150), 4.0)))
+    rows = classifier.batches(phase, labels, 32, np.random.default_rng(0))
     assert rows.shape == (500, 32)
     assert (labels[rows] == 1).mean() == pytest.approx(0.5, abs=0.02)  # of the first source alone, which holds it
     assert (rows[labels[rows] == 0] >= 100).mean() == pytest.approx(0.8, abs=0.02)
@@ -266,7 +266,7 @@ def test_the_filter_keeps_what_is_recognised_and_lies_near():
 
 def test_fewer_people_are_whole_and_nested_and_of_every_class():
     who = np.repeat(np.arange(20), 3)
-    train = downstream.Labelled(np.zeros((60, 1, 1)), who % 2, who)
+    train = classifier.Labelled(np.zeros((60, 1, 1)), who % 2, who)
     before = set()
     for fraction, people in ((0.01, 2), (0.25, 4), (0.5, 10), (1.0, 20)):
         rows = downstream.few(train.labels, train.who, fraction, seed=5)
@@ -292,7 +292,7 @@ def test_the_verdict_is_about_all_real_slices():
 
 def test_augmentation_keeps_what_it_shows():
     x = torch.from_numpy(pictures(np.arange(40) % 2, seed=0))[:, None].float() / 255
-    y = downstream.augmented(x, torch.Generator().manual_seed(0))
+    y = classifier.augmented(x, torch.Generator().manual_seed(0))
     assert y.shape == x.shape and not torch.allclose(x, y) and torch.isfinite(y).all()
     bright = (y > 0.4).float().sum((1, 2, 3))
     assert bright[1::2].mean() > 2 * bright[0::2].mean()

@@ -5,23 +5,20 @@ the test people, with as few real people as a share says, against the best that 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import Field, field_validator
 from scipy.stats import rankdata
 from statsmodels.stats.multitest import multipletests
 
 from synthmri import streams
-from synthmri.evaluation import auroc, features
+from synthmri.evaluation import auroc
+from synthmri.evaluation.classifier import Labelled, Phase, predictions
 from synthmri.imageset import pieces
 from synthmri.params import Section
-from synthmri.reporting import tables
 from synthmri.scans import splits
-from synthmri.training import loop
 
 
 class Arm(NamedTuple):
@@ -55,8 +52,6 @@ RIVALS = tuple(name for name, arm in ARMS.items() if not arm.synthetic)
 FILTER = "real_augmented"  # the arm whose classifier filters: of the same real slices, so that no others leak in
 RECOGNISED = 0.5  # least probability of its label that the filter asks for
 FARTHEST = 0.1  # share of the synthetic slices, farthest from all real ones, that the filter takes for implausible
-BATCH, LEARNING_RATE, WEIGHT_DECAY = 64, 1e-3, 0.1  # the rate falls by half a cosine
-ROTATION_RAD, SHIFT, ZOOM, CONTRAST = 0.17, 0.08, 0.08, 0.15  # largest change, relative to half the image or to 1
 SCORES = ("auroc", "f1", "brier")
 
 
@@ -76,68 +71,6 @@ class Utility(Section):
         if 1 not in fractions:
             raise ValueError("1.0 must be one of them: all real slices are what the verdict is about")
         return fractions
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """views: float32 (N, V, D), features of each slice as it is (first) and augmented; labels: int64 (N,), the class;
-    who: (N,), the person, from 0 (of synthetic slices of no meaning)."""
-
-    views: np.ndarray
-    labels: np.ndarray
-    who: np.ndarray
-
-
-# From slices to features ----------------------------------------------------------------------------------------------
-
-
-def seen(images: np.ndarray, p: Utility, *, count: int, seed: int, device: str = "cpu") -> np.ndarray:
-    """Features float32 (N, count, 1280) of uint8 (N, H, W), shrunk to p.image_px: as they are, then augmented."""
-    out = np.empty((len(images), count, 1280), np.float32)
-    for start, piece in pieces(images, 64):
-        x = torch.from_numpy(piece)[:, None].float() / 255
-        x = F.interpolate(x, size=(p.image_px, p.image_px), mode="area")
-        for view in range(count):
-            generator = streams.generator(seed, "utility view", view, start)
-            y = augmented(x, generator) if view else x
-            grey = (y[:, 0] * 255).round().clamp(0, 255).to(torch.uint8).numpy()
-            out[start : start + len(piece), view] = features.effnet(grey, device=device)
-    return out
-
-
-def augmented(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """(B, 1, S, S) mirrored, turned, moved, zoomed, and with other contrast and brightness, each image by itself."""
-
-    def draw(largest: float) -> torch.Tensor:
-        return (torch.rand(len(x), generator=generator) * 2 - 1) * largest
-
-    turn, zoom = draw(ROTATION_RAD), 1 + draw(ZOOM)
-    mirror = torch.where(draw(1) < 0, -1.0, 1.0)
-    theta = torch.stack(
-        [
-            torch.stack([mirror * zoom * turn.cos(), -zoom * turn.sin(), draw(SHIFT)], 1),
-            torch.stack([mirror * zoom * turn.sin(), zoom * turn.cos(), draw(SHIFT)], 1),
-        ],
-        1,
-    )
-    x = F.grid_sample(x, F.affine_grid(theta, x.shape, align_corners=False), align_corners=False)
-    x = x.clamp(0, 1) ** torch.exp(2 * draw(CONTRAST))[:, None, None, None]
-    return x * (1 + draw(CONTRAST))[:, None, None, None]
-
-
-def copied(images: np.ndarray, judged: np.ndarray, correlation: float) -> np.ndarray:
-    """bool (N,): which of the images is a slice of `judged`, or its mirror image: a correlation of 32 x 32 px above.
-
-    images: uint8 (N, H, W); judged: uint8 (M, H, W). What a classifier may not learn from.
-    """
-    found = np.zeros(len(images), bool)
-    for start, piece in pieces(images, splits.BLOCK):
-        both = [splits.thumbnails(view) for view in (piece, piece[:, :, ::-1])]
-        for _, other in pieces(judged, splits.BLOCK):
-            known = splits.thumbnails(other).T
-            for view in both:
-                found[start : start + len(piece)] |= (view @ known).max(1) > correlation
-    return found
 
 
 # Whom there is --------------------------------------------------------------------------------------------------------
@@ -175,88 +108,22 @@ def obstacle(train: np.ndarray, test: tuple[np.ndarray, np.ndarray], synthetic: 
     return ""
 
 
-# Training -------------------------------------------------------------------------------------------------------------
+def copied(images: np.ndarray, judged: np.ndarray, correlation: float) -> np.ndarray:
+    """bool (N,): which of the images is a slice of `judged`, or its mirror image: a correlation of 32 x 32 px above.
 
-
-class Phase(NamedTuple):
-    """steps of training on rows of a pool of slices: a batch takes of each source its share."""
-
-    steps: int
-    sources: tuple[tuple[np.ndarray, float], ...]
-
-
-def batches(phase: Phase, labels: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Rows of the pool, (steps, size): each of a class, all alike, then of a source that holds it, then any of that.
-
-    So neither the size of a source nor a rare class decides.
+    images: uint8 (N, H, W); judged: uint8 (M, H, W). What a classifier may not learn from.
     """
-    held = np.unique(np.concatenate([labels[rows] for rows, _ in phase.sources]))
-    wanted = rng.choice(held, phase.steps * size)
-    chosen = np.empty(len(wanted), np.int64)
-    for label in held:
-        places = np.flatnonzero(wanted == label)
-        parts = [(rows[labels[rows] == label], share) for rows, share in phase.sources]
-        parts = [(rows, share) for rows, share in parts if len(rows)]
-        shares = np.array([share for _, share in parts])
-        which = rng.choice(len(parts), len(places), p=shares / shares.sum())
-        for number, (rows, _) in enumerate(parts):
-            chosen[places[which == number]] = rng.choice(rows, (which == number).sum())
-    return chosen.reshape(phase.steps, size)
+    found = np.zeros(len(images), bool)
+    for start, piece in pieces(images, splits.BLOCK):
+        both = [splits.thumbnails(view) for view in (piece, piece[:, :, ::-1])]
+        for _, other in pieces(judged, splits.BLOCK):
+            known = splits.thumbnails(other).T
+            for view in both:
+                found[start : start + len(piece)] |= (view @ known).max(1) > correlation
+    return found
 
 
-def predictions(
-    pool: Labelled, plans: list[list[Phase]], judged: list[np.ndarray], classes: int, p: Utility, *, augment: bool,
-    seeds: list[int],
-) -> list[np.ndarray]:  # fmt: skip
-    """Train a classifier by each of K plans on rows of `pool`; plans are alike in the steps of their phases.
-
-    judged: features (M, D) -> for each the probabilities, float64 (K, M, classes). The classifiers learn side by side,
-    which takes less time than one after the other; each depends on its own plan and seed alone. They start at zero.
-    """
-    flat = torch.from_numpy(pool.views.reshape(-1, pool.views.shape[2]))
-    count = pool.views.shape[1]
-    own = [np.unique(np.concatenate([rows for phase in plan for rows, _ in phase.sources])) for plan in plans]
-    mean = torch.stack([flat[rows * count].mean(0) for rows in own])[:, None]
-    spread = torch.stack([flat[rows * count].std(0, correction=0) for rows in own])[:, :, None]
-    spread = torch.maximum(spread, 0.1 * spread.mean(1, keepdim=True))  # what few slices never showed may be large
-    targets = torch.tensor(pool.labels)
-    weights = torch.zeros(len(plans), flat.shape[1], classes, requires_grad=True)
-    bias = torch.zeros(len(plans), 1, classes, requires_grad=True)
-
-    def logits(x: torch.Tensor) -> torch.Tensor:  # (K, B, D) -> (K, B, classes), of the standardised x
-        scaled = weights / spread
-        return torch.baddbmm(bias - mean @ scaled, x, scaled)
-
-    for number, phase in enumerate(plans[0]):
-        rows, views = [], []
-        for plan, seed in zip(plans, seeds, strict=True):
-            rng = np.random.default_rng([seed, number])
-            rows.append(batches(plan[number], pool.labels, BATCH, rng))
-            views.append(rng.integers(count, size=rows[-1].shape) if augment else np.zeros_like(rows[-1]))
-        rows, views = (torch.from_numpy(np.stack(values, axis=1)) for values in (rows, views))  # (steps, K, B)
-        optimizer = torch.optim.AdamW([weights, bias], lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-        for step in range(phase.steps):
-            for group in optimizer.param_groups:
-                group["lr"] = LEARNING_RATE * loop.warm_cosine(step, phase.steps, 1)
-            found = logits(flat[rows[step] * count + views[step]])
-            loss = F.cross_entropy(found.flatten(0, 1), targets[rows[step]].flatten(), reduction="sum") / BATCH
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # the sum over classifiers, so that each has the gradient of its own mean
-            optimizer.step()
-    with torch.no_grad():
-        spread_out = [torch.from_numpy(x).expand(len(plans), *x.shape) for x in judged]
-        return [logits(x).double().softmax(2).numpy() for x in spread_out]
-
-
-def filtered(
-    probabilities: np.ndarray, labels: np.ndarray, found: np.ndarray, real: np.ndarray, bound: float
-) -> np.ndarray:
-    """bool (S,): which synthetic slices are recognised with more than `bound` as what their prompt asked for, and are
-    not among the FARTHEST from all real slices. probabilities: (S, classes); found: (S, D); real: (N, D)."""
-    spread = real.std(0) + 1e-3
-    ours, theirs = (torch.from_numpy(x / spread) for x in (found, real))
-    away = torch.cdist(ours, theirs).min(1).values.numpy()
-    return (probabilities[np.arange(len(labels)), labels] > bound) & (away <= np.quantile(away, 1 - FARTHEST))
+# What an arm trains on ------------------------------------------------------------------------------------------------
 
 
 def plan(arm: Arm, real: np.ndarray, synthetic: np.ndarray, p: Utility) -> list[Phase]:
@@ -268,6 +135,17 @@ def plan(arm: Arm, real: np.ndarray, synthetic: np.ndarray, p: Utility) -> list[
     steps = round(p.steps * arm.repeats * (1 + arm.ratio))
     sources = ((real, 1.0), (synthetic, arm.ratio)) if arm.synthetic and len(synthetic) else ((real, 1.0),)
     return [Phase(steps, sources)]
+
+
+def filtered(
+    probabilities: np.ndarray, labels: np.ndarray, found: np.ndarray, real: np.ndarray, bound: float
+) -> np.ndarray:
+    """bool (S,): which synthetic slices are recognised with more than `bound` as what their prompt asked for, and are
+    not among the FARTHEST from all real slices. probabilities: (S, classes); found: (S, D); real: (N, D)."""
+    spread = real.std(0) + 1e-3
+    ours, theirs = (torch.from_numpy(x / spread) for x in (found, real))
+    away = torch.cdist(ours, theirs).min(1).values.numpy()
+    return (probabilities[np.arange(len(labels)), labels] > bound) & (away <= np.quantile(away, 1 - FARTHEST))
 
 
 # The experiment -------------------------------------------------------------------------------------------------------
@@ -310,7 +188,7 @@ def measured(
                 _synthetic(arm, train, rows, synthetic, made.get((FILTER, share)), k, p) for k, rows in enumerate(drawn)
             ]
             plans = [plan(arm, rows, count + more, p) for rows, more in zip(drawn, chosen, strict=True)]
-            made[key] = predictions(pool, plans, judged, classes, p, augment=arm.augment, seeds=luck)
+            made[key] = predictions(pool, plans, judged, classes, augment=arm.augment, seeds=luck)
             kept[key] = float(np.mean([len(more) for more in chosen]))
             tick()
     known = {key: _area(values[1], val) for key, values in made.items()}
@@ -486,68 +364,9 @@ def _correct(tree: dict[str, dict[str, dict]], most: str) -> None:
             scores["auroc_p_holm"] = float(corrected)
 
 
-# In words -------------------------------------------------------------------------------------------------------------
-
-
 def effect(scores: dict) -> int:
     """1 where an arm surely gained over the rival, -1 where it surely lost, 0 otherwise: by Holm's p, which knows the
     trained classifiers alone, and by the interval, which holds the luck of training too."""
     if scores["auroc_p_holm"] >= 0.05:
         return 0
     return int(scores["auroc_gain_low"] > 0) - int(scores["auroc_gain_high"] < 0)
-
-
-def sentence(result: dict[str, dict[str, dict]], names: list[str]) -> str:
-    """Whether synthetic slices helped, also when they did not: first with all real people, then with fewer."""
-    most = list(result[RIVALS[0]])[-1]
-    task = f"to tell {' from '.join(names)}"
-    parts = []
-    for share in reversed(result[RIVALS[0]]):
-        rival = next(name for name in RIVALS if result[name][share]["rival"])
-        arms = {name: result[name].get(share if arm.real else "0") for name, arm in ARMS.items() if arm.synthetic}
-        arms = {name: scores for name, scores in arms.items() if scores and (ARMS[name].real or share == most)}
-        best = max(arms, key=lambda name: (effect(arms[name]), arms[name]["auroc_gain"]))
-        ours, theirs = arms[best], result[rival][share]
-        change = (
-            f"`{ARMS[best].title}` changed the AUROC by {_range(ours, 'auroc_gain', '+.3f')} from "
-            f"{theirs['auroc']:.3f} of `{ARMS[rival].title}` (p = {ours['auroc_p_holm']:.3f} by Holm)"
-        )
-        if share != most:
-            if effect(ours) > 0:
-                people = f"{share} % of the people ({theirs['train_subjects']:.0f})"
-                parts.append(f"With {people} **they helped**: {change}.")
-            continue
-        if theirs["auroc_low"] <= 0.5 and all(scores["auroc_low"] <= 0.5 for scores in arms.values()):
-            return (
-                "**Nothing can be said about the use of synthetic slices: even with all real training data the "
-                f"classifier does not learn {task}** (AUROC {_range(theirs, 'auroc')} of `{ARMS[rival].title}`, where "
-                f"0.5 is chance, and {_range(ours, 'auroc')} of `{ARMS[best].title}`)."
-            )
-        effects = [effect(scores) for scores in arms.values()]
-        verb = {1: "helped", 0: "did not measurably help", -1: "did harm"}[effect(ours)]
-        harm = effects.count(-1)
-        more = f"; {harm} of {len(arms)} arms with synthetic slices did harm" if harm and harm < len(arms) else ""
-        parts.append(f"**Synthetic slices {verb}** {task}: of {len(arms)} arms with all real people, {change}{more}.")
-    if len(parts) == 1 and len(result[RIVALS[0]]) > 1:
-        parts.append("Nor did they measurably with fewer people." if "**Synthetic slices helped" not in parts[0] else
-                     "With fewer people they did not measurably.")  # fmt: skip
-    return " ".join(parts)
-
-
-def markdown(result: dict[str, dict[str, dict]]) -> str:
-    """A row for each arm and share of real people: scores and gains with their intervals; the rival in bold."""
-    head = ["trained on", "real people", "AUROC", "macro F1", "Brier ↓", "recall by label"]
-    rows = []
-    for arm, shares in result.items():
-        for share, scores in shares.items():
-            title = f"**{ARMS[arm].title}**" if scores.get("rival") else ARMS[arm].title
-            cells = [title, f"{share} % ({scores['train_subjects']:.0f})", *(_range(scores, name) for name in SCORES)]
-            cells.append(", ".join(f"{label} {row['recall']:.2f}" for label, row in scores["labels"].items()))
-            known = "auroc_gain" in scores
-            cells += [_range(scores, "auroc_gain", "+.3f"), f"{scores['auroc_p_holm']:.3f}"] if known else ["", ""]
-            rows.append(cells)
-    return tables.markdown([*head, "AUROC against the rival", "p by Holm"], rows)
-
-
-def _range(scores: dict, name: str, form: str = ".3f") -> str:
-    return f"{scores[name]:{form}} ({scores[f'{name}_low']:{form}} to {scores[f'{name}_high']:{form}})"

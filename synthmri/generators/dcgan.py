@@ -8,12 +8,11 @@ augmentation and averaged weights.
 """
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
 from synthmri import streams
-from synthmri.generators.baseline import Baseline, Training
+from synthmri.generators.baseline import Baseline, Training, arranged
 from synthmri.training import adversarial, distributed, loop, sampling
 
 
@@ -22,10 +21,6 @@ class Params(Training):
 
     width: int = Field(ge=4, le=512)
     latent_dim: int = Field(ge=2, le=4096)
-
-
-PENALTY = 1.0  # weight of the gradient penalties
-PENALTY_STEPS = 4  # every so many, the gradient penalties count as often (Karras 2020, arXiv 1912.04958, section 3.1)
 
 
 def _widths(p: Params, size: int) -> list[int]:
@@ -80,10 +75,10 @@ def _initialise(module: nn.Module) -> None:
 
 
 class DCGAN(Baseline):
-    """The relativistic losses of Huang 2024, eq. 2, as softplus of differences of logits."""
+    """Both players by the relativistic loss."""
 
     name, Params, architecture = "dcgan", Params, ("width", "latent_dim")
-    kinds = PENALTY_STEPS
+    kinds = adversarial.PENALTY_STEPS
 
     @staticmethod
     def build(p: Params, size: int) -> Generator:
@@ -91,27 +86,21 @@ class DCGAN(Baseline):
 
     def learner(self, p, draw, *, seed, precision):
         with streams.weights(seed, self.name, "discriminator"):
-            discriminator = Discriminator(p, self.config["size"]).apply(_initialise).to(self.device)
+            discriminator = arranged(Discriminator(p, self.config["size"]).apply(_initialise)).to(self.device)
         optimizers = tuple(
             torch.optim.Adam(player.parameters(), lr=p.learning_rate, betas=(0.0, 0.99))
             for player in (self.network, discriminator)
         )
 
         def discriminator_loss(judge, real, fake, step, generator):
-            steep = step % PENALTY_STEPS == 0
-            # A view of each, since the counter of operations cannot see through a leaf.
-            x, y = (each.requires_grad_(steep).view_as(each) for each in (real, fake))
+            x, y = adversarial.penalised(real, step), adversarial.penalised(fake, step)
             theirs, ours = judge(x).float(), judge(y).float()
-            loss = F.softplus(ours - theirs).mean()
-            if steep:
-                slopes = adversarial.steepness(theirs, x) + adversarial.steepness(ours, y)
-                loss = loss + PENALTY_STEPS * PENALTY / 2 * slopes
-            return loss
+            return adversarial.beside(theirs, ours) + adversarial.penalty(step, (theirs, x), (ours, y))
 
         def generator_loss(judge, real, fake):
             with torch.no_grad():
                 theirs = judge(real).float()
-            return F.softplus(theirs - judge(fake).float()).mean()
+            return adversarial.beside(judge(fake).float(), theirs)
 
         return adversarial.two_players(
             self.network, discriminator, optimizers, draw, discriminator_loss, generator_loss,

@@ -1,9 +1,10 @@
 """Denoising diffusion in pixel space (Ho 2020, arXiv 2006.11239): diffusers' UNet2DModel and ancestral sampling.
 
 A space-to-depth stem (pixel unshuffle) makes large pictures affordable: the UNet sees (stem^2, S/stem, S/stem). Changed
-from the paper, whose pictures had 32 pixels: the UNet predicts v (Salimans 2022, arXiv 2202.00512) on a cosine schedule
-that is shifted for the size (Hoogeboom 2023, arXiv 2301.11093) and ends in pure noise (Lin 2024, arXiv 2305.08891).
-With noise as the target, a few sampling steps multiply its errors a hundredfold at the first of them.
+from the paper, whose pictures had 32 pixels: the UNet predicts the image itself, under the loss of v, on a cosine
+schedule that is shifted for the size (Hoogeboom 2023, arXiv 2301.11093) and ends in pure noise (Lin 2024, arXiv
+2305.08891). An image lies on few dimensions and noise on all, so a network with few channels for stem^2 pixels can
+carry the one and not the other (Li and He 2025, arXiv 2511.13720).
 """
 
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ class Params(Training):
 
 
 def new_scheduler(size: int):
-    """1000 timesteps of v-prediction for pictures of `size` pixels; images are confined to [-1, 1] on the way.
+    """1000 timesteps for pictures of `size` pixels, which are what is predicted, confined to [-1, 1] on the way.
 
     Timestep i has the signal that the shifted cosine has at u = (i + 1) / 1000: log SNR = -2 log tan(pi u / 2) +
     2 log(64 / size) (Hoogeboom 2023, eq. 4), which at the last is none.
@@ -44,14 +45,14 @@ def new_scheduler(size: int):
     signal = np.append(1 / (1 + tangent**2), 0.0)
     betas = 1 - signal / np.append(1.0, signal[:-1])
     return DDPMScheduler(
-        num_train_timesteps=1000, trained_betas=betas, prediction_type="v_prediction", timestep_spacing="trailing"
+        num_train_timesteps=1000, trained_betas=betas, prediction_type="sample", timestep_spacing="trailing"
     )
 
 
 class DDPM(Baseline):
     """Draws by ancestral sampling (Ho 2020, algorithm 2) at `sample_steps` of the 1000 timesteps."""
 
-    name, Params, architecture = "ddpm", Params, ("stem", "channels", "layers_per_block")
+    name, Params, architecture, target = "ddpm", Params, ("stem", "channels", "layers_per_block"), "image"
 
     @staticmethod
     def build(p: Params, size: int):
@@ -69,7 +70,7 @@ class DDPM(Baseline):
             layers_per_block=p.layers_per_block, block_out_channels=p.channels, norm_num_groups=16,
             attention_head_dim=16, down_block_types=("DownBlock2D",) * deep + ("AttnDownBlock2D",) * 2,
             up_block_types=("AttnUpBlock2D",) * 2 + ("UpBlock2D",) * deep,
-        ).to(memory_format=torch.channels_last)  # fmt: skip
+        )  # fmt: skip
 
     def __init__(self, network, config):
         super().__init__(network, config)

@@ -4,7 +4,6 @@ Scheduler, prediction type, betas and latent scaling are read from the checkpoin
 """
 
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -303,8 +302,8 @@ def _check(pipe, p: Finetune, token: str) -> None:
             f"the base model predicts {kind!r}, of which no loss is known here; choose a finetune.base_model that "
             "predicts epsilon or v_prediction"
         )
-    if p.compile and not any(map(shutil.which, ("g++", "clang++"))):
-        raise UserError("finetune.compile = true needs a C++ compiler; install g++, or set it to false")
+    if p.compile:
+        loop.check_compiler("finetune.compile")
 
 
 def _scaled(pipe, latents: torch.Tensor) -> torch.Tensor:

@@ -2,17 +2,18 @@
 
 The discriminator is a U-Net: its encoder judges the whole picture, its decoder every pixel, and CutMix pictures teach
 it consistency. Generator and discriminator are made of residual blocks after BigGAN (Brock 2019), as in the paper,
-unconditional and without its attention. Added to the paper: differentiable augmentation and averaged weights.
+unconditional and without its attention. Changed from it: the relativistic loss with both gradient penalties (Huang
+2024, arXiv 2501.05441) in place of the logistic one and of spectral normalisation, under which few steps ended in one
+picture for all; differentiable augmentation and averaged weights.
 """
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
-from torch.nn.utils.parametrizations import spectral_norm
 
 from synthmri import streams
-from synthmri.generators.baseline import Baseline, Training
+from synthmri.generators.baseline import Baseline, Training, arranged
 from synthmri.training import adversarial, distributed, loop, sampling
 
 
@@ -45,13 +46,12 @@ class UpBlock(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """Residual block of the discriminator's encoder: half the resolution, spectrally normalised."""
+    """Residual block of the discriminator's encoder: half the resolution."""
 
     def __init__(self, before: int, after: int):
         super().__init__()
-        self.conv1 = spectral_norm(nn.Conv2d(before, after, 3, 1, 1))
-        self.conv2 = spectral_norm(nn.Conv2d(after, after, 3, 1, 1))
-        self.skip = spectral_norm(nn.Conv2d(before, after, 1))
+        self.conv1, self.conv2 = nn.Conv2d(before, after, 3, 1, 1), nn.Conv2d(after, after, 3, 1, 1)
+        self.skip = nn.Conv2d(before, after, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = F.avg_pool2d(self.conv2(F.relu(self.conv1(F.relu(x)))), 2)
@@ -85,12 +85,12 @@ class Discriminator(nn.Module):
     def __init__(self, p: Params, size: int):
         super().__init__()
         widths = _widths(p, size)
-        self.first = spectral_norm(nn.Conv2d(1, widths[0], 4, 2, 1))
+        self.first = nn.Conv2d(1, widths[0], 4, 2, 1)
         self.down = nn.ModuleList([DownBlock(a, b) for a, b in zip(widths, widths[1:], strict=False)])
-        self.whole = spectral_norm(nn.Linear(widths[-1], 1))
+        self.whole = nn.Linear(widths[-1], 1)
         up = zip(widths[::-1], widths[-2::-1], strict=False)
-        self.up = nn.ModuleList([spectral_norm(nn.Conv2d(a + b, b, 3, 1, 1)) for a, b in up])
-        self.pixels = spectral_norm(nn.ConvTranspose2d(widths[0], 1, 4, 2, 1))
+        self.up = nn.ModuleList([nn.Conv2d(a + b, b, 3, 1, 1) for a, b in up])
+        self.pixels = nn.ConvTranspose2d(widths[0], 1, 4, 2, 1)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         levels = [self.first(x)]
@@ -118,18 +118,22 @@ def cutmix_mask(size: int, generator: torch.Generator) -> torch.Tensor:
     return 1 - mask if torch.rand((), generator=generator) < 0.5 else mask
 
 
-def _real(logits: torch.Tensor) -> torch.Tensor:
-    return F.softplus(-logits).mean()  # -log D
+def verdict(whole: torch.Tensor, pixels: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:
+    """(B,) of logits (B,) and (B, 1, S, S): their expected squared slope over random `signs` (1, S, S) of 1 and -1 is
+    that of the whole plus the mean of those of the pixels, so that one gradient serves the penalty of both heads."""
+    return whole + pixels.shape[-1] * (signs * pixels).mean(dim=(1, 2, 3))
 
 
-def _generated(logits: torch.Tensor) -> torch.Tensor:
-    return F.softplus(logits).mean()  # -log(1 - D)
+def beside_mixed(mask: torch.Tensor, mixed: torch.Tensor, real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+    """Eq. 6, of pixels: those of a mixture that are real (mask 1) beside generated ones, and the others beside real."""
+    return adversarial.beside(mask * mixed + (1 - mask) * real, mask * fake + (1 - mask) * mixed)
 
 
 class UNetGAN(Baseline):
-    """Both heads of the discriminator by the logistic loss."""
+    """Both heads of the discriminator by the relativistic loss: pixels beside pixels in the same place."""
 
     name, Params, architecture = "unet_gan", Params, ("width", "latent_dim")
+    kinds = adversarial.PENALTY_STEPS
 
     @staticmethod
     def build(p: Params, size: int) -> Generator:
@@ -137,30 +141,39 @@ class UNetGAN(Baseline):
 
     def learner(self, p, draw, *, seed, precision):
         with streams.weights(seed, self.name, "discriminator"):
-            discriminator = Discriminator(p, self.config["size"]).to(self.device)
+            discriminator = arranged(Discriminator(p, self.config["size"])).to(self.device)
         optimizers = (
-            torch.optim.Adam(self.network.parameters(), lr=p.learning_rate, betas=(0.0, 0.999)),
-            torch.optim.Adam(discriminator.parameters(), lr=p.discriminator_learning_rate, betas=(0.0, 0.999)),
+            torch.optim.Adam(self.network.parameters(), lr=p.learning_rate, betas=(0.0, 0.99)),
+            torch.optim.Adam(discriminator.parameters(), lr=p.discriminator_learning_rate, betas=(0.0, 0.99)),
         )
 
         def discriminator_loss(judge, real, fake, step, generator):
-            whole_real, pixels_real = judge(real)
-            whole_fake, pixels_fake = judge(fake)
+            x, y = adversarial.penalised(real, step), adversarial.penalised(fake, step)
+            (whole_real, pixels_real), (whole_fake, pixels_fake) = judge(x), judge(y)
             # Eqs. 3 and 4: the whole and every pixel.
-            loss = _real(whole_real) + _generated(whole_fake) + _real(pixels_real) + _generated(pixels_fake)
+            loss = adversarial.beside(whole_real, whole_fake) + adversarial.beside(pixels_real, pixels_fake)
+            signs = torch.randint(0, 2, pixels_real.shape[1:], generator=generator).to(x) * 2 - 1
+            verdicts = [
+                (verdict(whole, pixels, signs), images)
+                for whole, pixels, images in ((whole_real, pixels_real, x), (whole_fake, pixels_fake, y))
+            ]
+            loss = loss + adversarial.penalty(step, *verdicts)
             # The share of steps with CutMix grows over the first half of the training, as in the paper.
-            if torch.rand((), generator=generator) < p.cutmix * min(1.0, 2 * step / p.steps):
+            share = p.cutmix * min(1.0, 2 * step / p.steps) * (step >= self.kinds)  # in none whose cost is counted
+            if torch.rand((), generator=generator) < share:
                 mask = cutmix_mask(real.shape[-1], generator).to(real)
                 whole, pixels = judge(mask * real + (1 - mask) * fake)
-                loss = loss + _generated(whole)
-                loss = loss + (mask * F.softplus(-pixels) + (1 - mask) * F.softplus(pixels)).mean()
+                loss = loss + adversarial.beside(whole_real, whole)
+                loss = loss + beside_mixed(mask, pixels, pixels_real, pixels_fake)
                 # Eq. 8: the verdict on the mixture is the mixture of the verdicts.
                 loss = loss + F.mse_loss(pixels, mask * pixels_real + (1 - mask) * pixels_fake)
             return loss
 
         def generator_loss(judge, real, fake):
+            with torch.no_grad():
+                whole_real, pixels_real = judge(real)
             whole, pixels = judge(fake)
-            return _real(whole) + _real(pixels)  # eq. 5
+            return adversarial.beside(whole, whole_real) + adversarial.beside(pixels, pixels_real)  # eq. 5
 
         return adversarial.two_players(
             self.network, discriminator, optimizers, draw, discriminator_loss, generator_loss,

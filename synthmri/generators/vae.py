@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import nn
 
 from synthmri import streams
-from synthmri.generators.baseline import Baseline, Training
+from synthmri.generators.baseline import Baseline, Training, arranged
 from synthmri.imageset import evenly, to_uint8
 from synthmri.training import distributed, loop, patch_discriminator, perceptual, sampling
 from synthmri.training.precision import Precision, autocast
@@ -90,7 +90,7 @@ class VAE(Baseline):
     def learner(self, p, draw, *, seed, precision):
         network, share = self.network, distributed.share(p.batch_size)
         with streams.weights(seed, self.name, "discriminator"):
-            discriminator = patch_discriminator.Discriminator().to(self.device)
+            discriminator = arranged(patch_discriminator.Discriminator()).to(self.device)
         optimizer = torch.optim.Adam(network.parameters(), lr=p.learning_rate)
         discriminator_optimizer = torch.optim.Adam(discriminator.parameters(), lr=p.learning_rate, betas=(0.5, 0.99))
         lpips = perceptual.lpips_model(device=self.device)

@@ -15,7 +15,7 @@ RULES = {
     "finite": "scores that are no numbers",
 }
 ABOUT_PEOPLE = ("memorised", "mia_auroc", "mia_auroc_high")
-# What `downstream.sentence`, or stage `utility` where nothing could be measured, says -> in short, and how good it is.
+# What `usefulness.sentence`, or stage `utility` where nothing could be measured, says -> in short, and how good it is.
 USE = {
     "Synthetic slices did not measurably help": ("Not measurably", "mixed"),
     "Synthetic slices did harm": ("No, they do harm", "bad"),

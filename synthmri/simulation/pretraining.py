@@ -7,7 +7,6 @@ that are drawn once (`synthmri draw`), or it never learns anatomy.
 
 import functools
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -262,8 +261,8 @@ def fit_unet(
     from diffusers.training_utils import EMAModel
 
     p = run.unet
-    if p.compile and not any(map(shutil.which, ("g++", "clang++"))):
-        raise UserError("pretrain.unet.compile = true needs a C++ compiler; install g++, or set it to false")
+    if p.compile:
+        loop.check_compiler("pretrain.unet.compile")
     pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
     unet, text, vae = pipe.unet.to(memory_format=torch.channels_last), pipe.text_encoder, pipe.vae

@@ -1,14 +1,21 @@
-"""Two players, augmented alike, one step each: how the adversarial models train."""
+"""Two players, augmented alike, one step each: how the adversarial models train.
+
+Each image is judged beside one of the other kind, with both gradient penalties (Huang 2024, arXiv 2501.05441, eq. 2):
+under that loss training converges and keeps its variety.
+"""
 
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from synthmri.training import diffaugment, distributed, loop
 from synthmri.training.precision import Precision, autocast
 
 Judge = Callable[[torch.Tensor], torch.Tensor | tuple[torch.Tensor, ...]]
+PENALTY = 1.0  # weight of the gradient penalties
+PENALTY_STEPS = 4  # every so many, the gradient penalties count as often (Karras 2020, arXiv 1912.04958, section 3.1)
 
 
 def two_players(
@@ -57,6 +64,24 @@ def two_players(
         "discriminator": discriminator, "optimizer": optimizer, "discriminator_optimizer": discriminator_optimizer,
     }  # fmt: skip
     return parts, update
+
+
+def beside(better: torch.Tensor, worse: torch.Tensor) -> torch.Tensor:
+    """-log of the probability that `better` is found the more real, over logits in the same place; a scalar."""
+    return F.softplus(worse - better).mean()
+
+
+def penalised(images: torch.Tensor, step: int) -> torch.Tensor:
+    """`images` (B, 1, S, S), at steps of the gradient penalties ready to be derived by."""
+    # A view, since the counter of operations cannot see through a leaf.
+    return images.detach().requires_grad_(step % PENALTY_STEPS == 0).view_as(images)
+
+
+def penalty(step: int, *judged: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor | float:
+    """Of (logits (B,), images (B, 1, S, S) by `penalised`): what the discriminator's loss gets at this step."""
+    if step % PENALTY_STEPS:
+        return 0.0
+    return PENALTY_STEPS * PENALTY / 2 * sum(steepness(logits, images) for logits, images in judged)
 
 
 def steepness(logits: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

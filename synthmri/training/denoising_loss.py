@@ -10,6 +10,8 @@ from synthmri import streams
 from synthmri.errors import UserError
 from synthmri.training import distributed
 
+SMALLEST_SIGMA = 0.05  # below it errors of a predicted image count no more than there (Li and He 2025)
+
 
 def loss(
     network,
@@ -41,7 +43,7 @@ def loss(
 def weight(scheduler, snr_gamma: float) -> torch.Tensor:
     """What the error at each timestep counts, float32 (T,).
 
-    snr_gamma = 0: 1 everywhere, in terms of what the scheduler predicts. Else min-SNR-gamma (Hang 2023, doi
+    snr_gamma = 0: 1 everywhere, in terms of `errors`. Else min-SNR-gamma (Hang 2023, doi
     10.1109/ICCV51070.2023.00684): min(SNR, gamma) / SNR for epsilon (eq. 4). For v that would be min(SNR, gamma) /
     (SNR + 1), which is nothing where sampling starts; so gamma bounds SNR + 1, the weight of v's own loss:
     min(SNR + 1, gamma + 1) / (SNR + 1).
@@ -58,7 +60,9 @@ def weight(scheduler, snr_gamma: float) -> torch.Tensor:
 def errors(network, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, scheduler, **conditions) -> torch.Tensor:
     """Mean squared error of each image's prediction (B,): x0 and noise (B, C, H, W), timesteps t (B,).
 
-    The target is what `scheduler` predicts: Ho 2020, eq. 14, for epsilon, Salimans 2022, appendix D, for v.
+    The target is what `scheduler` predicts: Ho 2020, eq. 14, for epsilon, Salimans 2022, appendix D, for v. Where it
+    predicts x0, the error is that of the v which follows: 1 / sigma times as large, with sigma taken as SMALLEST_SIGMA
+    at least.
     """
     kind = scheduler.config.prediction_type
     alpha_bar = scheduler.alphas_cumprod.to(x0.device)[t]
@@ -68,9 +72,13 @@ def errors(network, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, sche
         target = noise
     elif kind == "v_prediction":
         target = a * noise - s * x0
+    elif kind == "sample":
+        target = x0 / s.clamp_min(SMALLEST_SIGMA)
     else:
-        raise ValueError(f"prediction_type {kind!r} is neither 'epsilon' nor 'v_prediction'")
+        raise ValueError(f"prediction_type {kind!r} is none of 'epsilon', 'v_prediction' and 'sample'")
     predicted = network(noisy, t, **conditions).sample
+    if kind == "sample":
+        predicted = predicted.float() / s.clamp_min(SMALLEST_SIGMA)
     return F.mse_loss(predicted.float(), target.float(), reduction="none").mean(dim=(1, 2, 3))
 
 

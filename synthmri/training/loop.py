@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,12 @@ def set_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
     """For every weight alike."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
+
+
+def check_compiler(parameter: str) -> None:
+    """Raise UserError where there is no C++ compiler for torch.compile, which `parameter` asks for."""
+    if not any(map(shutil.which, ("g++", "clang++"))):
+        raise UserError(f"{parameter} = true needs a C++ compiler; install g++, or set it to false")
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, *, max_grad_norm: float | None = None) -> None:
