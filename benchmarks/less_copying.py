@@ -263,10 +263,7 @@ def table(result: dict) -> str:
             f"{real.SETS[profile]}: {found['train_slices']} training and {found['val_slices']} validation slices, "
             f"{found['epochs']} epochs, N = {found['n']}, {found['trainings']} training(s) each."
         )
-        lines = ["| way | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
-        for way, scores in found["ways"].items():
-            lines.append(f"| {way} | " + " | ".join(f"{scores[name]:g}" for name in COLUMNS) + " |")
-        parts.append("\n".join(lines))
+        parts.append(measure.columns("way", found["ways"], COLUMNS))
     return "\n\n".join(parts)
 
 

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from synthmri.reporting import tables
+
 RESULTS = Path("benchmarks/results")
 
 
@@ -32,6 +34,12 @@ def machine() -> dict[str, object]:
         if line.startswith("model name")
     ]
     return {"processor": names[0] if names else platform.processor(), "cores": os.cpu_count()}
+
+
+def columns(first: str, sets: dict[str, dict[str, float]], titles: dict[str, str]) -> str:
+    """Markdown: a row for each of `sets`, a column for each score in `titles`."""
+    rows = [(name, *(f"{scores[column]:g}" for column in titles)) for name, scores in sets.items()]
+    return tables.markdown((first, *titles.values()), rows)
 
 
 def write(name: str, result: dict) -> None:

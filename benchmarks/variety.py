@@ -73,7 +73,7 @@ def sets(train: imageset.ImageSet, model: Path, n: int, precision: str) -> Itera
     texts = prompts.prompts(train.manifest, params.read(_cli.PARAMS, "prompt", prompts.Prompt))
     real = imageset.rows(train.images, imageset.evenly(len(train), n))
     yield "training slices", real
-    yield f"these, blurred by {BLUR_PX} px", gaussian_filter(real, (0, BLUR_PX, BLUR_PX))
+    yield f"these, blurred by {BLUR_PX} px", imageset.to_uint8(gaussian_filter(real / 255, (0, BLUR_PX, BLUR_PX)))
     yield (
         "these, through the autoencoder",
         latent_diffusion.LatentDiffusion(pipe).reconstruct(real, batch_size=16, precision=precision),
@@ -100,10 +100,7 @@ def table(result: dict) -> str:
         if name == "machine":
             continue
         parts.append(f"{name}: N = {found['n']}, against {found['val_slices']} validation slices.")
-        lines = ["| | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
-        for title, scores in found["sets"].items():
-            lines.append(f"| {title} | " + " | ".join(f"{scores[column]:g}" for column in COLUMNS) + " |")
-        parts.append("\n".join(lines))
+        parts.append(measure.columns("images", found["sets"], COLUMNS))
     return "\n\n".join(parts)
 
 
