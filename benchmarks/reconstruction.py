@@ -32,7 +32,7 @@ from synthmri.reporting import plots
 from synthmri.scans import read, slicing
 from synthmri.simulation import pretraining
 from synthmri.simulation.atlas import load_atlas
-from synthmri.training import perceptual
+from synthmri.training import masks, perceptual
 
 
 def real_sets(root: Path, data: slicing.Data) -> dict[str, np.ndarray]:
@@ -69,13 +69,13 @@ def trained_on(vae, run: pretraining.Pretrain, steps: int, real: np.ndarray | No
         made = pretraining.rgb(pretraining.autoencoder_images(atlas, p, generator))
         if real is not None:
             half = p.batch_size // 2
-            made[:half] = autoencoder.to_tensor(autoencoder_training.crops(real, half, p.crop_px, generator))
+            made[:half] = autoencoder.to_tensor(*masks.crops([real], half, p.crop_px, generator))
         return made
 
     with tempfile.TemporaryDirectory() as folder, _cli.counter("training on", steps) as tick:
         autoencoder_training.train(
             pupil, "full", draw, p, lpips, seed=0, checkpoint=Path(folder) / "c.pt", section="pretrain.autoencoder",
-            precision=precision, latent_weight=p.latent_weight, tick=tick,
+            precision=precision, latent_noise=p.latent_noise, latent_weight=p.latent_weight, tick=tick,
         )  # fmt: skip
     return autoencoder.quicker(pupil)
 

@@ -103,6 +103,7 @@ def write_cards(folder: Path, name: str, p: gate.Registry, tree: dict, texts: li
         comparison.MODELS[name], name, generators.find(name).prompted, scores,
         compared["references"]["real"], _files.read_json(METRICS / f"training/{name}.json"),
         failed, data, tree, texts[0], compared["models"][name],
+        _files.read_json(METRICS / "autoencoder.json")["after"].get("dice") if generators.find(name).prompted else None,
     )  # fmt: skip
     (folder / "README.md").write_text(text, encoding="utf-8")
     (folder / "DATASET.md").write_text(card.dataset_sheet(data, tree), encoding="utf-8")

@@ -34,15 +34,18 @@ def main(
     part = params.read(_cli.PARAMS, "finetune", latent_diffusion.Finetune).autoencoder
     p = params.read(_cli.PARAMS, "adapt", autoencoder_training.Adapt)
     distributed.check(p.batch_size, "adapt.batch_size")
-    val = imageset.read(validation).images
-    val = val[imageset.evenly(len(val), MOST_IMAGES)]
+    train, val = imageset.read(images), imageset.read(validation)
+    val = val.take(imageset.evenly(len(val), MOST_IMAGES))
     lpips = perceptual.lpips_model(device=runtime.device)
 
     def measure(vae) -> dict[str, float]:
-        decoded = autoencoder.reconstruct(vae, val, batch_size=p.batch_size, precision=precision)
-        values = pairs.resemblance(decoded, val, lpips, batch=p.batch_size)
-        l1 = np.abs(decoded.astype(float) - val).mean() / 127.5
-        return values | {"loss": float(l1) + p.perceptual_weight * values["lpips"]}
+        decoded, *masks = autoencoder.rebuilt(
+            vae, val.images, batch_size=p.batch_size, precision=precision
+        ).swapaxes(0, 1)  # fmt: skip
+        values = pairs.resemblance(decoded, val.images, lpips, batch=p.batch_size)
+        l1 = np.abs(decoded.astype(float) - val.images).mean() / 127.5
+        values["loss"] = float(l1) + p.perceptual_weight * values["lpips"]
+        return values | ({"dice": pairs.dice(masks[0], val.masks)} if masks and val.masks is not None else {})
 
     vae = latent_diffusion.load(base, device=runtime.device).vae
     before = after = measure(vae)
@@ -51,8 +54,8 @@ def main(
         if part != "none":
             with _cli.counter(f"adapting: {part}", p.steps) as tick:
                 autoencoder_training.adapt(
-                    vae, imageset.read(images).images, part, p, lpips,
-                    seed=seed, precision=precision, checkpoint=unfinished / "adapt.pt", tick=tick,
+                    vae, train.images, part, p, lpips,
+                    lesions=train.masks, seed=seed, precision=precision, checkpoint=unfinished / "adapt.pt", tick=tick,
                 )  # fmt: skip
             after = measure(vae)
             if after["loss"] >= before["loss"]:

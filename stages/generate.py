@@ -84,11 +84,15 @@ def main(
     size = latent_diffusion.image_size(pipe)
     precision = _cli.precision(runtime)
 
+    masks: dict[int, np.ndarray] = {}  # seed -> that of its image, where the model draws these
+
     def draw(which: list[int], seeds: list[int]) -> np.ndarray:
-        return latent_diffusion.sample(
+        planes = latent_diffusion.draw(
             pipe, list(table["prompt"].iloc[which]), seeds, p, size=size, precision=precision,
             progress=lambda starts, k: _cli.progress(starts, "sampled batches", k),
         )  # fmt: skip
+        masks.update(zip(seeds, planes[:, 1], strict=True) if planes.shape[1] > 1 else ())
+        return planes[:, 0]
 
     if shielded or (shielded is None and model == MODEL):
         known = _shield.known(size=size)
@@ -100,8 +104,9 @@ def main(
     settings_used = p.model_dump(include={"steps", "guidance_scale", "scheduler"})
     drawing = formats.Drawing(table, model.name, _files.digest(model), settings_used, pixel_mm, slice_mm)
     with _files.replacing(out) as folder:
-        formats.write(folder, images, drawing, format)
-    print(f"{len(images)} images in {out}")
+        marks = np.stack([masks[seed] for seed in table["seed"]]) if masks else None
+        formats.write(folder, images, drawing, format, marks)
+    print(f"{len(images)} images{' and their masks' if masks else ''} in {out}")
 
 
 def _passed(table: pd.DataFrame, found: shield.Shielded) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Draw an ImageSet from a trained model, with a PNG an image beside it."""
+"""Draw an ImageSet from a trained model, with a PNG an image beside it, and with masks where the model draws these."""
 
 import sys
 from pathlib import Path
@@ -52,14 +52,18 @@ def main(
                 f"every prompt is empty, so guidance {p.guidance_scale:g} changes nothing and is left out",
                 file=sys.stderr,
             )
-    drawn = trained.sample(seeds, p, texts=texts, size=train.images.shape[1], precision=precision, progress=_progress)
+    how = {"texts": texts, "size": train.images.shape[1], "precision": precision, "progress": _progress}
+    if hasattr(trained, "sample_with_masks"):
+        drawn, *masks = trained.sample_with_masks(seeds, p, **how).swapaxes(0, 1)
+    else:
+        drawn, masks = trained.sample(seeds, p, **how), []
     if not distributed.is_main():
         return
     used = p.model_dump(include=set(trained.settings))
     columns = {"model": out.name, "seed": [str(seed) for seed in seeds], "prompt": texts}
     manifest = pd.DataFrame(columns | {name: list(asked[name]) for name in asked})
     keep = {key: train.meta[key] for key in ("pixel_mm", "orientation") if key in train.meta}
-    made = imageset.ImageSet(drawn, manifest, {"model": out.name, "sample": used, **keep})
+    made = imageset.ImageSet(drawn, manifest, {"model": out.name, "sample": used, **keep}, *masks)
     with _files.replacing(out) as folder, _files.replacing(sheet) as picture:
         imageset.write(folder, made)
         (folder / "png").mkdir()

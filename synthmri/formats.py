@@ -1,7 +1,7 @@
 """Synthetic slices in the formats that other programs read, each marked as synthetic and with what it was drawn by.
 
-Written are uint8 images (N, H, W), 0 = black, with a `Drawing`; the same two give the same bytes. Slices are
-independent: what stacks or series hold together is no volume.
+Written are uint8 images (N, H, W), 0 = black, with a `Drawing`, and where the model draws them masks of lesions, as the
+images, 255 inside; the same give the same bytes. Slices are independent: what stacks or series hold is no volume.
 """
 
 import json
@@ -27,6 +27,8 @@ DIRECTIONS = {
 }
 # Columns: likeness to the nearest training slice; of all that was drawn, how many, and how many were refused as what.
 SHIELD = ("likeness", "drawn", "alike", "implausible")
+NO_DATE = "19000101"  # where a date has to be
+SEGMENTATIONS = 1000  # what is added to the number of a series of images for that of its masks
 BIDS_VERSION = "1.10.0"
 BIDS_CONTRASTS = {"T1w": ("", "T1w"), "T1ce": ("ce-gadolinium_", "T1w"), "T2w": ("", "T2w"), "FLAIR": ("", "FLAIR"),
                   "PD": ("", "PDw")}  # fmt: skip
@@ -76,36 +78,43 @@ def check(table: pd.DataFrame, format: str) -> None:
         )
 
 
-def write(folder: Path, images: np.ndarray, drawing: Drawing, format: str) -> None:
+def write(folder: Path, images: np.ndarray, drawing: Drawing, format: str, masks: np.ndarray | None = None) -> None:
     """Write a folder (made here) in one of FORMATS."""
     folder.mkdir()
-    FORMATS[format](folder, images, drawing)
+    FORMATS[format](folder, images, drawing, masks)
 
 
-def npy(folder: Path, images: np.ndarray, drawing: Drawing) -> None:
-    """images.npy, and row by row in manifest.csv what was drawn."""
+def npy(folder: Path, images: np.ndarray, drawing: Drawing, masks: np.ndarray | None) -> None:
+    """images.npy and masks.npy, and row by row in manifest.csv what was drawn."""
     np.save(folder / "images.npy", images)
+    if masks is not None:
+        np.save(folder / "masks.npy", masks)
     _manifest(folder, drawing)
 
 
-def png(folder: Path, images: np.ndarray, drawing: Drawing) -> None:
-    """A file an image, named by its seed, which says in its `Description` what it is."""
+def png(folder: Path, images: np.ndarray, drawing: Drawing, masks: np.ndarray | None) -> None:
+    """A file an image, named by its seed, which says in its `Description` what it is; its mask beside, as _mask.png."""
     for row, seed in enumerate(drawing.table["seed"]):
         text = PngInfo()
         text.add_itxt("Description", drawing.comment(row))
         Image.fromarray(images[row]).save(folder / f"{seed:06d}.png", pnginfo=text)
+        if masks is not None:
+            Image.fromarray(masks[row]).save(folder / f"{seed:06d}_mask.png", pnginfo=text)
     _manifest(folder, drawing)
 
 
-def nifti(folder: Path, images: np.ndarray, drawing: Drawing) -> None:
-    """One stack of independent slices, and row by row in manifest.csv what was drawn."""
+def nifti(folder: Path, images: np.ndarray, drawing: Drawing, masks: np.ndarray | None) -> None:
+    """One stack of independent slices, one of their masks (1 inside), and row by row in manifest.csv what was drawn."""
     planes = set(drawing.table["plane"])
-    _nifti(folder / "images.nii.gz", images, drawing, planes.pop() if len(planes) == 1 else "")
+    plane = planes.pop() if len(planes) == 1 else ""
+    _nifti(folder / "images.nii.gz", images, drawing, plane)
+    if masks is not None:
+        _nifti(folder / "masks.nii.gz", masks // 255, drawing, plane)
     _manifest(folder, drawing)
 
 
-def bids(folder: Path, images: np.ndarray, drawing: Drawing) -> None:
-    """A BIDS derivative: each slice is of a "subject" of its own, named by its seed, with a sidecar."""
+def bids(folder: Path, images: np.ndarray, drawing: Drawing, masks: np.ndarray | None) -> None:
+    """A BIDS derivative: each slice is of a "subject" of its own, named by its seed, with a sidecar; so is its mask."""
     generated = [
         {"Name": "synthmri", "Version": VERSION},
         {"Name": drawing.model, "Version": drawing.version, "Description": drawing.origin()},
@@ -141,15 +150,26 @@ def bids(folder: Path, images: np.ndarray, drawing: Drawing) -> None:
             "Seed": int(drawn["seed"]), "Model": drawing.model, "ModelVersion": drawing.version,
             "Sampling": drawing.settings,
         })  # fmt: skip
+        if masks is None:
+            continue
+        mask = f"{person}_{entity}label-lesion_desc-synthetic_mask"
+        _nifti(place / f"{mask}.nii.gz", masks[[row]] // 255, drawing, drawn["plane"])
+        _json(place / f"{mask}.json", {
+            "Description": f"Lesions. {SYNTHETIC}", "Type": "Lesion", "Synthetic": True,
+            "Sources": [f"bids::{person}/anat/{name}.nii.gz"],
+        })  # fmt: skip
 
 
-def dicom(folder: Path, images: np.ndarray, drawing: Drawing) -> None:
-    """A file an image, named by its seed; one study, in it a series for each prompt."""
+def dicom(folder: Path, images: np.ndarray, drawing: Drawing, masks: np.ndarray | None) -> None:
+    """A file an image, named by its seed; one study, in it a series for each prompt. Masks that are not empty are
+    segmentations (PS3.3 A.51) of their images, as _seg.dcm."""
     series = {prompt: number + 1 for number, prompt in enumerate(dict.fromkeys(drawing.table["prompt"]))}
     counts = drawing.table.groupby("prompt").cumcount() + 1
     for row, drawn in drawing.table.iterrows():
         data = dataset(images[row], drawing, row, series=series[drawn["prompt"]], number=int(counts[row]))
         data.save_as(folder / f"{drawn['seed']:06d}.dcm", enforce_file_format=True)
+        if masks is not None and masks[row].any():
+            segmentation(data, masks[row]).save_as(folder / f"{drawn['seed']:06d}_seg.dcm", enforce_file_format=True)
 
 
 def dataset(image: np.ndarray, drawing: Drawing, row: int, *, series: int, number: int):
@@ -218,6 +238,54 @@ def dataset(image: np.ndarray, drawing: Drawing, row: int, *, series: int, numbe
             ds.PixelSpacing = [DSfloat(drawing.pixel_mm, auto_format=True)] * 2
         ds.BitsAllocated = 8
         ds.PixelData = image.tobytes() + b"\0" * (image.size % 2)
+    return ds
+
+
+def segmentation(image, mask: np.ndarray):
+    """The DICOM Segmentation of uint8 (H, W), 255 inside, of an image that `dataset` made."""
+    import highdicom
+    from pydicom.sr.codedict import codes
+    from pydicom.uid import generate_uid
+
+    def uid(kind: str) -> str:
+        return generate_uid(entropy_srcs=[json.dumps([kind, image.SOPInstanceUID, mask.tobytes().hex()])])
+
+    description = highdicom.seg.SegmentDescription(
+        segment_number=1,
+        segment_label="lesion",
+        segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
+        segmented_property_type=codes.SCT.Lesion,
+        algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=highdicom.AlgorithmIdentificationSequence(
+            name="synthmri", family=codes.DCM.ArtificialIntelligence, version=VERSION
+        ),
+    )
+    ds = highdicom.seg.Segmentation(
+        source_images=[image],
+        pixel_array=(mask > 127)[None],
+        segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=[description],
+        series_instance_uid=uid("series of masks"),
+        series_number=image.SeriesNumber + SEGMENTATIONS,
+        sop_instance_uid=uid("mask"),
+        instance_number=image.InstanceNumber,
+        manufacturer=image.Manufacturer,
+        manufacturer_model_name=image.ManufacturerModelName,
+        software_versions=list(image.SoftwareVersions),
+        device_serial_number="0",
+        content_description="SYNTHETIC",
+        series_description=SYNTHETIC,
+    )
+    ds.SyntheticData = "YES"
+    ds.PatientIdentityRemoved, ds.DeidentificationMethod = image.PatientIdentityRemoved, image.DeidentificationMethod
+    # The library says when a file was made, and names by chance what its frames are counted by; the same drawing is to
+    # give the same bytes. A multi-frame object must have a date.
+    del ds.InstanceCreationDate, ds.InstanceCreationTime
+    ds.ContentDate, ds.ContentTime = NO_DATE, "000000"
+    for equipment in ds.ContributingEquipmentSequence:
+        equipment.pop("ContributionDateTime", None)
+    for item in (*ds.DimensionOrganizationSequence, *ds.DimensionIndexSequence):
+        item.DimensionOrganizationUID = uid("dimensions")
     return ds
 
 

@@ -6,6 +6,7 @@ import torch
 
 from synthmri import params
 from synthmri.errors import UserError
+from synthmri.evaluation import pairs
 from synthmri.generators import autoencoder, autoencoder_training, latent_diffusion
 
 
@@ -61,7 +62,15 @@ def test_deterministic_autoencoder_has_no_deviation(tiny):
 def test_grey_levels_survive_the_way_to_the_autoencoder_and_back():
     levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
     levels.flags.writeable = False  # as a memory map is
-    np.testing.assert_array_equal(autoencoder.to_grey(autoencoder.to_tensor(levels)), levels)
+    shown = autoencoder.to_tensor(levels) / 2 + 0.5
+    np.testing.assert_array_equal(autoencoder.to_planes(shown, masked=False)[:, 0], levels)
+
+
+def test_an_image_and_its_mask_survive_the_way_back():
+    levels, mask = np.arange(256, dtype=np.uint8).reshape(1, 16, 16), np.zeros((1, 16, 16), np.uint8)
+    mask[0, 3:9, 4:6] = 255
+    shown = autoencoder.to_tensor(levels, mask) / 2 + 0.5
+    np.testing.assert_array_equal(autoencoder.to_planes(shown, masked=True), np.stack([levels, mask], axis=1))
 
 
 def test_reconstruct_is_decode_after_encode(vae):
@@ -69,7 +78,7 @@ def test_reconstruct_is_decode_after_encode(vae):
     assert out.shape == (3, 64, 64) and out.dtype == np.uint8
     mean, _ = autoencoder.encode(vae, images(), batch_size=3)
     with torch.no_grad():
-        expected = autoencoder.to_grey(vae.decode(torch.from_numpy(mean)).sample)
+        expected = autoencoder.to_planes(vae.decode(torch.from_numpy(mean)).sample / 2 + 0.5, masked=False)[:, 0]
     assert np.abs(out.astype(int) - expected).max() <= 1
 
 
@@ -154,11 +163,49 @@ def test_divergence_is_told(tiny, tmp_path):
     assert not (tmp_path / "c.pt").exists()
 
 
-def test_crops_are_pieces_of_the_images_some_of_them_mirrored():
-    source = np.arange(2 * 20 * 20).reshape(2, 20, 20).astype(np.uint8)
-    source[1] += 100
-    crops = autoencoder_training.crops(source, 40, 8, torch.Generator().manual_seed(0))
-    windows = np.lib.stride_tricks.sliding_window_view(source, (8, 8), axis=(1, 2)).reshape(-1, 8, 8)
-    plain = [any((crop == w).all() for w in windows) for crop in crops]
-    mirrored = [any((crop[:, ::-1] == w).all() for w in windows) for crop in crops]
-    assert all(a or b for a, b in zip(plain, mirrored, strict=True)) and any(plain) and any(mirrored)
+def bright_squares(n=12, size=64):
+    """Dark slices with noise, each with a bright square, which is its lesion."""
+    rng = np.random.default_rng(0)
+    slices, masks = rng.integers(20, 60, (n, size, size)).astype(np.uint8), np.zeros((n, size, size), np.uint8)
+    for image, mask, (top, left) in zip(slices, masks, rng.integers(4, size - 20, (n, 2)), strict=True):
+        image[top : top + 16, left : left + 16] += 150
+        mask[top : top + 16, left : left + 16] = 255
+    return slices, masks
+
+
+def test_a_decoder_learns_to_draw_masks_and_says_so_wherever_it_goes(tmp_path):
+    vae = autoencoder.load("pretrained/base/vae")
+    slices, masks = bright_squares()
+    latents = autoencoder.encode(vae, slices, batch_size=4)[0]
+    p = section(steps=40, mask_weight=1.0, batch_size=4)
+    autoencoder_training.adapt(vae, slices, "decoder", p, l2, lesions=masks, seed=0, checkpoint=tmp_path / "c.pt")
+    vae.save_pretrained(tmp_path / "vae")
+    back = autoencoder.load(tmp_path / "vae")
+    found = autoencoder.rebuilt(back, slices, batch_size=4)
+    assert found.shape == (12, 2, 64, 64) and set(np.unique(found[:, 1])) == {0, 255}
+    assert pairs.dice(found[:, 1], masks) > 0.7
+    np.testing.assert_array_equal(autoencoder.reconstruct(back, slices, batch_size=4), found[:, 0])
+    np.testing.assert_array_equal(autoencoder.encode(back, slices, batch_size=4)[0], latents)  # the UNet's, as before
+
+
+@pytest.mark.parametrize("weight, lesions", [(0.0, True), (1.0, False)])
+def test_without_masks_or_weight_it_draws_none(tiny, tmp_path, weight, lesions):
+    slices, masks = bright_squares()
+    p = section(mask_weight=weight)
+    given = masks if lesions else None
+    autoencoder_training.adapt(tiny, slices, "decoder", p, l2, lesions=given, seed=0, checkpoint=tmp_path / "c.pt")
+    assert not autoencoder.draws_masks(tiny)
+    assert autoencoder.rebuilt(tiny, slices, batch_size=4).shape[1] == 1
+
+
+def test_masks_that_are_not_the_slices_are_not_seen_by_the_encoder(tiny):
+    autoencoder.draw_masks(tiny)
+    slices, masks = bright_squares(4)
+    generator = torch.Generator()
+    _, with_mask, _ = autoencoder_training.rebuild(
+        tiny, autoencoder.to_tensor(slices, masks), l2, generator, weight=1, latent_noise=0, mask_weight=1
+    )
+    _, without, _ = autoencoder_training.rebuild(
+        tiny, autoencoder.to_tensor(slices), l2, generator, weight=1, latent_noise=0, mask_weight=1
+    )
+    assert torch.equal(with_mask, without)

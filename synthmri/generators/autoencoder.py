@@ -1,6 +1,9 @@
-"""The autoencoder of a latent diffusion model: into latents and back to grey levels.
+"""The autoencoder of a latent diffusion model: into latents and back to grey levels, and to masks of lesions.
 
-Any autoencoder of diffusers will do, with a posterior (AutoencoderKL) or without one (AutoencoderTiny).
+Any autoencoder of diffusers will do, with a posterior (AutoencoderKL) or without one (AutoencoderTiny). Three channels
+are what this format has, and grey images need one: where its config.json says so, red and green are the image and blue
+is the mask of its lesions, which the decoder tells from the same latents (as of a GAN's features DatasetGAN, Zhang
+2021, arXiv 2104.06490). The encoder sees the image alone, so that latents are those that the UNet knows.
 """
 
 from pathlib import Path
@@ -41,15 +44,36 @@ def quicker(vae):
     return vae
 
 
-def to_tensor(images: np.ndarray) -> torch.Tensor:
-    """uint8 (B, H, W) -> float32 (B, 3, H, W) in [-1, 1], what an autoencoder of this format takes."""
-    x = torch.from_numpy(np.array(images)).float() / 127.5 - 1  # a copy: memory-mapped arrays are read-only
-    return x[:, None].expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+def draws_masks(vae) -> bool:
+    """Whether blue of what it decodes is a mask."""
+    return vae.config.get("third_channel") == "mask"
 
 
-def to_grey(decoded: torch.Tensor) -> np.ndarray:
-    """(B, 3, H, W) about [-1, 1] -> uint8 (B, H, W): the channels' mean, through the project's one quantisation."""
-    return to_uint8((decoded.float().mean(dim=1) / 2 + 0.5).cpu().numpy())
+def draw_masks(vae) -> None:
+    """Say so in its config, which diffusers writes and reads, and ignores."""
+    vae.register_to_config(third_channel="mask")
+
+
+def to_tensor(images: np.ndarray, masks: np.ndarray | None = None) -> torch.Tensor:
+    """uint8 (B, H, W) -> float32 (B, 3, H, W) in [-1, 1], what an autoencoder of this format takes; with masks, which
+    are likewise: what one that draws these is to give."""
+    planes = [images, images, images if masks is None else masks]
+    x = torch.from_numpy(np.stack(planes, axis=1)).float() / 127.5 - 1
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def grey(x: torch.Tensor, masked: bool) -> torch.Tensor:
+    """(B, 3, H, W) -> (B, 1, H, W): the mean of the channels that hold the image."""
+    return (x[:, :2] if masked else x).mean(dim=1, keepdim=True)
+
+
+def to_planes(shown: torch.Tensor, masked: bool) -> np.ndarray:
+    """(B, 3, H, W) about [0, 1] -> uint8 (B, P, H, W): the image through the project's one quantisation, and where blue
+    is a mask, 255 where that is above the middle."""
+    planes = to_uint8(grey(shown.float(), masked).cpu().numpy())
+    if not masked:
+        return planes
+    return np.concatenate([planes, 255 * (shown[:, 2:] > 0.5).cpu().numpy().astype(np.uint8)], axis=1)
 
 
 @torch.no_grad()
@@ -70,15 +94,21 @@ def encode(vae, images: np.ndarray, *, batch_size: int, precision: Precision = "
     return np.concatenate(means), np.concatenate(deviations)
 
 
-@torch.no_grad()
 def reconstruct(vae, images: np.ndarray, *, batch_size: int, precision: Precision = "fp32") -> np.ndarray:
     """uint8 (N, H, W) -> uint8 (N, H, W): each image through the autoencoder and back."""
+    return rebuilt(vae, images, batch_size=batch_size, precision=precision)[:, 0]
+
+
+@torch.no_grad()
+def rebuilt(vae, images: np.ndarray, *, batch_size: int, precision: Precision = "fp32") -> np.ndarray:
+    """uint8 (N, H, W) -> uint8 (N, P, H, W): the same, and where it draws masks, that of each image beside it."""
     device = next(vae.parameters()).device
     out = []
     for start in range(0, len(images), batch_size):
         x = to_tensor(images[start : start + batch_size]).to(device)
         with autocast(device, precision):
-            out.append(to_grey(vae.decode(posterior(vae.encode(x))[0]).sample))
+            decoded = vae.decode(posterior(vae.encode(x))[0]).sample
+        out.append(to_planes(decoded.float() / 2 + 0.5, draws_masks(vae)))
     return np.concatenate(out)
 
 

@@ -13,9 +13,11 @@ from synthmri import streams
 from synthmri.errors import UserError
 from synthmri.generators import autoencoder
 from synthmri.params import Section
-from synthmri.training import distributed, loop, patch_discriminator
+from synthmri.training import distributed, loop, masks, patch_discriminator
 from synthmri.training.precision import Precision, autocast
 
+SHARPNESS = 4.0  # what a channel of -1 to 1 is multiplied by to be the logit of a mask
+LATENT_NOISE = 0.05  # of an adaptation, as in pretraining
 CROP_PX = 128  # edge of the crops that an autoencoder is adapted on, or the slices' where that is less
 
 
@@ -27,7 +29,7 @@ class Adapt(Section):
     learning_rate: float = Field(gt=0, le=0.01)
     perceptual_weight: float = Field(ge=0)
     adversarial_weight: float = Field(ge=0)
-    latent_noise: float = Field(ge=0)
+    mask_weight: float = Field(ge=0)
 
 
 def rebuild(
@@ -39,24 +41,32 @@ def rebuild(
     weight: float,
     latent_noise: float,
     frozen_encoder: bool = False,
+    mask_weight: float = 0.0,
     share: distributed.Share | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Loss of rebuilding x: L1 + weight * perceptual distance (LPIPS, Zhang 2018); its latents; what came out.
+    """Loss of rebuilding x: L1 + weight * perceptual distance (LPIPS, Zhang 2018); its latents; the image that came
+    out, grey. Where blue of x is a mask, `masks.loss` times mask_weight judges it, and the encoder does not see it.
 
     x: (B, 3, H, W) in [-1, 1]; perceptual: (B, 3, H, W) x (B, 3, H, W) -> distances; latent_noise: standard deviation
     of noise on the latents, relative to theirs, so that the decoder forgives a sampler's errors; generator: its source;
     share: which part of a batch x is, where it is not all of it: the loss is then the mean over that part.
-    Returns a scalar, (B, C, h, w) and (B, 3, H, W).
+    Returns a scalar, (B, C, h, w) and (B, 1, H, W).
     """
+    masked = autoencoder.draws_masks(vae)
+    image = x[:, :1].expand_as(x) if masked else x
     with torch.set_grad_enabled(not frozen_encoder):
-        z = autoencoder.posterior(vae.encode(x))[0].float()
+        z = autoencoder.posterior(vae.encode(image))[0].float()
     share = share or distributed.Share(len(x), slice(None), 1.0)
     noise = latent_noise * torch.randn((share.whole, *z.shape[1:]), generator=generator)[share.rows].to(z)
     y = vae.decode(z + noise * distributed.std(z.detach())).sample.float()
-    value = F.l1_loss(y, x)
+    grey = autoencoder.grey(y, masked)
+    shown = grey.expand_as(x) if masked else y
+    value = F.l1_loss(y[:, :2], x[:, :2]) if masked else F.l1_loss(y, x)
     if weight > 0:
-        value = value + weight * perceptual(x, y.clamp(-1.2, 1.2)).float().mean()
-    return value, z, y
+        value = value + weight * perceptual(image, shown.clamp(-1.2, 1.2)).float().mean()
+    if masked and mask_weight > 0:
+        value = value + mask_weight * masks.loss(SHARPNESS * y[:, 2], (x[:, 2] > 0).float())
+    return value, z, grey
 
 
 def train(
@@ -70,7 +80,9 @@ def train(
     checkpoint: Path,
     section: str,
     precision: Precision = "fp32",
+    latent_noise: float = 0.0,
     latent_weight: float = 0.0,
+    mask_weight: float = 0.0,
     adversarial_from: float = 0.0,
     every: int = 100,
     tick: loop.Tick = lambda step, loss, rate: None,
@@ -80,11 +92,11 @@ def train(
     Where p.adversarial_weight is above 0, a discriminator of patches learns beside it once the share adversarial_from
     of the steps is done: without one the decoder blurs what it cannot know, with one it draws texture in its place,
     which is nearer in distribution and farther in PSNR (Blau 2018). part: "decoder" keeps the latent space that a UNet
-    knows, "full" moves it; p: steps, learning_rate, perceptual_weight, adversarial_weight and latent_noise; perceptual:
-    as for `rebuild`; latent_weight: of a pull of the latents towards zero mean and unit variance per channel. Written
-    to `checkpoint` `every` so many steps; a run that was killed goes on from there to the same result. Of several
-    processes each takes its share of every batch, and draws whole batches in turn. Returns the floating-point
-    operations. Raises UserError, naming `section` of the parameters, when the loss stops being finite.
+    knows, "full" moves it; p: steps, learning_rate, perceptual_weight and adversarial_weight; perceptual, latent_noise,
+    mask_weight: as for `rebuild`; latent_weight: of a pull of the latents towards zero mean and unit variance per
+    channel. Written to `checkpoint` `every` so many steps; a run that was killed goes on from there to the same result.
+    Of several processes each takes its share of every batch, and draws whole batches in turn. Returns the
+    floating-point operations. Raises UserError, naming `section` of the parameters, when the loss stops being finite.
     """
     device = next(vae.parameters()).device
     # The pieces by their names in diffusers: both kinds have `decoder`, the KL kind a convolution before it.
@@ -129,11 +141,11 @@ def train(
         x = x[share.rows].to(device)
         generator.set_state(state)
         with autocast(device, precision):
-            value, z, y = rebuild(
+            value, z, grey = rebuild(
                 vae, x, perceptual, generator,
-                weight=p.perceptual_weight, latent_noise=p.latent_noise, frozen_encoder=part == "decoder", share=share,
+                weight=p.perceptual_weight, latent_noise=latent_noise, frozen_encoder=part == "decoder",
+                mask_weight=mask_weight, share=share,
             )  # fmt: skip
-            grey = y.mean(dim=1, keepdim=True)
             if judged(step):
                 value = value + p.adversarial_weight * patch_discriminator.generator_loss(discriminator, grey)
         if latent_weight > 0:
@@ -171,34 +183,27 @@ def adapt(
     p: Adapt,
     perceptual: Callable,
     *,
+    lesions: np.ndarray | None = None,
     seed: int,
     checkpoint: Path,
     precision: Precision = "fp32",
     tick: loop.Tick = lambda step, loss, rate: None,
 ) -> None:
-    """Train `vae` in place on random, half of them mirrored crops of uint8 (N, H, W); the rest as for `train`."""
+    """Train `vae` in place on random, half of them mirrored crops of uint8 (N, H, W); the rest as for `train`.
+
+    lesions: masks of the same shape, 255 inside; with them, and p.mask_weight above 0, it learns to draw these.
+    """
     crop = min(CROP_PX, *images.shape[1:])
+    parts = [images]
+    if lesions is not None and p.mask_weight > 0:
+        autoencoder.draw_masks(vae)
+        parts.append(lesions)
 
     def draw(generator: torch.Generator) -> torch.Tensor:
-        return autoencoder.to_tensor(crops(images, p.batch_size, crop, generator))
+        return autoencoder.to_tensor(*masks.crops(parts, p.batch_size, crop, generator))
 
     train(
         vae, part, draw, p, perceptual,
-        seed=seed, precision=precision, checkpoint=checkpoint, section="adapt", tick=tick,
+        seed=seed, precision=precision, checkpoint=checkpoint, section="adapt", latent_noise=LATENT_NOISE,
+        mask_weight=p.mask_weight, tick=tick,
     )  # fmt: skip
-
-
-def crops(images: np.ndarray, count: int, size: int, generator: torch.Generator) -> np.ndarray:
-    """uint8 (count, size, size) from random places of random images, half of them mirrored left to right."""
-
-    def draw(below: int) -> list[int]:
-        return torch.randint(below, (count,), generator=generator).tolist()
-
-    height, width = images.shape[1:]
-    places = zip(draw(len(images)), draw(height - size + 1), draw(width - size + 1), draw(2), strict=True)
-    return np.stack(
-        [
-            images[i, top : top + size, left : left + size][:, :: -1 if mirrored else 1]
-            for i, top, left, mirrored in places
-        ]
-    )

@@ -14,7 +14,11 @@ from synthmri.training.sampling import Sample
 class Generator(ABC):
     """A trained model that draws slices.
 
-    Besides what is below, one that has an autoencoder has
+    Besides what is below, one that may draw masks of lesions has
+
+        sample_with_masks: as `sample`, uint8 (N, P, S, S): the images and, where P is 2, their masks, 255 inside;
+
+    one that has an autoencoder has
 
         reconstruct(images, *, batch_size, precision): uint8 (N, S, S) -> uint8 (N, S, S), each through it and back,
 

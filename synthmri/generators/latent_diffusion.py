@@ -17,7 +17,6 @@ from synthmri import streams
 from synthmri.errors import UserError
 from synthmri.generators import autoencoder
 from synthmri.generators.base import Generator
-from synthmri.imageset import to_uint8
 from synthmri.params import Section
 from synthmri.training import denoising_loss, distributed, loop, sampling
 from synthmri.training.precision import Precision, autocast
@@ -394,7 +393,22 @@ def sample(
     precision: Precision = "fp32",
     progress: Callable = lambda batches, total: batches,
 ) -> np.ndarray:
-    """uint8 (N, size, size): image i from texts[i] and seeds[i] alone.
+    """uint8 (N, size, size): image i from texts[i] and seeds[i] alone; see `draw`."""
+    return draw(pipe, texts, seeds, p, size=size, precision=precision, progress=progress)[:, 0]
+
+
+@torch.no_grad()
+def draw(
+    pipe,
+    texts: Sequence[str],
+    seeds: Sequence[int],
+    p: sampling.Sample,
+    *,
+    size: int,
+    precision: Precision = "fp32",
+    progress: Callable = lambda batches, total: batches,
+) -> np.ndarray:
+    """uint8 (N, P, size, size): the image, and where the autoencoder draws masks, that of its lesions, 255 inside.
 
     Each image has a generator of its own, and every batch the same shape (the last is filled up), so that neither N nor
     the company in its batch changes an image; several processes draw the same batches, each some of them. Guidance
@@ -403,7 +417,7 @@ def sample(
     scheduler = new_scheduler(pipe, p.scheduler)
     sampling.set_steps(scheduler, p.steps)
     pipe.unet.to(memory_format=torch.channels_last)
-    device = pipe.unet.device
+    device, masked = pipe.unet.device, autoencoder.draws_masks(pipe.vae)
 
     def one(start: int) -> np.ndarray:
         rows = [min(start + k, len(seeds) - 1) for k in range(p.batch_size)]
@@ -419,7 +433,7 @@ def sample(
             ).images
         if not torch.isfinite(decoded).all():
             raise UserError("the model draws values that are not finite; train it again with a lower learning rate")
-        return to_uint8(decoded.float().mean(dim=1).cpu().numpy())[: len(seeds) - start]
+        return autoencoder.to_planes(decoded, masked)[: len(seeds) - start]
 
     own, pipe.scheduler = pipe.scheduler, scheduler
     try:
@@ -465,8 +479,14 @@ class LatentDiffusion(Generator):
         self, seeds: Sequence[int], p: sampling.Sample, *, texts=(), size=None, precision: Precision = "fp32",
         progress: Callable = lambda batches, total: batches,
     ) -> np.ndarray:  # fmt: skip
+        return self.sample_with_masks(seeds, p, texts=texts, size=size, precision=precision, progress=progress)[:, 0]
+
+    def sample_with_masks(
+        self, seeds: Sequence[int], p: sampling.Sample, *, texts=(), size=None, precision: Precision = "fp32",
+        progress: Callable = lambda batches, total: batches,
+    ) -> np.ndarray:  # fmt: skip
         size = size or image_size(self.pipe)
-        return sample(self.pipe, texts, seeds, p, size=size, precision=precision, progress=progress)
+        return draw(self.pipe, texts, seeds, p, size=size, precision=precision, progress=progress)
 
     def reconstruct(self, images: np.ndarray, *, batch_size: int, precision: Precision = "fp32") -> np.ndarray:
         return autoencoder.reconstruct(self.pipe.vae, images, batch_size=batch_size, precision=precision)

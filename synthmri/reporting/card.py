@@ -25,6 +25,10 @@ CLINICAL = (
     "the planning of treatment, or as evidence of what a disease looks like."
 )
 SIMULATED = "a **simulated** cohort (an anatomical atlas and signal equations; no image of a patient)"
+MASKS = (
+    " Of the three channels that the pipeline gives, red and green are the image; blue is the mask of its lesions as "
+    "the decoder sees them, which no person has drawn (Dice {dice:.2f} on validation slices)."
+)
 PRIVATE = "a private set of MRI slices, which are not part of this"
 OPEN = {  # by whether prompts steer it: then it is a pipeline of diffusers
     True: "from diffusers import StableDiffusionPipeline\n\n"
@@ -51,13 +55,15 @@ def model_card(
     tree: dict,
     prompt: str,
     rated: dict[str, float],
+    dice: float | None = None,
 ) -> str:
     """Markdown with a YAML header for a model.
 
     title: its name; code: its name in synthmri.generators; prompted: whether prompts steer it; scores, floor: its
     scores and those of real slices of other people; effort: parameters, images_seen, teraflop, and where weights were
     pretrained, theirs; failed: reasons of the gate; data: counts as `preprocess` writes them; tree: all parameters;
-    prompt: one of training; rated: its row of metrics/comparison.json, with what raters said.
+    prompt: one of training; rated: its row of metrics/comparison.json, with what raters said; dice: of the masks that it
+    draws on validation slices, None where it draws none.
     """
     simulated = tree["data"]["source"] == "simulated"
     source = "simulated brain MRI" if simulated else "private brain MRI"
@@ -93,7 +99,7 @@ def model_card(
 
 It draws single {tree["data"]["plane"]} slices of {tree["data"]["image_size"]} x {tree["data"]["image_size"]} pixels, {
         "by a prompt" if prompted else "from noise alone, without a prompt"
-    }. It was trained on {SIMULATED if simulated else PRIVATE}.
+    }. It was trained on {SIMULATED if simulated else PRIVATE}.{"" if dice is None else MASKS.format(dice=dice)}
 
 ## Intended use
 

@@ -35,20 +35,14 @@ DISTANCES = ("fd_effnet", "fd_alexnet", "fid", "fd_further")  # shown with their
 SPREAD = ("fd_effnet", "kid_effnet", "coverage")  # shown with their uncertainty
 MANUAL = "manual_score"  # always shown: an empty column says that nobody has rated these images
 CAPTION = (
-    "FD, KID and precision to coverage compare each set with slices of the test people, whom nothing was trained on or "
-    'chosen by; ± is the standard error over these people. FD is no FID; "×" is its ratio to the floor, "real, other '
-    'people".  \n'
-    "EfficientNet decides (KID and precision to coverage are its too): no training looks through it. A loss of the "
-    "autoencoder (LPIPS) looks through AlexNet, whose FD therefore flatters models with that autoencoder.  \n"
-    "SSIM, PSNR and LPIPS compare each image with the training slice, or its mirror image, nearest to it: resemblance, "
-    "not quality, as the last rows show.  \n"
-    '"memorised": 0.05 is what honest data gives; what it finds and misses: docs/evaluation.md. "manual": blinded '
-    "raters' realism with its 95 % interval; empty: nobody has rated; ⚠: too few.  \n"
-    '"level off", "seen": does an image show the level, contrast and label that its prompt asks for? As examiners see '
-    "it that learnt on training slices; real, other people: validation slices, the best to be had.  \n"
-    "Pretraining is on simulated heads, and none where it says nothing. Bold: better than every other model with "
-    "{sure:.0f} % confidence, by differences against the same test people; it holds no luck of "
-    "training. Every column: docs/evaluation.md."
+    "Each set is compared with slices of test people, whom nothing was trained on or chosen by; ± is the standard "
+    'error over them, "×" the ratio to the floor, "real, other people". FD is no FID.  \n'
+    "EfficientNet decides: no training looks through it, as a loss of the autoencoder does through AlexNet. SSIM, PSNR "
+    "and LPIPS, to the nearest training slice, are resemblance and not quality.  \n"
+    '"memorised": 0.05 is what honest data gives. "level off", "seen": is what the prompt asks for there, by examiners '
+    'that learnt on training slices? "manual": blinded raters; empty: nobody has rated; ⚠: too few.  \n'
+    "Pretraining is on simulated heads. Bold: better than every other model with {sure:.0f} % confidence over test "
+    "people; that holds no luck of training. Every column: docs/evaluation.md."
 )
 
 

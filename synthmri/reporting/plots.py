@@ -9,6 +9,7 @@ from matplotlib.figure import Figure  # without pyplot: it would ask for a displ
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import binary_dilation
 
 from synthmri import imageset
 from synthmri.errors import UserError
@@ -19,30 +20,42 @@ _GAP = 4  # pixels between the images of a sheet
 def contact_sheet(images: np.ndarray, columns: int, captions: Sequence[str] | None = None) -> Image.Image:
     """Images side by side, row after row, pixel for pixel, each with its caption below.
 
-    images: uint8 (N, H, W), N at least 1; columns: images a row; captions: N texts, or None for a sheet without them.
-    Returns a grey picture (mode L).
+    images: uint8 (N, H, W) or, in colours, (N, H, W, 3), N at least 1; columns: images a row; captions: N texts, or
+    None for a sheet without them. Returns a grey picture (mode L) or one in colours (RGB).
     Raises UserError for other shapes and counts.
     """
-    if images.dtype != np.uint8 or images.ndim != 3 or len(images) == 0:
+    coloured = images.ndim == 4 and images.shape[3] == 3
+    if images.dtype != np.uint8 or not (coloured or images.ndim == 3) or len(images) == 0:
         raise UserError(f"a contact sheet takes uint8 (N, H, W), N at least 1; this is {images.dtype} {images.shape}")
     if columns < 1:
         raise UserError(f"columns = {columns}; a contact sheet has at least 1")
     if captions is not None and len(captions) != len(images):
         raise UserError(f"{len(captions)} captions for {len(images)} images; give one each, or None")
-    height, width = images.shape[1:]
+    height, width = images.shape[1:3]
     font = ImageFont.load_default(size=max(10, width / 16))
     caption = 0 if captions is None else round(font.size * 1.4)
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     size = (columns * (width + _GAP) - _GAP, rows * (height + caption + _GAP) - _GAP)
-    sheet = Image.new("L", size, 255)
+    sheet = Image.new(*(("RGB", size, (255, 255, 255)) if coloured else ("L", size, 255)))
     draw = ImageDraw.Draw(sheet)
     for i, image in enumerate(images):
         x, y = i % columns * (width + _GAP), i // columns * (height + caption + _GAP)
         sheet.paste(Image.fromarray(np.asarray(image)), (x, y))
         if captions is not None:
-            draw.text((x + width / 2, y + height + caption / 2), captions[i], 0, font, anchor="mm")
+            black = (0, 0, 0) if coloured else 0
+            draw.text((x + width / 2, y + height + caption / 2), captions[i], black, font, anchor="mm")
     return sheet
+
+
+OUTLINE = (230, 85, 0)  # told from grey by people who see no red, too
+
+
+def outlined(images: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """uint8 (N, H, W, 3): grey images with a line around what their masks, uint8 (N, H, W), have above 127."""
+    inside = masks > 127
+    around = binary_dilation(inside, np.ones((1, 3, 3))) & ~inside
+    return np.where(around[..., None], np.array(OUTLINE, np.uint8), images[..., None].repeat(3, axis=3))
 
 
 def real_against_synthetic(

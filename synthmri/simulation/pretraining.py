@@ -141,7 +141,8 @@ def fit_autoencoder(
     operations = autoencoder_training.train(
         model, part, lambda generator: rgb(autoencoder_images(atlas, p, generator)), p, perceptual,
         seed=run.seed, precision=precision, checkpoint=checkpoint, section="pretrain.autoencoder",
-        latent_weight=p.latent_weight, adversarial_from=p.adversarial_from, every=run.checkpoint_steps, tick=tick,
+        latent_noise=p.latent_noise, latent_weight=p.latent_weight, adversarial_from=p.adversarial_from,
+        every=run.checkpoint_steps, tick=tick,
     )  # fmt: skip
     return model, operations
 

@@ -1,0 +1,82 @@
+"""Do synthetic pairs of image and mask help? `python -m stages.segment --help`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from stages import _cli, _files
+from synthmri import imageset, params
+from synthmri.evaluation import auroc, downstream, segmentation
+from synthmri.reporting import plots
+
+SHOWN = 16  # pairs in the picture
+
+
+def main(
+    train: Annotated[Path, typer.Option(help="ImageSet of the training slices")],
+    validation: Annotated[Path, typer.Option(help="ImageSet of the validation slices")],
+    test: Annotated[Path, typer.Option(help="ImageSet of the test slices")],
+    samples: Annotated[Path, typer.Option(help="ImageSet of synthetic slices")],
+    metrics: Annotated[Path, typer.Option(help="JSON to write")],
+    markdown: Annotated[Path, typer.Option(help="Markdown to write: the answer in a sentence, and the table")],
+    picture: Annotated[Path, typer.Option(help="PNG to write: synthetic slices with the outlines of their masks")],
+) -> None:
+    """A network that draws masks, trained on real pairs, synthetic ones and both, by Dice on the test people.
+
+    Size and steps are those of section `utility`.
+    """
+    _cli.start()
+    p, seed = params.read(_cli.PARAMS, "utility", downstream.Utility), _cli.seed()
+    sets = {name: imageset.read(folder) for name, folder in
+            {"training": train, "validation": validation, "test": test, "synthetic": samples}.items()}  # fmt: skip
+    without = [name for name, found in sets.items() if found.masks is None]
+    tree: dict = {}
+    if without:
+        why = f"there are no masks of the {' and '.join(without)} slices"
+    else:
+        parts = {name: _pairs(found, p.image_px) for name, found in sets.items()}
+        why = segmentation.obstacle(*parts.values())
+    if why:
+        text = f"Whether synthetic pairs of image and mask help was not measured: {why}.\n"
+    else:
+        arms = segmentation.measured(
+            *parts.values(), p.steps, seed=seed,
+            progress=lambda plans, count: _cli.progress(plans, "trained networks", count),
+        )  # fmt: skip
+        counts = {f"{name}_slices_with_lesions": int(part.masks.any(axis=(1, 2)).sum()) for name, part in parts.items()}
+        people = len(segmentation.ill(parts["test"]))
+        tree = counts | {"test_subjects_with_lesions": people} | arms
+        text = "\n\n".join(
+            [
+                segmentation.sentence(arms),
+                f"Test: {people} people with lesions; {segmentation.TRAININGS} trainings each, at {p.image_px} px. "
+                f"{counts['synthetic_slices_with_lesions']} of {len(sets['synthetic'])} synthetic slices have a mask, "
+                f"{counts['training_slices_with_lesions']} of {len(sets['training'])} real training slices.",
+                segmentation.markdown(arms),
+            ]
+        )
+    with _files.replacing(metrics) as numbers, _files.replacing(markdown) as words, _files.replacing(picture) as sheet:
+        _files.write_metrics(numbers, tree)
+        words.write_text(text + "\n" * (not text.endswith("\n")), encoding="utf-8")
+        plots.save(_sheet(sets["synthetic"]), sheet)
+
+
+def _pairs(found: imageset.ImageSet, image_px: int) -> segmentation.Pairs:
+    real = "subject" in found.manifest
+    block = found.meta.get("data", {}).get("border_gap", 1)
+    who = auroc.people(found.manifest, block) if real else np.zeros(len(found), np.int64)
+    return segmentation.pairs(found.images, found.masks, who, image_px)
+
+
+def _sheet(made: imageset.ImageSet):
+    """Synthetic slices with a mask, at even steps; the first ones where there is none."""
+    masks = np.zeros(made.images.shape, np.uint8) if made.masks is None else np.asarray(made.masks)
+    marked = np.flatnonzero(masks.any(axis=(1, 2)))
+    rows = marked[imageset.evenly(len(marked), SHOWN)] if len(marked) else np.arange(min(SHOWN, len(made)))
+    return plots.contact_sheet(plots.outlined(np.asarray(made.images[rows]), masks[rows]), columns=8)
+
+
+if __name__ == "__main__":
+    _cli.run(main)
