@@ -62,8 +62,8 @@ def model_card(
     title: its name; code: its name in synthmri.generators; prompted: whether prompts steer it; scores, floor: its
     scores and those of real slices of other people; effort: parameters, images_seen, teraflop, and where weights were
     pretrained, theirs; failed: reasons of the gate; data: counts as `preprocess` writes them; tree: all parameters;
-    prompt: one of training; rated: its row of metrics/comparison.json, with what raters said; dice: of the masks that it
-    draws on validation slices, None where it draws none.
+    prompt: one of training; rated: its row of metrics/comparison.json, with what raters said; dice: of the masks of
+    validation slices that it draws, None where it draws none.
     """
     simulated = tree["data"]["source"] == "simulated"
     source = "simulated brain MRI" if simulated else "private brain MRI"
