@@ -8,6 +8,7 @@ import typer
 
 from stages import _cli, _files
 from synthmri import imageset, params
+from synthmri.errors import UserError
 from synthmri.evaluation import auroc, downstream, segmentation
 from synthmri.reporting import plots
 
@@ -31,6 +32,8 @@ def main(
     p, seed = params.read(_cli.PARAMS, "utility", downstream.Utility), _cli.seed()
     sets = {name: imageset.read(folder) for name, folder in
             {"training": train, "validation": validation, "test": test, "synthetic": samples}.items()}  # fmt: skip
+    made = sets["synthetic"]
+    _apart(sets)
     without = [name for name, found in sets.items() if found.masks is None]
     tree: dict = {}
     if without:
@@ -60,7 +63,19 @@ def main(
     with _files.replacing(metrics) as numbers, _files.replacing(markdown) as words, _files.replacing(picture) as sheet:
         _files.write_metrics(numbers, tree)
         words.write_text(text + "\n" * (not text.endswith("\n")), encoding="utf-8")
-        plots.save(_sheet(sets["synthetic"]), sheet)
+        plots.save(_sheet(made), sheet)
+
+
+def _apart(sets: dict[str, imageset.ImageSet]) -> None:
+    """Leave out, in place, slices that are test slices. Raises UserError where a test subject is among the others."""
+    test = sets["test"]
+    bound = test.meta.get("data", {}).get("duplicate_correlation", 0.99)
+    for name in ("training", "validation", "synthetic"):
+        both = set(sets[name].manifest.get("subject", ())) & set(test.manifest["subject"]) - {""}
+        if both:
+            raise UserError(f"{len(both)} subject(s) of the test slices are in {name} too; split them anew")
+        copies = downstream.copied(sets[name].images, test.images, bound)
+        sets[name] = sets[name].take(np.flatnonzero(~copies))
 
 
 def _pairs(found: imageset.ImageSet, image_px: int) -> segmentation.Pairs:

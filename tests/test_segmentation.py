@@ -196,6 +196,15 @@ def test_the_stage_writes_numbers_words_and_a_picture(place):
     assert before == {name: (place / name).read_bytes() for name in before}
 
 
+def test_a_leak_is_caught(place):
+    train, test = (imageset.read(place / name) for name in ("train", "test"))
+    imageset.write(place / "samples", imageset.ImageSet(test.images, test.manifest[["label"]], {}, test.masks))
+    assert "no synthetic slice has a lesion" in run(place)[1]  # all of them were test slices, and left out
+    imageset.write(place / "train", imageset.ImageSet(train.images, test.manifest, {}, train.masks))
+    with pytest.raises(UserError, match=r"6 subject\(s\) of the test slices are in training too; split them anew"):
+        run(place)
+
+
 def test_without_masks_the_stage_says_so_and_goes_on(place):
     _write(place / "samples", drawn(6, seed=9), real=False, masked=False)
     tree, text = run(place)
