@@ -181,8 +181,8 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(place):
-    names = ("train", "val", "test", "samples", "s.json", "s.md", "s.png")
+def run(place, train="train"):
+    names = (train, "val", "test", "samples", "s.json", "s.md", "s.png")
     stage.main(*(place / name for name in names))
     return json.loads((place / "s.json").read_text()), (place / "s.md").read_text()
 
@@ -197,12 +197,13 @@ def test_the_stage_writes_numbers_words_and_a_picture(place):
 
 
 def test_a_leak_is_caught(place):
-    train, test = (imageset.read(place / name) for name in ("train", "test"))
+    test = imageset.read(place / "test")
     imageset.write(place / "samples", imageset.ImageSet(test.images, test.manifest[["label"]], {}, test.masks))
     assert "no synthetic slice has a lesion" in run(place)[1]  # all of them were test slices, and left out
-    imageset.write(place / "train", imageset.ImageSet(train.images, test.manifest, {}, train.masks))
+    again = drawn(6, seed=0)
+    imageset.write(place / "leaking", imageset.ImageSet(again.images, test.manifest, {}, again.masks))
     with pytest.raises(UserError, match=r"6 subject\(s\) of the test slices are in training too; split them anew"):
-        run(place)
+        run(place, "leaking")
 
 
 def test_without_masks_the_stage_says_so_and_goes_on(place):
