@@ -276,8 +276,14 @@ def segmentation(image, mask: np.ndarray):
         content_description="SYNTHETIC",
         series_description=SYNTHETIC,
     )
-    ds.SyntheticData = "YES"
+    ds.SyntheticData, ds.ContentCreatorName = "YES", ""
     ds.PatientIdentityRemoved, ds.DeidentificationMethod = image.PatientIdentityRemoved, image.DeidentificationMethod
+    if "PatientOrientation" in image:
+        ds.PatientOrientation = image.PatientOrientation
+    for shared in ds.SharedFunctionalGroupsSequence:
+        for measures in shared.get("PixelMeasuresSequence", ()):
+            if not measures.get("SliceThickness"):  # nobody knows it
+                measures.pop("SliceThickness", None)
     # The library says when a file was made, and names by chance what its frames are counted by; the same drawing is to
     # give the same bytes. A multi-frame object must have a date.
     del ds.InstanceCreationDate, ds.InstanceCreationTime

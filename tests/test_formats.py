@@ -14,12 +14,14 @@ import pandas as pd
 import pydicom
 import pytest
 from PIL import Image
-from pydicom.uid import MRImageStorage, SecondaryCaptureImageStorage
+from pydicom.uid import MRImageStorage, SecondaryCaptureImageStorage, SegmentationStorage
 
 from synthmri import formats
 from synthmri.errors import UserError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 9, 11)).astype(np.uint8)  # odd: DICOM pads, BIDS does not care
+MASKS = np.zeros_like(IMAGES)
+MASKS[1:, 2:5, 3:9] = 255  # the first image has no lesion
 PROMPTS = ["T1w axial brain MRI, level 6, naïve"] * 2 + ["FLAIR axial brain MRI, level 6"] * 2
 PIXEL_MM = 240 / 255  # as no decimal writes it
 KINDS = {  # plane, pixel_mm, slice_mm -> SOP class
@@ -36,9 +38,11 @@ def drawing(plane="axial", pixel_mm=PIXEL_MM, slice_mm=5.0, prompts=PROMPTS, ver
     return formats.Drawing(table, "latent_diffusion", version, {"steps": 14, "scheduler": "ddim"}, pixel_mm, slice_mm)
 
 
-def written(folder: Path, format: str, of: formats.Drawing | None = None, images=IMAGES) -> dict[str, bytes]:
+def written(
+    folder: Path, format: str, of: formats.Drawing | None = None, images=IMAGES, masks=None
+) -> dict[str, bytes]:
     shutil.rmtree(folder, ignore_errors=True)
-    formats.write(folder, images, of or drawing(), format)
+    formats.write(folder, images, of or drawing(), format, masks)
     return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
@@ -47,11 +51,57 @@ def series(folder: Path, of: formats.Drawing | None = None, images=IMAGES) -> li
     return [pydicom.dcmread(file) for file in sorted(folder.iterdir())]
 
 
+@pytest.mark.parametrize("masks", [None, MASKS], ids=["images", "with masks"])
 @pytest.mark.parametrize("format", formats.FORMATS)
-def test_the_same_images_are_the_same_bytes(tmp_path, format):
-    first = written(tmp_path / "a", format)
-    time.sleep(1.1)  # a gzip header counts seconds
-    assert written(tmp_path / "b", format) == first
+def test_the_same_images_are_the_same_bytes(tmp_path, format, masks):
+    first = written(tmp_path / "a", format, masks=masks)
+    time.sleep(1.1)  # a gzip header counts seconds, and so do dates
+    assert written(tmp_path / "b", format, masks=masks) == first
+
+
+@pytest.mark.parametrize("format", formats.FORMATS)
+def test_masks_lie_beside_images_that_are_as_they_are_without(tmp_path, format):
+    without, beside = written(tmp_path / "a", format), written(tmp_path / "b", format, masks=MASKS)
+    assert without == {name: beside[name] for name in without} and len(beside) > len(without)
+
+
+def test_masks_are_read_as_they_were_drawn(tmp_path):
+    """By the library of each format, on the geometry of the images."""
+    written(tmp_path / "npy", "npy", masks=MASKS)
+    np.testing.assert_array_equal(np.load(tmp_path / "npy/masks.npy"), MASKS)
+    written(tmp_path / "png", "png", masks=MASKS)
+    with Image.open(tmp_path / "png/000008_mask.png") as mask:
+        np.testing.assert_array_equal(np.asarray(mask), MASKS[1])
+        assert mask.text["Description"].startswith(formats.SYNTHETIC)
+    written(tmp_path / "nifti", "nifti", masks=MASKS)
+    image, mask = (nibabel.load(tmp_path / "nifti" / f"{name}.nii.gz") for name in ("images", "masks"))
+    np.testing.assert_array_equal(np.asarray(mask.dataobj).transpose(2, 1, 0), MASKS // 255)
+    np.testing.assert_array_equal(mask.affine, image.affine)
+    files = written(tmp_path / "bids", "bids", masks=MASKS)
+    stem = "sub-000009/anat/sub-000009_label-lesion_desc-synthetic_mask"
+    assert json.loads(files[f"{stem}.json"])["Sources"] == [
+        "bids::sub-000009/anat/sub-000009_desc-synthetic_FLAIR.nii.gz"
+    ]
+    np.testing.assert_array_equal(np.asarray(nibabel.load(tmp_path / "bids" / f"{stem}.nii.gz").dataobj)[:, :, 0].T,
+                                  MASKS[2] // 255)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_segmentation_is_of_its_image(tmp_path, kind):
+    files = written(tmp_path / "a", "dicom", drawing(*KINDS[kind][:3]), masks=MASKS)
+    assert [name for name in files if "seg" in name] == [f"00000{seed}_seg.dcm" for seed in (8, 9)] + ["000010_seg.dcm"]
+    image, mask = (pydicom.dcmread(tmp_path / "a" / name) for name in ("000008.dcm", "000008_seg.dcm"))
+    np.testing.assert_array_equal(mask.pixel_array.reshape(9, 11), MASKS[1] // 255)
+    assert mask.SOPClassUID == SegmentationStorage and mask.SyntheticData == "YES"
+    assert mask.StudyInstanceUID == image.StudyInstanceUID and mask.PatientID == image.PatientID
+    assert mask.SeriesInstanceUID != image.SeriesInstanceUID
+    referenced = mask.ReferencedSeriesSequence[0].ReferencedInstanceSequence[0].ReferencedSOPInstanceUID
+    assert referenced == image.SOPInstanceUID
+    if "FrameOfReferenceUID" in image:
+        shared = mask.SharedFunctionalGroupsSequence[0]
+        assert mask.FrameOfReferenceUID == image.FrameOfReferenceUID
+        assert shared.PixelMeasuresSequence[0].PixelSpacing == image.PixelSpacing
+        assert shared.PlaneOrientationSequence[0].ImageOrientationPatient == image.ImageOrientationPatient
 
 
 def test_every_dicom_uid_is_of_what_it_names(tmp_path):
@@ -110,16 +160,16 @@ def test_mr_images_and_nifti_agree_on_where_left_and_up_are(tmp_path):
 @pytest.fixture(scope="module")
 def standard():
     pytest.importorskip("dicom_validator", reason="install the extra `dev`")
-    return dicom_standard.info(MRImageStorage, SecondaryCaptureImageStorage)
+    return dicom_standard.info(MRImageStorage, SecondaryCaptureImageStorage, SegmentationStorage)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_dicom_validator_finds_no_error(tmp_path, standard, kind):
     from dicom_validator.validator.dicom_file_validator import DicomFileValidator
 
-    written(tmp_path / "a", "dicom", drawing(*KINDS[kind][:3]))
+    written(tmp_path / "a", "dicom", drawing(*KINDS[kind][:3]), masks=MASKS)
     found = DicomFileValidator(standard).validate(tmp_path / "a")
-    assert len(found) == 4 and {name: result.errors for name, result in found.items()} == dict.fromkeys(found, 0)
+    assert len(found) == 7 and {name: result.errors for name, result in found.items()} == dict.fromkeys(found, 0)
 
 
 @pytest.mark.parametrize("break_it", ["ScanningSequence", "FrameOfReferenceUID", "PixelSpacing", "StudyInstanceUID"])
@@ -135,17 +185,18 @@ def test_dicom_validator_finds_what_is_missing(tmp_path, standard, break_it):
 @pytest.mark.skipif(not shutil.which("dciodvfy"), reason="no dciodvfy here: `apt-get install dicom3tools`")
 @pytest.mark.parametrize("kind", KINDS)
 def test_dciodvfy_finds_no_error(tmp_path, kind):
-    written(tmp_path / "a", "dicom", drawing(*KINDS[kind][:3]))
+    written(tmp_path / "a", "dicom", drawing(*KINDS[kind][:3]), masks=MASKS)
     for file in (tmp_path / "a").iterdir():
         said = subprocess.run(["dciodvfy", str(file)], capture_output=True, text=True).stderr.splitlines()
-        assert ("MRImage" if KINDS[kind][3] == MRImageStorage else "SCImage") in said
+        image = "MRImage" if KINDS[kind][3] == MRImageStorage else "SCImage"
+        assert ("Segmentation" if "seg" in file.name else image) in said
         # Synthetic Data, which the standard has had since 2021, is not known to every release of it.
         assert [line for line in said if line.startswith("Error") and "(0x0008,0x001c)" not in line] == []
 
 
 @pytest.mark.skipif(not shutil.which("dcentvfy"), reason="no dcentvfy here: `apt-get install dicom3tools`")
 def test_the_images_of_a_study_agree(tmp_path):
-    files = [str(tmp_path / "a" / name) for name in written(tmp_path / "a", "dicom")]
+    files = [str(tmp_path / "a" / name) for name in written(tmp_path / "a", "dicom", masks=MASKS)]
     done = subprocess.run(["dcentvfy", *files], capture_output=True, text=True)
     assert done.returncode == 0 and "Error" not in done.stdout + done.stderr
 
@@ -165,7 +216,7 @@ def test_bids_names_sidecars_and_origin(tmp_path):
 
 def test_bids_validator_finds_no_error(tmp_path):
     pytest.importorskip("bids_validator_deno", reason="install the extra `dev`")
-    written(tmp_path / "a", "bids")
+    written(tmp_path / "a", "bids", masks=MASKS)
     command = Path(sys.executable).with_name("bids-validator-deno")
 
     def errors() -> list[str]:

@@ -44,7 +44,7 @@ def trained_on(meta: dict, slice_mm: list[str], root: Path = Path()) -> None:
 def drawn(format: str, pixel_mm: float | None = None, model: Path = generate.MODEL, **more) -> Path:
     """The first file of two slices."""
     shutil.rmtree("generated", ignore_errors=True)
-    options = {"n": 2, "prompt": None, "settings": None, "slice_mm": None, "shielded": False} | more
+    options = {"n": 2, "seed": 1_000_000, "prompt": None, "settings": None, "slice_mm": None, "shielded": False} | more
     generate.main(format=format, pixel_mm=pixel_mm, model=model, out=Path("generated"), **options)
     return min(Path("generated").iterdir())
 
@@ -127,6 +127,47 @@ def test_what_never_passes_is_missing_and_said(here, monkeypatch, capsys):
     monkeypatch.setattr(shield, "judge", once)
     assert np.load(drawn("npy", shielded=True)).shape == (1, 64, 64)
     assert "1 of 2 images passed the shield in none of 8 draws and are missing" in capsys.readouterr().err
+
+
+@pytest.fixture
+def masked(here):
+    """The model of `here`, whose autoencoder says that it draws masks."""
+    file = here / "models/latent_diffusion/vae/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"third_channel": "mask"}))
+    return here
+
+
+@pytest.mark.parametrize("tiny_model", ["epsilon"], indirect=True)
+def test_a_model_that_draws_masks_gives_them_beside_the_images(masked, capsys):
+    images = np.load(drawn("npy"))
+    masks = np.load("generated/masks.npy")
+    assert masks.shape == images.shape == (2, 64, 64) and set(np.unique(masks)) <= {0, 255}
+    assert "2 images and their masks in generated" in capsys.readouterr().out
+    # As anybody sees them who opens the model with diffusers alone.
+    pipe = generate.latent_diffusion.load(generate.MODEL)
+    p = generate.params.read(Path("params.yaml"), "sample", generate.sampling.Sample)
+    pipe.scheduler = generate.latent_diffusion.new_scheduler(pipe, p.scheduler)
+    shown = pipe(
+        generate.PROMPT, generator=torch.Generator().manual_seed(1_000_000), num_inference_steps=p.steps,
+        guidance_scale=p.guidance_scale, height=64, width=64, output_type="np",
+    ).images[0]  # fmt: skip
+    assert np.abs(shown[..., :2].mean(-1) * 255 - images[0]).max() <= 1
+    assert ((shown[..., 2] > 0.5) == (masks[0] > 0)).mean() > 0.99
+
+
+@pytest.mark.parametrize("tiny_model", ["epsilon"], indirect=True)
+def test_a_mask_goes_with_the_image_that_passed(masked, monkeypatch):
+    """The first draw of the first image is refused: what is written are image and mask of the second."""
+    monkeypatch.setattr(_shield, "known", lambda size: shield.Known(np.zeros((1, size, size), np.uint8), 0.5, None))
+    verdicts = iter([([0.9, 0.2], [True, False], [False, False]), ([0.3], [False], [False])])
+    monkeypatch.setattr(shield, "judge", lambda images, known: shield.Verdict(*map(np.array, next(verdicts))))
+    drawn("npy", shielded=None)
+    images, masks = np.load("generated/images.npy"), np.load("generated/masks.npy")
+    seeds = list(pd.read_csv("generated/manifest.csv")["seed"])
+    assert seeds == [1_000_000 + shield.AGAIN, 1_000_001]
+    drawn("npy", seed=seeds[0], n=1)
+    np.testing.assert_array_equal(np.load("generated/images.npy"), images[:1])
+    np.testing.assert_array_equal(np.load("generated/masks.npy"), masks[:1])
 
 
 @pytest.mark.parametrize("tiny_model", ["epsilon"], indirect=True)
