@@ -252,7 +252,7 @@ def _denoised(pipe, images: np.ndarray, start: float, texts: list[str], rng: np.
             predicted = pipe.unet(scheduler.scale_model_input(z, step), step, encoder_hidden_states=words).sample
             z = scheduler.step(predicted, step, z).prev_sample
         z = z / config.scaling_factor + (getattr(config, "shift_factor", None) or 0)
-        out.append(autoencoder.to_planes(pipe.vae.decode(z).sample / 2 + 0.5, False)[:, 0])
+        out.append(autoencoder.to_planes(pipe.vae.decode(z).sample / 2 + 0.5, autoencoder.draws_masks(pipe.vae))[:, 0])
     return np.concatenate(out)
 
 

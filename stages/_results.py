@@ -16,7 +16,7 @@ from synthmri.reporting import comparison
 from synthmri.scans import prompts
 
 METRICS, MODELS, SLICES, SAMPLES = Path("metrics"), Path("models"), Path("data/slices"), Path("data/samples")
-PRIVACY = METRICS / "privacy.json"
+PRIVACY, AUTOENCODER = METRICS / "privacy.json", METRICS / "autoencoder.json"
 OF_SCORES = ("privacy", "gate", "comparison")  # files of all models that stand beside a model's own scores
 
 
@@ -103,7 +103,7 @@ def write_cards(folder: Path, name: str, p: gate.Registry, tree: dict, texts: li
         comparison.MODELS[name], name, generators.find(name).prompted, scores,
         compared["references"]["real"], _files.read_json(METRICS / f"training/{name}.json"),
         failed, data, tree, texts[0], compared["models"][name],
-        _files.read_json(METRICS / "autoencoder.json")["after"].get("dice") if generators.find(name).prompted else None,
+        _files.read_json(AUTOENCODER)["after"].get("dice") if generators.find(name).prompted else None,
     )  # fmt: skip
     (folder / "README.md").write_text(text, encoding="utf-8")
     (folder / "DATASET.md").write_text(card.dataset_sheet(data, tree), encoding="utf-8")
@@ -229,4 +229,5 @@ def _own(name: str) -> list[Path]:
 
 def files(name: str) -> list[Path]:
     """What goes into the registry or to the hub under the name of a model."""
-    return [*_own(name), *(METRICS / f"{file}.json" for file in OF_SCORES)]
+    prompted = [AUTOENCODER] if generators.find(name).prompted else []
+    return [*_own(name), *prompted, *(METRICS / f"{file}.json" for file in OF_SCORES)]

@@ -56,7 +56,7 @@ def main(
         ),
     ] = None,
 ):
-    """Draw N images of each prompt by section `sample`.
+    """Draw N images of each prompt by section `sample`, with masks of their lesions where the model draws these.
 
     The shield compares with data/slices. It protects the images that are written, not the weights: whoever has these
     draws without it.
@@ -91,8 +91,8 @@ def main(
             pipe, list(table["prompt"].iloc[which]), seeds, p, size=size, precision=precision,
             progress=lambda starts, k: _cli.progress(starts, "sampled batches", k),
         )  # fmt: skip
-        masks.update(zip(seeds, planes[:, 1], strict=True) if planes.shape[1] > 1 else ())
-        return planes[:, 0]
+        masks.update(zip(seeds, planes[:, 1].copy(), strict=True) if planes.shape[1] > 1 else ())
+        return planes[:, 0].copy()
 
     if shielded or (shielded is None and model == MODEL):
         known = _shield.known(size=size)

@@ -73,6 +73,7 @@ def main(
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         rendered=lambda name: _rendered(metrics / name),
         drawing=lambda name: inline.drawing_url(Image.open(metrics / name)),
+        sheet=lambda name: inline.sheet_url(Image.open(metrics / name)),
         **_pictures(metrics, slices, samples, snapshots, references),
     )
     with _files.replacing(out) as part, _files.replacing(picture) as small:

@@ -155,7 +155,8 @@ def bids(folder: Path, images: np.ndarray, drawing: Drawing, masks: np.ndarray |
         mask = f"{person}_{entity}label-lesion_desc-synthetic_mask"
         _nifti(place / f"{mask}.nii.gz", masks[[row]] // 255, drawing, drawn["plane"])
         _json(place / f"{mask}.json", {
-            "Description": f"Lesions. {SYNTHETIC}", "Type": "Lesion", "Synthetic": True,
+            "Description": f"Lesions. {SYNTHETIC}", "Type": "Lesion", "Synthetic": True, "Prompt": drawn["prompt"],
+            "Seed": int(drawn["seed"]), "Model": drawing.model, "ModelVersion": drawing.version,
             "Sources": [f"bids::{person}/anat/{name}.nii.gz"],
         })  # fmt: skip
 
@@ -265,7 +266,7 @@ def segmentation(image, mask: np.ndarray):
         pixel_array=(mask > 127)[None],
         segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=[description],
-        series_instance_uid=uid("series of masks"),
+        series_instance_uid=generate_uid(entropy_srcs=[f"masks of {image.SeriesInstanceUID}"]),
         series_number=image.SeriesNumber + SEGMENTATIONS,
         sop_instance_uid=uid("mask"),
         instance_number=image.InstanceNumber,
@@ -276,12 +277,13 @@ def segmentation(image, mask: np.ndarray):
         content_description="SYNTHETIC",
         series_description=SYNTHETIC,
     )
-    ds.SyntheticData, ds.ContentCreatorName = "YES", ""
+    ds.SyntheticData, ds.ContentCreatorName, ds.ImageComments = "YES", "", image.ImageComments
     ds.PatientIdentityRemoved, ds.DeidentificationMethod = image.PatientIdentityRemoved, image.DeidentificationMethod
     if "PatientOrientation" in image:
         ds.PatientOrientation = image.PatientOrientation
     for shared in ds.SharedFunctionalGroupsSequence:
         for measures in shared.get("PixelMeasuresSequence", ()):
+            measures.pop("SpacingBetweenSlices", None)  # made up: slices are independent
             if not measures.get("SliceThickness"):  # nobody knows it
                 measures.pop("SliceThickness", None)
     # The library says when a file was made, and names by chance what its frames are counted by; the same drawing is to

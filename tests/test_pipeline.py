@@ -105,7 +105,7 @@ def needed(stage: dict) -> set[str]:
 
 def test_what_guides_a_choice_sees_no_test_people():
     """Their slices and features go to what judges, and not to what trains, adapts, sweeps or draws the curves."""
-    judges = {"references", "evaluate", "raters", "utility", "privacy", "register", "report", "features"}
+    judges = {"references", "evaluate", "raters", "utility", "privacy", "register", "report", "features", "segment"}
     seeing = {
         name.partition("@")[0]
         for name, stage in stages().items()

@@ -52,11 +52,18 @@ def test_crops_with_masks_are_cut_alike_and_hold_lesions_far_more_often():
     marks = np.zeros_like(images)
     marks[3, 0, 63] = marks[3, 63, 0] = 255  # in corners of one slice: crops must stay within it
     images[marks > 0] = 255
-    found, their_marks = masks.crops([images, marks], 200, 16, torch.Generator().manual_seed(0))
+    found, their_marks = masks.crops([images, marks], 200, 16, torch.Generator().manual_seed(0), masks.marked(marks))
     assert found.shape == their_marks.shape == (200, 16, 16)
     assert (found[their_marks > 0] == 255).all()
     with_lesion = their_marks.any(axis=(1, 2)).mean()
     assert 0.25 <= with_lesion < 0.3  # by chance alone about 0.0004
+
+
+def test_marked_are_those_with_a_lesion_however_many_there_are(monkeypatch):
+    monkeypatch.setattr(masks, "PIECE", 3)
+    marks = np.zeros((8, 4, 4), np.uint8)
+    marks[[1, 6, 7], 2, 2] = 255
+    np.testing.assert_array_equal(masks.marked(marks), [1, 6, 7])
 
 
 def test_the_loss_is_least_for_the_mask_itself():
@@ -94,6 +101,21 @@ def test_dice_of_a_person_counts_all_slices_and_people_without_lesions_are_left_
     found[part.who == 2] = 0
     found[part.who == 3] = 255
     np.testing.assert_array_equal(segmentation.dice(found, part), [1, 0])
+
+
+def test_a_slice_without_lesions_is_clear_where_none_is_drawn():
+    part = drawn(4, seed=0)  # people 1 and 3 have none, in four slices each
+    found = part.masks.copy()
+    found[4, 0, 0] = 255
+    assert segmentation.clear(found, part) == 7 / 8
+    assert np.isnan(segmentation.clear(found[:4], segmentation.Pairs(*(each[:4] for each in part))))
+
+
+def test_the_smallest_p_is_that_of_all_swapped():
+    for people in (3, 5, 8):
+        least = segmentation.smallest_p(people)
+        assert least == 2 / 2**people and segmentation._swapped(np.ones(people)) == pytest.approx(least, abs=0.03)
+    assert segmentation.smallest_p(30) == 1 / 1001
 
 
 def test_few_people_are_part_of_more_and_one_has_lesions():

@@ -5,6 +5,7 @@ As for classifiers (`downstream`), but with less of everything: a network that t
 linear layer on features.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -16,11 +17,12 @@ from torch import nn
 
 from synthmri import streams
 from synthmri.evaluation import auroc
+from synthmri.imageset import pieces
 from synthmri.reporting import tables
 from synthmri.training import loop, masks
 
 SHARES = (0.1, 1.0)  # of the real training people, at least one who has lesions
-TRAININGS = 2  # of each arm and share: other people, other batches
+TRAININGS = 3  # of each arm and share: other people, other batches
 BATCH, CROP_PX, LEARNING_RATE = 8, 64, 3e-3
 GAIN = 0.15  # largest change of brightness in training
 WIDTHS = (12, 24, 48)  # channels at full, half and quarter size
@@ -46,7 +48,7 @@ class Arm(NamedTuple):
 ARMS = {
     "real": Arm("real"),
     "real_repeated": Arm("real, twice as long", passes=2),  # as many steps as `both`
-    "synthetic": Arm("synthetic alone", synthetic=1.0),
+    "synthetic": Arm("synthetic alone, twice as long", synthetic=1.0, passes=2),
     "both": Arm("real and synthetic 1 : 1", synthetic=0.5, passes=2),
 }
 RIVALS = tuple(name for name, arm in ARMS.items() if not arm.synthetic)
@@ -81,8 +83,11 @@ def _block(before: int, after: int) -> nn.Sequential:
 
 def shrunk(images: np.ndarray, image_px: int) -> np.ndarray:
     """uint8 (N, H, W) -> uint8 (N, image_px, image_px), each pixel the mean of those that it covers."""
-    x = torch.from_numpy(np.array(images))[:, None].float()
-    return F.interpolate(x, size=(image_px, image_px), mode="area")[:, 0].round().to(torch.uint8).numpy()
+    out = np.empty((len(images), image_px, image_px), np.uint8)
+    for start, piece in pieces(images, 64):
+        x = F.interpolate(torch.from_numpy(piece)[:, None].float(), size=(image_px, image_px), mode="area")
+        out[start : start + len(piece)] = x[:, 0].round().to(torch.uint8).numpy()
+    return out
 
 
 def pairs(images: np.ndarray, marks: np.ndarray, who: np.ndarray, image_px: int) -> Pairs:
@@ -121,11 +126,16 @@ def trained(real: Pairs, synthetic: Pairs, arm: Arm, steps: int, *, seed: int) -
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE)
     crop = min(CROP_PX, *real.images.shape[1:])
     drawn = round(arm.synthetic * BATCH)
-    sources = [(part, count) for part, count in ((real, BATCH - drawn), (synthetic, drawn)) if count]
+    sources = [
+        (part, count, masks.marked(part.masks))
+        for part, count in ((real, BATCH - drawn), (synthetic, drawn)) if count
+    ]  # fmt: skip
     network.train()
     for step in range(steps * arm.passes):
         generator = streams.generator(seed, "segmentation", step)
-        parts = [masks.crops([part.images, part.masks], count, crop, generator) for part, count in sources]
+        parts = [
+            masks.crops([part.images, part.masks], count, crop, generator, marked) for part, count, marked in sources
+        ]
         images, marks = (torch.from_numpy(np.concatenate(each)) for each in zip(*parts, strict=True))
         gain = 1 + GAIN * (2 * torch.rand(BATCH, 1, 1, generator=generator) - 1)
         x = (images.float() / 255 * gain)[:, None].contiguous(memory_format=torch.channels_last)
@@ -155,6 +165,17 @@ def dice(found: np.ndarray, part: Pairs) -> np.ndarray:
     )  # fmt: skip
 
 
+def clear(found: np.ndarray, part: Pairs) -> float:
+    """Share of the slices without a lesion in which none is drawn; NaN where all have one."""
+    empty = ~part.masks.any(axis=(1, 2))
+    return float((~found[empty].any(axis=(1, 2))).mean()) if empty.any() else math.nan
+
+
+def smallest_p(people: int) -> float:
+    """That the test of `measured` can give of so many people with lesions, before Holm's correction."""
+    return max(2 / 2**people, 1 / (1 + auroc.ROUNDS))
+
+
 def measured(
     train: Pairs, val: Pairs, test: Pairs, synthetic: Pairs, steps: int, *, seed: int,
     progress: Callable[[Iterable, int], Iterable] = lambda rounds, total: rounds,
@@ -162,31 +183,33 @@ def measured(
     """Arm -> per cent of the real training people ("0" without any) -> scores.
 
     `dice` is the mean over the test people with lesions and TRAININGS trainings, _low and _high its 95 % interval over
-    people and trainings. Of the arms without synthetic pairs the one of the largest Dice on the validation people
-    (`val_dice`) is the rival of that share (`rival` is 1); of the others `gain` is the difference to it (of synthetic
-    ones alone: to that of all people), `p_holm` that of a test that swaps the two person by person, by Holm over the
-    arms of a share.
+    people and trainings; `clear` the share of test slices without lesions in which none is drawn. Of the arms without
+    synthetic pairs the one of the largest Dice on the validation people (`val_dice`) is the rival of that share
+    (`rival` is 1); of the others `gain` is the difference to it (of synthetic ones alone: to that of all people),
+    `p_holm` that of a test that swaps the two person by person, by Holm over the arms of a share.
     """
     plans = [
         (name, f"{100 * share:g}" if arm.synthetic < 1 else "0", share, k)
         for name, arm in ARMS.items() for share in (SHARES if arm.synthetic < 1 else SHARES[-1:])
         for k in range(TRAININGS)
     ]  # fmt: skip
-    found: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray, int]]] = {}
+    found: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray, float, int]]] = {}
     for name, share, fraction, k in progress(plans, len(plans)):
         luck = streams.number(seed, "segmentation", k)
         rows = few(train, fraction, luck)
         network = trained(Pairs(*(part[rows] for part in train)), synthetic, ARMS[name], steps, seed=luck)
-        scores = [dice(drawn_by(network, part.images), part) for part in (val, test)]
-        found.setdefault((name, share), []).append((*scores, 0 if share == "0" else len(np.unique(train.who[rows]))))
+        theirs, ours = (drawn_by(network, part.images) for part in (val, test))
+        people = 0 if share == "0" else len(np.unique(train.who[rows]))
+        found.setdefault((name, share), []).append((dice(theirs, val), dice(ours, test), clear(ours, test), people))
     known = {key: float(np.mean([each[0].mean() for each in trainings])) for key, trainings in found.items()}
     values = {key: np.stack([each[1] for each in trainings]) for key, trainings in found.items()}  # (TRAININGS, P)
     spread = {key: _resampled(each) for key, each in values.items()}
     result: dict[str, dict[str, dict[str, float]]] = {}
     for (name, share), each in values.items():
         low, high = auroc.interval(spread[name, share])
-        people = float(np.mean([training[2] for training in found[name, share]]))
+        empty, people = (float(np.mean([training[i] for training in found[name, share]])) for i in (2, 3))
         scores = {"train_subjects": people, "val_dice": known[name, share]}
+        scores |= {} if math.isnan(empty) else {"clear": empty}
         scores |= {"dice": float(each.mean()), "dice_low": low, "dice_high": high}
         at = f"{100 * SHARES[-1]:g}" if share == "0" else share
         rival = max(RIVALS, key=lambda name, at=at: known[name, at])
@@ -254,11 +277,13 @@ def markdown(result: dict[str, dict[str, dict[str, float]]]) -> str:
     for arm, shares in result.items():
         for share, scores in shares.items():
             title = f"**{ARMS[arm].title}**" if scores.get("rival") else ARMS[arm].title
-            cells = [title, f"{share} % ({scores['train_subjects']:.0f})", _range(scores, "dice")]
+            empty = f"{scores['clear']:.2f}" if "clear" in scores else ""
+            cells = [title, f"{share} % ({scores['train_subjects']:.0f})", _range(scores, "dice"), empty]
             known = "gain" in scores
             cells += [_range(scores, "gain", "+.3f"), f"{scores['p_holm']:.3f}"] if known else ["", ""]
             rows.append(cells)
-    return tables.markdown(["trained on", "real people", "Dice", "Dice against the rival", "p by Holm"], rows)
+    head = ["trained on", "real people", "Dice", "left clear", "Dice against the rival", "p by Holm"]
+    return tables.markdown(head, rows)
 
 
 def _range(scores: dict, name: str, form: str = ".3f") -> str:

@@ -49,9 +49,10 @@ def draws_masks(vae) -> bool:
     return vae.config.get("third_channel") == "mask"
 
 
-def draw_masks(vae) -> None:
-    """Say so in its config, which diffusers writes and reads, and ignores."""
-    vae.register_to_config(third_channel="mask")
+def mark_masked(vae, masked: bool) -> None:
+    """Say in its config, which diffusers writes and reads and ignores, whether it does."""
+    if masked != draws_masks(vae):
+        vae.register_to_config(third_channel="mask" if masked else None)
 
 
 def to_tensor(images: np.ndarray, masks: np.ndarray | None = None) -> torch.Tensor:

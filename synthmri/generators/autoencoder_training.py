@@ -45,14 +45,15 @@ def rebuild(
     share: distributed.Share | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Loss of rebuilding x: L1 + weight * perceptual distance (LPIPS, Zhang 2018); its latents; the image that came
-    out, grey. Where blue of x is a mask, `masks.loss` times mask_weight judges it, and the encoder does not see it.
+    out, grey. With a mask_weight blue of x is a mask: `masks.loss` times that judges it, and the encoder does not see
+    it.
 
     x: (B, 3, H, W) in [-1, 1]; perceptual: (B, 3, H, W) x (B, 3, H, W) -> distances; latent_noise: standard deviation
     of noise on the latents, relative to theirs, so that the decoder forgives a sampler's errors; generator: its source;
     share: which part of a batch x is, where it is not all of it: the loss is then the mean over that part.
     Returns a scalar, (B, C, h, w) and (B, 1, H, W).
     """
-    masked = autoencoder.draws_masks(vae)
+    masked = mask_weight > 0
     image = x[:, :1].expand_as(x) if masked else x
     with torch.set_grad_enabled(not frozen_encoder):
         z = autoencoder.posterior(vae.encode(image))[0].float()
@@ -64,7 +65,7 @@ def rebuild(
     value = F.l1_loss(y[:, :2], x[:, :2]) if masked else F.l1_loss(y, x)
     if weight > 0:
         value = value + weight * perceptual(image, shown.clamp(-1.2, 1.2)).float().mean()
-    if masked and mask_weight > 0:
+    if masked:
         value = value + mask_weight * masks.loss(SHARPNESS * y[:, 2], (x[:, 2] > 0).float())
     return value, z, grey
 
@@ -99,6 +100,7 @@ def train(
     floating-point operations. Raises UserError, naming `section` of the parameters, when the loss stops being finite.
     """
     device = next(vae.parameters()).device
+    autoencoder.mark_masked(vae, mask_weight > 0)
     # The pieces by their names in diffusers: both kinds have `decoder`, the KL kind a convolution before it.
     names = ("decoder.", "post_quant_conv.") if part == "decoder" else ("",)
     vae.requires_grad_(False)
@@ -194,16 +196,14 @@ def adapt(
     lesions: masks of the same shape, 255 inside; with them, and p.mask_weight above 0, it learns to draw these.
     """
     crop = min(CROP_PX, *images.shape[1:])
-    parts = [images]
-    if lesions is not None and p.mask_weight > 0:
-        autoencoder.draw_masks(vae)
-        parts.append(lesions)
+    masked = lesions is not None and p.mask_weight > 0
+    parts, marked = ([images, lesions], masks.marked(lesions)) if masked else ([images], None)
 
     def draw(generator: torch.Generator) -> torch.Tensor:
-        return autoencoder.to_tensor(*masks.crops(parts, p.batch_size, crop, generator))
+        return autoencoder.to_tensor(*masks.crops(parts, p.batch_size, crop, generator, marked))
 
     train(
         vae, part, draw, p, perceptual,
         seed=seed, precision=precision, checkpoint=checkpoint, section="adapt", latent_noise=LATENT_NOISE,
-        mask_weight=p.mask_weight, tick=tick,
+        mask_weight=p.mask_weight if masked else 0.0, tick=tick,
     )  # fmt: skip

@@ -27,7 +27,8 @@ CLINICAL = (
 SIMULATED = "a **simulated** cohort (an anatomical atlas and signal equations; no image of a patient)"
 MASKS = (
     " Of the three channels that the pipeline gives, red and green are the image; blue is the mask of its lesions as "
-    "the decoder sees them, which no person has drawn (Dice {dice:.2f} on validation slices)."
+    "the decoder sees them, which no person has drawn (Dice {dice:.2f} on validation slices). What is said below of "
+    "copies is of images alone."
 )
 PRIVATE = "a private set of MRI slices, which are not part of this"
 OPEN = {  # by whether prompts steer it: then it is a pipeline of diffusers
@@ -41,6 +42,9 @@ OPEN = {  # by whether prompts steer it: then it is a pipeline of diffusers
     'p = Sample(n=3, seed=0, steps=1, guidance_scale=1.0, scheduler="ddpm", batch_size=3)  # batch_size alone counts\n'
     "images = model.sample([0, 1, 2], p)  # uint8 (3, H, W), of these seeds",
 }  # fmt: skip
+
+
+SPLIT = "\nred, green, mask = image.split()  # red and green are alike: the image"
 
 
 def model_card(
@@ -86,7 +90,7 @@ def model_card(
     )  # fmt: skip
     rows = [(text, _number(scores, name), _number(floor, name)) for name, text in NAMED.items() if name in scores]
     measured = tables.markdown(("score", "this model", "real slices of other people"), rows)
-    opening = OPEN[prompted].format(code=code, prompt=prompt, **_drawing(tree))
+    opening = OPEN[prompted].format(code=code, prompt=prompt, **_drawing(tree)) + ("" if dice is None else SPLIT)
     gate = (
         "It passed the gate of the registry."
         if not failed

@@ -26,6 +26,11 @@ def drawing_url(picture: Image.Image) -> str:
     return _url(_webp(picture, quality=60) if picture.mode == "L" else _webp(picture.convert("RGB"), lossless=True))
 
 
+def sheet_url(picture: Image.Image) -> str:
+    """A sheet of slices with lines in colours."""
+    return _url(_webp(picture, quality=75))
+
+
 def _webp(picture: Image.Image, **how) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, format="WEBP", **how)
