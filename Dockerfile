@@ -12,6 +12,7 @@ WORKDIR /synthmri
 COPY pyproject.toml constraints.txt Makefile README.md ./
 COPY synthmri synthmri
 COPY stages stages
+COPY commands commands
 COPY reader_study reader_study
 RUN make install && chmod -R a+rwX /opt/venv
 CMD ["make", "repro"]

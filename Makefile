@@ -31,19 +31,19 @@ $(VENV)/.installed: pyproject.toml constraints.txt synthmri/torchvision_cpu.py
 
 # Own scans in doubt, and what DVC would stop or wait at, are said before it starts.
 repro: install
-	@$(BIN)/python -m stages.check --if-used
+	@$(BIN)/python -m commands.check --if-used
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/dvc repro
 	@$(BIN)/python -m stages.register --sync
-	@$(BIN)/python -m stages.summary
+	@$(BIN)/python -m commands.summary
 
 check: install
-	@$(BIN)/python -m stages.check
+	@$(BIN)/python -m commands.check
 
 # In a clone of its own: params.yaml and the results here stay as they are.
 quick: install
 	rm -rf .quick
 	git clone --quiet . .quick
-	cd .quick && PATH="$(abspath $(BIN)):$$PATH" && python -m stages.profile quick && dvc repro && python -m stages.summary
+	cd .quick && PATH="$(abspath $(BIN)):$$PATH" && python -m commands.profile quick && dvc repro && python -m commands.summary
 	@echo "A first look: 128 px, few people, short trainings. All of it on one page: .quick/metrics/report.html"
 
 ui: install
@@ -55,8 +55,8 @@ test: install
 
 # The same samples make the same packet; new ones a second, and then PACKET says which of them is read.
 study: install
-	$(if $(PACKET),,$(BIN)/python -m stages.study create)
-	$(BIN)/python -m stages.study serve --packet "$(PACKET)"
+	$(if $(PACKET),,$(BIN)/python -m commands.study create)
+	$(BIN)/python -m commands.study serve --packet "$(PACKET)"
 
 lint: install
 	$(BIN)/ruff check .

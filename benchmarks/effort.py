@@ -17,7 +17,8 @@ import typer
 import yaml
 
 from benchmarks import measure
-from stages import _cli, profile
+from commands import profile
+from stages import _cli
 from synthmri import generators
 from synthmri.evaluation import sweep
 from synthmri.generators import latent_diffusion

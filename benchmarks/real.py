@@ -49,7 +49,7 @@ def main(
         with _files.replacing(clone) as part:  # a clone that is there is whole
             subprocess.run(["git", "clone", "--quiet", Path.cwd(), part], check=True)
             shutil.copytree(source, part / "data" / "raw" / SETS[profile])
-            subprocess.run([sys.executable, "-m", "stages.profile", profile], cwd=part, check=True)
+            subprocess.run([sys.executable, "-m", "commands.profile", profile], cwd=part, check=True)
     if subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=clone).returncode:
         raise UserError(f"`dvc repro` failed in {clone}, as told above; mend it and run this again: it goes on")
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=clone, check=True, capture_output=True, text=True)

@@ -55,7 +55,7 @@ def main(
         environment |= FORCED if avx2 else {}
         python = [sys.executable, "-m"]
         if profile:
-            subprocess.run([*python, "stages.profile", profile], cwd=clone, env=environment, check=True)
+            subprocess.run([*python, "commands.profile", profile], cwd=clone, env=environment, check=True)
         code = "from stages import _cli; _cli.precision(_cli.start())"
         said = subprocess.run([sys.executable, "-c", code], cwd=clone, env=environment, capture_output=True, text=True)
         if test:
@@ -65,7 +65,7 @@ def main(
         else:
             stages = timed_stages(clone, environment)
             started = time.perf_counter()
-            for module in (["stages.register", "--sync"], ["stages.summary"]):
+            for module in (["stages.register", "--sync"], ["commands.summary"]):
                 subprocess.run([*python, *module], cwd=clone, env=environment, check=True, stdout=subprocess.DEVNULL)
             stages["register --sync, summary"] = time.perf_counter() - started
             largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20

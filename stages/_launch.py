@@ -66,7 +66,7 @@ def _run(processes: int) -> int:
         rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0", run_id="synthmri",
     )  # fmt: skip
     spec = sys.modules["__main__"].__spec__  # None where this is the command `synthmri`, whose word argv holds
-    module = [spec.name] if spec else ["stages._console", sys.argv[0].split()[-1]]
+    module = [spec.name] if spec else ["commands._console", sys.argv[0].split()[-1]]
     try:
         elastic_launch(config, sys.executable)("-m", *module, *sys.argv[1:])
     except ChildFailedError:

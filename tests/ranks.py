@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from synthmri import generators, params
-from synthmri.generators import latent_diffusion
+from synthmri.generators import autoencoder_training, latent_diffusion
 from synthmri.imageset import ImageSet
 from synthmri.simulation import pretraining
 from synthmri.training import distributed, sampling
@@ -134,10 +134,24 @@ def pretrained(folder: Path) -> dict:
     }  # fmt: skip
 
 
+def adapted(folder: Path) -> dict:
+    """A decoder that learns masks too, whose Dice is of the whole batch."""
+    rng, losses = np.random.default_rng(2), []
+    slices = rng.integers(0, 255, (5, 64, 64), dtype=np.uint8)
+    lesions = np.where(rng.random((5, 8, 8)) < 0.2, 255, 0).astype(np.uint8).repeat(8, 1).repeat(8, 2)
+    vae = pipeline(folder.parent).vae
+    p = section("adapt", autoencoder_training.Adapt, steps=1, batch_size=3, mask_weight=1.0)
+    autoencoder_training.adapt(
+        vae, slices, "decoder", p, lambda x, y: (x - y).square().mean(), lesions=lesions, seed=0,
+        checkpoint=folder / "adapted.pt", tick=lambda step, loss, rate: losses.append(loss),
+    )  # fmt: skip
+    return {"adapted": flat(vae), "adapted losses": torch.tensor(losses)}
+
+
 def everything(folder: Path) -> dict:
     """Weights, losses and images by name; the checkpoints go to the folder."""
     folder.mkdir(exist_ok=True)
-    return baselines(folder) | of_latent_diffusion(folder) | pretrained(folder)
+    return baselines(folder) | of_latent_diffusion(folder) | pretrained(folder) | adapted(folder)
 
 
 if __name__ == "__main__":

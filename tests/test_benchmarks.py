@@ -37,7 +37,7 @@ from benchmarks import (
     variety,
     weighting,
 )
-from stages import profile
+from commands import profile
 from synthmri import generators, imageset
 from synthmri.errors import UserError
 

@@ -36,6 +36,18 @@ def test_what_opens_it_opens_it(tmp_path):
     assert space["images"].shape == (3, 16, 16) and space["images"].dtype == np.uint8
 
 
+def test_a_model_that_draws_masks_says_which_channel_they_are():
+    with open("params.yaml", encoding="utf-8") as file:
+        tree = YAML(typ="safe").load(file)
+    data = {split: {"images": 9, "subjects": 3} for split in ("train", "val", "test")}
+    effort = {"parameters": 1e6, "images_seen": 100.0, "teraflop": 1.0}
+    given = ("x", "latent_diffusion", True, {"n": 200.0}, {}, effort, [], data, tree, "a prompt", {})
+    text, without = card.model_card(*given, 0.761), card.model_card(*given)
+    assert "blue is the mask of its lesions" in text and "Dice 0.76 on validation slices" in text
+    assert "red, green, mask = image.split()" in text
+    assert "mask" not in without
+
+
 def test_what_it_was_pretrained_on_is_said():
     assert "simulated slices" not in written({}).partition("## Training")[2].partition("##")[0]
     seen = {"pretraining_images_seen": 28800.0, "pretraining_teraflop": 12.34}

@@ -11,7 +11,8 @@ import pytest
 from test_preprocess import contents, head, here, nifti, parameters, picture, run  # noqa: F401
 from test_readers import AXIAL, save_dicom, volume
 
-from stages import _console, _files, check
+from commands import _console, check
+from stages import _files
 from synthmri import params
 from synthmri.errors import UserError
 from synthmri.scans import inventory, likeness, participants, read, slicing
@@ -385,7 +386,7 @@ def test_messages_name_the_file_at_fault_and_a_remedy_that_helps(tmp_path):
 
 def test_command_line_in_a_folder_of_ones_own(here):  # noqa: F811
     visits()
-    command = [sys.executable, "-m", "stages.check", "--raw", "raw"]
+    command = [sys.executable, "-m", "commands.check", "--raw", "raw"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 1 and done.stderr.startswith("error: a run would stop") and "Traceback" not in done.stderr

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import copy_parameters
 
-from stages import _console
+from commands import _console
 
 ROOT = Path(__file__).parent.parent
 

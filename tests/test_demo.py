@@ -17,7 +17,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 from test_study_browser import CHROMIUM, browser  # noqa: F401
 
-from stages import demo as stage
+from commands import demo as stage
 from synthmri import imageset
 from synthmri.demo import app
 from synthmri.errors import UserError
@@ -198,7 +198,8 @@ def running(tmp_path_factory, tiny_model):
     (folder / "models").mkdir()
     (folder / "models/latent_diffusion").symlink_to(tiny_model)
     process = subprocess.Popen(
-        [sys.executable, "-m", "stages._console", "demo", "--port", "0"], cwd=folder, stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "commands._console", "demo", "--port", "0"], cwd=folder,
+        stdout=subprocess.PIPE, text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     line = process.stdout.readline()

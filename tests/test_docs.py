@@ -68,7 +68,9 @@ def test_the_splits_have_one_name_each():
     """train, val and test; "held out" could be either of the latter."""
     written = [*WRITTEN, *(ROOT / name for name in ("dvc.yaml", "params.yaml", "stages/report.html"))]
     code = [
-        file for room in ("stages", "synthmri", "reader_study", "benchmarks") for file in (ROOT / room).rglob("*.py")
+        file
+        for room in ("commands", "stages", "synthmri", "reader_study", "benchmarks")
+        for file in (ROOT / room).rglob("*.py")
     ]
     found = []
     for file in [*written, *code]:

@@ -7,7 +7,7 @@ import pytest
 from conftest import copy_parameters
 from ruamel.yaml import YAML
 
-from stages import draw
+from commands import draw
 from synthmri import imageset
 
 

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from stages import _files, _shield, base, generate
+from commands import _shield, generate
+from stages import _files, base
 from synthmri.errors import UserError
 from synthmri.evaluation import shield
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stages import summarise, summary
+from commands import summary
+from stages import summarise
 from synthmri.errors import UserError
 from synthmri.evaluation import downstream
 from synthmri.reporting import comparison, headline

@@ -19,7 +19,8 @@ from conftest import copy_parameters
 from forks import ROOT, Forks
 from ruamel.yaml import YAML
 
-from stages import _files, draw
+from commands import draw
+from stages import _files
 from synthmri import imageset, params, streams
 from synthmri.errors import UserError
 from synthmri.reporting import comparison
@@ -116,8 +117,8 @@ STAGES = {
         "--markdown metrics/privacy.md",
         ["metrics/privacy.json", "metrics/privacy.md"],
     ),
-    "generate": ("stages.generate --n 6 --no-shield --out generated", ["generated"]),
-    "pretrain": ("stages.pretrain --start models/base --out models/longer --images heads", ["models/longer"]),
+    "generate": ("commands.generate --n 6 --no-shield --out generated", ["generated"]),
+    "pretrain": ("commands.pretrain --start models/base --out models/longer --images heads", ["models/longer"]),
 }  # fmt: skip
 DISTURBED = [name for name in STAGES if " " not in name]  # the others are these stages once more, for those after them
 
@@ -170,7 +171,7 @@ def project(tmp_path_factory):
     shutil.copytree(ROOT / "profiles", folder / "profiles")
     (folder / "pretrained/base").symlink_to(ROOT / "pretrained/base")
     with Forks("stages", folder, folder / "log") as forks:
-        assert forks.run("stages.profile", "smoke")[0] == 0
+        assert forks.run("commands.profile", "smoke")[0] == 0
         yaml = YAML()
         tree = yaml.load(folder / "params.yaml")
         tree["finetune"]["epochs"] = tree["progression"]["points"] = tree["progression"]["baseline_points"] = 3

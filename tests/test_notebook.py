@@ -23,9 +23,9 @@ def test_holds_no_outputs(notebook):
 def test_calls_the_repositorys_commands_and_imports_none_of_its_code(notebook):
     text = "\n".join(cell.source for cell in notebook.cells)
     code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
-    assert not re.search(r"(?:import|from) (?:synthmri|stages)", code)
-    named = set(re.findall(r"stages\.(\w+)", text))
-    assert {"profile", "summary"} <= named and all(Path(f"stages/{name}.py").is_file() for name in named)
+    assert not re.search(r"(?:import|from) (?:synthmri|stages|commands)", code)
+    named = set(re.findall(r"commands\.(\w+)", text))
+    assert {"profile", "summary"} <= named and all(Path(f"commands/{name}.py").is_file() for name in named)
     for name in re.findall(r"a file of profiles/: ([\w, ]+), \.\.\.;", text)[0].split(", "):
         assert Path(f"profiles/{name}.yaml").is_file()
     assert len(code.splitlines()) < 60

@@ -21,7 +21,7 @@ from synthmri.simulation import pretraining
 from synthmri.training import distributed
 
 ROOT = Path(__file__).parent.parent
-TRAININGS = ["vae", "dcgan", "ddpm", "unet_gan", "full", "lora", "autoencoder", "unet"]
+TRAININGS = ["vae", "dcgan", "ddpm", "unet_gan", "full", "lora", "autoencoder", "unet", "adapted"]
 DRAWN = ["vae", "dcgan", "ddpm", "unet_gan", "latent_diffusion"]
 
 

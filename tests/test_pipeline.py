@@ -37,7 +37,7 @@ def imports(file: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    ours = {name for name in names if name.split(".")[0] in ("stages", "synthmri", "reader_study")}
+    ours = {name for name in names if name.split(".")[0] in ("commands", "stages", "synthmri", "reader_study")}
     paths = {name.replace(".", "/") + ".py" for name in ours}
     return {path for path in paths if (ROOT / path).is_file()}
 
@@ -167,12 +167,18 @@ def test_a_reworded_message_of_the_ground_reruns_nothing(change):
     assert stale(change) == set()
 
 
-ROOMS = ("stages", "simulation reader_study demo registry evaluation generators", "scans reporting training", "")
+ROOMS = (
+    "commands",
+    "stages",
+    "simulation reader_study demo registry evaluation generators",
+    "scans reporting training",
+    "",
+)
 
 
 def test_imports_run_downwards():
-    """From stages over what makes and judges images to what these share, and to the ground; never up, never in a circle
-    of rooms."""
+    """From commands and stages over what makes and judges images to what these share, and to the ground; never up, and
+    never in a circle of rooms."""
     floor = {room: depth for depth, rooms in enumerate(ROOMS) for room in rooms.split()}
 
     def room(path: str) -> str:
@@ -180,7 +186,8 @@ def test_imports_run_downwards():
         return parts[0] if parts[0] != "synthmri" else parts[1] if len(parts) > 2 else ""
 
     graph: dict[str, set[str]] = {}
-    for start in [*ROOT.glob("stages/*.py"), *ROOT.glob("synthmri/**/*.py"), *ROOT.glob("reader_study/*.py")]:
+    folders = ("commands/*.py", "stages/*.py", "synthmri/**/*.py", "reader_study/*.py")
+    for start in [file for folder in folders for file in ROOT.glob(folder)]:
         here = room(str(start.relative_to(ROOT)))
         for path in imports(start):
             there = room(path)
@@ -247,7 +254,7 @@ def clone(folder: Path) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
-    run(folder, "python", "-m", "stages.profile", "smoke")
+    run(folder, "python", "-m", "commands.profile", "smoke")
     return folder
 
 
@@ -336,7 +343,7 @@ def test_repro_makes_what_it_promises(repro):
     )
     rebuilt = json.loads((repro / "metrics/latent_diffusion.json").read_text())
     assert ("This is poor" in page) == (rebuilt["recon_lpips"] > 0.1)
-    text = run(repro, "python", "-m", "stages.summary")
+    text = run(repro, "python", "-m", "commands.summary")
     assert "after fine-tuning (N = 8)" in text and "Not for clinical use" in text
 
 
@@ -471,7 +478,7 @@ def test_bad_parameter_stops_with_its_name_and_no_traceback(repro):
 def test_generate_writes_every_format(repro, tmp_path, format):
     out = tmp_path / "generated"
     run(
-        repro, "python", "-m", "stages.generate", "--n", "2", "--seed", "1000", "--format", format, "--out", str(out),
+        repro, "python", "-m", "commands.generate", "--n", "2", "--seed", "1000", "--format", format, "--out", str(out),
         "--no-shield",
     )  # fmt: skip
     files = sorted(file for file in out.iterdir() if file.name != "manifest.csv")
@@ -497,7 +504,7 @@ def test_generate_writes_every_format(repro, tmp_path, format):
 def test_what_leaves_the_house_has_passed_the_shield_or_nothing_leaves(repro, tmp_path):
     """Of a model this small both may be: what counts is that it was looked at."""
     out = tmp_path / "generated"
-    command = ["python", "-m", "stages.generate", "--n", "2", "--out", str(out)]
+    command = ["python", "-m", "commands.generate", "--n", "2", "--out", str(out)]
     done = subprocess.run(command, cwd=repro, capture_output=True, text=True, env=environment(repro))
     if done.returncode:
         assert "2 of 2 images passed the shield in none of 8 draws" in done.stderr and not out.exists()
@@ -507,7 +514,7 @@ def test_what_leaves_the_house_has_passed_the_shield_or_nothing_leaves(repro, tm
 
 @pytest.mark.slow
 def test_generate_refuses_to_overwrite(repro, tmp_path):
-    text = run(repro, "python", "-m", "stages.generate", "--n", "1", "--out", str(tmp_path), ok=False)
+    text = run(repro, "python", "-m", "commands.generate", "--n", "1", "--out", str(tmp_path), ok=False)
     assert "exists already" in text and "Traceback" not in text
 
 
@@ -573,7 +580,7 @@ def test_an_older_version_is_restored_in_a_fresh_clone(repro, tmp_path):
 def test_unknown_profile_names_those_there_are(tmp_path):
     shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
     copy_parameters(tmp_path)
-    text = run(tmp_path, "python", "-m", "stages.profile", "huge", ok=False)
+    text = run(tmp_path, "python", "-m", "commands.profile", "huge", ok=False)
     assert "'huge'" in text and "gpu, lgg_flair, open_ms, quick, seed, smoke" in text and "Traceback" not in text
 
 
@@ -600,7 +607,7 @@ def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, m
 
     shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
     copy_parameters(tmp_path)
-    run(tmp_path, "python", "-m", "stages.profile", profile)
+    run(tmp_path, "python", "-m", "commands.profile", profile)
     assert (tmp_path / "params.yaml").read_text().count("#") == (ROOT / "params.yaml").read_text().count("#")
     classes = {
         "runtime": params.Runtime, "parallel": _launch.Parallel,
@@ -625,5 +632,5 @@ def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, m
 
 
 def test_summary_before_any_run_says_what_to_do(tmp_path):
-    text = run(tmp_path, "python", "-m", "stages.summary", ok=False)
+    text = run(tmp_path, "python", "-m", "commands.summary", ok=False)
     assert "run `dvc repro`" in text and "Traceback" not in text

@@ -9,7 +9,8 @@ import pytest
 import torch
 from conftest import copy_parameters
 
-from stages import _cli, _files, draw
+from commands import draw
+from stages import _cli, _files
 from synthmri import generators, imageset, params, streams
 from synthmri.errors import UserError
 from synthmri.scans import slicing
@@ -92,7 +93,7 @@ def test_both_parts_resume_to_the_same_weights_and_load_as_a_pipeline(run, tmp_p
 def test_training_goes_on_from_a_pipeline_and_the_decoder_alone_keeps_its_latents(run, tmp_path, monkeypatch):
     import yaml
 
-    from stages import pretrain as stage
+    from commands import pretrain as stage
     from synthmri.generators import latent_diffusion
     from synthmri.training import perceptual
 
@@ -124,7 +125,7 @@ def test_a_unet_is_trained_on_the_latents_of_its_autoencoder(run, tmp_path, monk
     """Longer training of the autoencoder moves its latents: a UNet of the old ones must not stand beside it."""
     import yaml
 
-    from stages import pretrain as stage
+    from commands import pretrain as stage
     from synthmri.generators import latent_diffusion
     from synthmri.training import perceptual
 
@@ -156,7 +157,7 @@ def test_a_unet_is_trained_on_the_latents_of_its_autoencoder(run, tmp_path, monk
 def test_an_autoencoder_is_a_folder_of_its_own_that_training_and_a_unet_start_from(run, tmp_path, monkeypatch):
     import yaml
 
-    from stages import pretrain as stage
+    from commands import pretrain as stage
     from synthmri.generators import autoencoder, latent_diffusion
     from synthmri.training import perceptual
 
@@ -184,7 +185,7 @@ def test_an_autoencoder_is_a_folder_of_its_own_that_training_and_a_unet_start_fr
 def test_a_baseline_is_pretrained_on_the_drawn_slices_and_goes_on_from_its_weights(run, tmp_path, monkeypatch):
     import yaml
 
-    from stages import pretrain as stage
+    from commands import pretrain as stage
     from synthmri.generators import dcgan
 
     small = {"width": 4, "latent_dim": 4, "steps": 6, "batch_size": 2}

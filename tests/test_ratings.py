@@ -13,9 +13,9 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
+from commands import study as commands
 from reader_study import attention, choices, design, imrmc, ratings
 from stages import raters as stage
-from stages import study as commands
 from synthmri import imageset
 from synthmri.errors import UserError
 from synthmri.reporting import comparison

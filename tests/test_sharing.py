@@ -34,7 +34,7 @@ class Team:
         self.s3 = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id="key",
                                aws_secret_access_key="secret")  # fmt: skip
         self.s3.create_bucket(Bucket="store")
-        for name in ("stages", "synthmri", "profiles", ".dvc/config"):
+        for name in ("commands", "stages", "synthmri", "profiles", ".dvc/config"):
             (shutil.copytree if (ROOT / name).is_dir() else self._copy)(ROOT / name, self.first / name)
         for name in (".gitignore", ".dvcignore", "params.yaml", "data/cohort.yaml", "pretrained/params.yaml"):
             self._copy(ROOT / name, self.first / name)
@@ -44,7 +44,7 @@ class Team:
         subprocess.run(["git", "init", "-q", "--bare", home / "hub"], check=True)
         git(home, "clone", "-q", "hub", "cloned")
         (home / "cloned/.git").rename(self.first / ".git")
-        self.run("first", "stages.profile", "smoke")
+        self.run("first", "commands.profile", "smoke")
         text = (self.first / "data/cohort.yaml").read_text()
         (self.first / "data/cohort.yaml").write_text(text.replace("subjects: 5", "subjects: 3"))
         # As docs/sharing.md has it; keys are in the environment.

@@ -28,11 +28,11 @@ from PIL import Image
 from scipy import stats
 from starlette.testclient import TestClient
 
+from commands import study as commands
 from reader_study import app, design, packet, ratings
 from reader_study.store import Store
 from stages import _files
 from stages import raters as scores
-from stages import study as commands
 from synthmri import imageset
 from synthmri.errors import UserError
 from synthmri.reporting import comparison
@@ -588,7 +588,7 @@ def test_a_database_belongs_to_one_packet(tmp_path):
 
 def start(home: Path, *options: str) -> tuple[subprocess.Popen, list[str]]:
     """The command as users run it, and the links that it prints."""
-    command = [sys.executable, "-m", "stages.study", "serve", "--port", "0", "--home", str(home), *options]
+    command = [sys.executable, "-m", "commands.study", "serve", "--port", "0", "--home", str(home), *options]
     process = subprocess.Popen(
         command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True
     )
@@ -664,7 +664,7 @@ def test_a_kill_in_the_middle_of_200_posts_loses_nothing_acknowledged(tmp_path):
 
 def command(*words: str, ok: bool = True) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "stages.study", *words],
+        [sys.executable, "-m", "commands.study", *words],
         cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
     )  # fmt: skip
     assert (done.returncode == 0) == ok, done.stdout + done.stderr

@@ -219,7 +219,8 @@ def test_the_original_recipe_draws(tiny_model, tmp_path, monkeypatch, capsys):
     """profiles/seed.yaml as it is, but for the number of images and of steps."""
     from ruamel.yaml import YAML
 
-    from stages import profile, sample
+    from commands import profile
+    from stages import sample
 
     recipe = Path("profiles/seed.yaml").read_text()
     workplace(tmp_path, tiny_model, monkeypatch)

@@ -32,7 +32,7 @@ LIBRARIES = [
 ]  # fmt: skip
 DVC = ["dvc.cli", "dvc.repo", "dvc.api", "dvc.stage.run", "dvc.commands.repro"]
 PRELOAD = {
-    "stages": [*LIBRARIES, "prdc", "stages.adapt", "stages.evaluate", "stages.finetune", "stages.generate",
+    "stages": [*LIBRARIES, "prdc", "stages.adapt", "stages.evaluate", "stages.finetune", "commands.generate",
                "stages.preprocess", "stages.privacy", "stages.sweep", "stages.train", "stages.utility"],
     "dvc": [*DVC, "dvc_s3", "dvc_ssh", "s3fs"],
     # Nothing of the project's own: each clone runs its own code.

@@ -13,7 +13,8 @@ from typing import Annotated, Literal
 import typer
 from rich.progress import Progress
 
-from stages import _cli, _files, _launch, _watch, draw
+from commands import draw
+from stages import _cli, _files, _launch, _watch
 from synthmri import params
 from synthmri.errors import UserError
 from synthmri.training import distributed

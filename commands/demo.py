@@ -7,8 +7,9 @@ from typing import Annotated
 import pandas as pd
 import typer
 
-from stages import _cli, _files, _shield
-from stages.generate import CHOSEN, MODEL
+from commands import _shield
+from commands.generate import CHOSEN, MODEL
+from stages import _cli, _files
 from synthmri import generators, imageset, params
 from synthmri.demo import app
 from synthmri.errors import UserError

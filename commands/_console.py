@@ -7,15 +7,15 @@ from stages import _cli
 
 # Word -> module with a command line of its own, and what `synthmri --help` says of it.
 COMMANDS = {
-    "generate": ("stages.generate", "draw more slices from the fine-tuned model, as PNG, NPY, NIfTI, BIDS or DICOM"),
-    "profile": ("stages.profile", "overlay a file of profiles/ on params.yaml: quick, gpu, open_ms, ..."),
-    "check": ("stages.check", "whose the scans in data/raw are and what they show; a table that you may mend"),
-    "summary": ("stages.summary", "what the last `dvc repro` gave"),
-    "demo": ("stages.demo", "a page on this machine that draws eight slices of a prompt, and judges each"),
+    "generate": ("commands.generate", "draw more slices from the fine-tuned model, as PNG, NPY, NIfTI, BIDS or DICOM"),
+    "profile": ("commands.profile", "overlay a file of profiles/ on params.yaml: quick, gpu, open_ms, ..."),
+    "check": ("commands.check", "whose the scans in data/raw are and what they show; a table that you may mend"),
+    "summary": ("commands.summary", "what the last `dvc repro` gave"),
+    "demo": ("commands.demo", "a page on this machine that draws eight slices of a prompt, and judges each"),
     "registry": ("stages.register", "synchronise, browse and ask the MLflow registry; export a model"),
-    "study": ("stages.study", "make, serve and export a blinded reader study"),
-    "draw": ("stages.draw", "draw simulated slices, many and once, for pretraining"),
-    "pretrain": ("stages.pretrain", "train a base model, or a baseline, on simulated heads, for hours"),
+    "study": ("commands.study", "make, serve and export a blinded reader study"),
+    "draw": ("commands.draw", "draw simulated slices, many and once, for pretraining"),
+    "pretrain": ("commands.pretrain", "train a base model, or a baseline, on simulated heads, for hours"),
 }
 
 

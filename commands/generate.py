@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 import typer
 
-from stages import _cli, _files, _shield
+from commands import _shield
+from stages import _cli, _files
 from synthmri import formats, params
 from synthmri.errors import UserError
 from synthmri.evaluation import shield
