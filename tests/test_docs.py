@@ -1,12 +1,17 @@
 """What people read: it fits the screen, its links lead somewhere, its tables are those of the result files."""
 
+import importlib
 import json
 import re
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from benchmarks import copies, layouts, membership, repro, weighting
+from commands import _console
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -77,3 +82,48 @@ def test_the_splits_have_one_name_each():
         text = re.sub(r"<!-- comparison -->.*<!-- /comparison -->", "", file.read_text(encoding="utf-8"), flags=re.S)
         found += [f"{file.name}: {line}" for line in text.splitlines() if re.search(r"held[- _]out", line, re.I)]
     assert found == []
+
+
+def typed() -> list[tuple[str, str]]:
+    """(page, command) of every line of a shell block, those that go on joined."""
+    found = []
+    for page in PAGES:
+        for lines in re.findall(r"^ *```sh\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.M | re.S):
+            joined = lines.replace("\\\n", " ").splitlines()
+            found += [(page.name, line.partition("#")[0].strip()) for line in joined]
+    return [(page, line) for page, line in found if line]
+
+
+COMMANDS = [(page, line) for page, line in typed() if re.match(r"(synthmri|make|dvc) ", line)]
+
+
+def test_there_are_commands_to_look_at():
+    assert {"README.md", "generate.md"} <= {page for page, _ in COMMANDS} and len(COMMANDS) > 15
+
+
+@pytest.mark.parametrize("page, line", COMMANDS, ids=[f"{page}: {line[:40]}" for page, line in COMMANDS])
+def test_what_pages_tell_to_type_is_there(page, line, monkeypatch, capsys):
+    """Words and options of `synthmri` are in its help, targets in the Makefile, parameters in params.yaml."""
+    program, *words = shlex.split(line)
+    if program == "make":
+        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+        targets = [word for word in words if "=" not in word and not word.startswith("-")]
+        assert all(re.search(rf"^{target}:", makefile, re.M) for target in targets)
+    elif program == "dvc":
+        tree = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+        for changed in (words[i + 1] for i, word in enumerate(words) if word == "-S"):
+            place = tree
+            for name in changed.partition("=")[0].split("."):
+                place = place[name]
+    else:
+        named = [word for word in words[:2] if not word.startswith("-")]
+        assert named[0] in _console.COMMANDS
+        module = importlib.import_module(_console.COMMANDS[named[0]][0])
+        deeper = named if hasattr(module, "COMMANDS") or hasattr(module, "cli") else named[:1]
+        monkeypatch.setattr(sys, "argv", ["synthmri", *deeper, "--help"])
+        monkeypatch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as ended:
+            _console.main()
+        said = capsys.readouterr().out
+        assert ended.value.code == 0
+        assert [word for word in words if word.startswith("--") and word.partition("=")[0] not in said] == []
