@@ -1,6 +1,7 @@
 """Masks: how networks learn to draw them, and what synthetic pairs bring, on pictures whose answer is known."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from stages import sample
 from stages import segment as stage
 from synthmri import imageset
 from synthmri.errors import UserError
@@ -232,3 +234,29 @@ def test_without_masks_the_stage_says_so_and_goes_on(place):
     _write(place / "samples", drawn(6, seed=9), real=False, masked=False)
     tree, text = run(place)
     assert tree == {} and "there are no masks of the synthetic slices" in text and (place / "s.png").is_file()
+
+
+@pytest.mark.parametrize("tiny_model", ["epsilon"], indirect=True)
+def test_samples_of_a_model_that_draws_masks_come_with_them(place, tiny_model):
+    shutil.copytree(tiny_model, place / "model")
+    tree = yaml.safe_load((place / "params.yaml").read_text())
+    tree["sample"] |= {"n": 3, "steps": 2, "batch_size": 2}
+    (place / "params.yaml").write_text(yaml.safe_dump(tree))
+    words = pd.DataFrame(
+        {"subject": ["a"], "contrast": "FLAIR", "plane": "axial", "depth_mm": "60", "label": "lesions"}
+    )
+    slices = np.random.default_rng(0).integers(0, 255, (1, 64, 64)).astype(np.uint8)
+    imageset.write(place / "train", imageset.ImageSet(slices, words))
+
+    def drawn() -> imageset.ImageSet:
+        sample.main("latent_diffusion", place / "model", place / "train", place / "drawn", place / "sheet.png")
+        return imageset.read(place / "drawn")
+
+    without = np.array(drawn().images)
+    assert drawn().masks is None
+    config = place / "model/vae/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"third_channel": "mask"}))
+    found = drawn()
+    assert found.masks.shape == (3, 64, 64) and set(np.unique(found.masks)) <= {0, 255}
+    assert not (found.images == without).all()  # blue is no part of the image any more
+    assert (np.abs(found.images.astype(int) - without) < 120).all()
