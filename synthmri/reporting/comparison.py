@@ -35,14 +35,15 @@ DISTANCES = ("fd_effnet", "fd_alexnet", "fid", "fd_further")  # shown with their
 SPREAD = ("fd_effnet", "kid_effnet", "coverage")  # shown with their uncertainty
 MANUAL = "manual_score"  # always shown: an empty column says that nobody has rated these images
 CAPTION = (
-    "Each set is compared with slices of test people, whom nothing was trained on or chosen by; ± is the standard "
-    'error over them, "×" the ratio to the floor, "real, other people". FD is no FID.  \n'
-    "EfficientNet decides: no training looks through it, as a loss of the autoencoder does through AlexNet. SSIM, PSNR "
-    "and LPIPS, to the nearest training slice, are resemblance and not quality.  \n"
-    '"memorised": 0.05 is what honest data gives. "level off", "seen": is what the prompt asks for there, by examiners '
-    'that learnt on training slices? "manual": blinded raters; empty: nobody has rated; ⚠: too few.  \n'
+    "Each set is compared with slices of test people, whom nothing was trained on and no model was ranked by; ± is the "
+    'standard error over them, "×" the ratio to the floor, "real, other people". FD is no FID.  \n'
+    "EfficientNet decides: no training looks through it, as losses of the autoencoder and of the VAE do through "
+    "AlexNet. SSIM, PSNR and LPIPS, to the nearest training slice, are resemblance and not quality.  \n"
+    '"memorised": 0.05 is what honest data gives. "level off", "seen": does an image show the level, contrast and '
+    'label that its prompt asks for? Judged by classifiers trained on training slices. "manual": blinded raters; '
+    "empty: nobody has rated; ⚠: too few.  \n"
     "Pretraining is on simulated heads. Bold: better than every other model with {sure:.0f} % confidence over test "
-    "people; that holds no luck of training. Every column: docs/evaluation.md."
+    "people; chance differences between trainings are not included. Every column: docs/evaluation.md."
 )
 
 
