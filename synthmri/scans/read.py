@@ -138,7 +138,7 @@ def _at_fault(source: Source, error: Exception) -> str:
 
 def _remedy(source: Source, error: Exception) -> str:
     if isinstance(error, MemoryError):
-        return "it needs more memory than there is: lower workers.preprocess, or remove it"
+        return "it needs more memory than there is: set SYNTHMRI_WORKERS=1, or remove it"
     if isinstance(error, PermissionError):
         return "give yourself the right to read it (`chmod u+r`)"
     path = source.paths[0]
