@@ -60,13 +60,19 @@ def main(
         people = len(segmentation.ill(parts["test"]))
         least = segmentation.smallest_p(people)
         few = f"; of {people} people with lesions no p below {least:.2g} can come" if least > 0.001 else ""
-        tree = counts | {"test_subjects_with_lesions": people} | arms
+        marked = _by_label(sets)
+        tree = counts | {"test_subjects_with_lesions": people} | ({"marked": marked} if marked else {}) | arms
         text = "\n\n".join(
             [
                 segmentation.sentence(arms),
                 f"Test: {people} people with lesions; {segmentation.TRAININGS} trainings each, at {p.image_px} px. "
                 f"{counts['synthetic_slices_with_lesions']} of {len(sets['synthetic'])} synthetic slices have a mask, "
-                f"{counts['training_slices_with_lesions']} of {len(sets['training'])} real training slices.",
+                f"{counts['training_slices_with_lesions']} of {len(sets['training'])} real training slices."
+                + "".join(
+                    f" Of those called {label}: {100 * shares['synthetic']:.0f} % of the synthetic and "
+                    f"{100 * shares['training']:.0f} % of the training slices."
+                    for label, shares in marked.items()
+                ),
                 segmentation.markdown(arms),
                 CAVEATS.format(trainings=segmentation.TRAININGS, few=few),
             ]
@@ -87,6 +93,18 @@ def _apart(sets: dict[str, imageset.ImageSet]) -> None:
             raise UserError(f"{len(both)} subject(s) of the test slices are in {name} too; split them anew")
         copies = downstream.copied(sets[name].images, test.images, bound)
         sets[name] = sets[name].take(np.flatnonzero(~copies))
+
+
+def _by_label(sets: dict[str, imageset.ImageSet]) -> dict[str, dict[str, float]]:
+    """Label -> the share of the training and of the synthetic slices with it that have a mask; of known labels alone.
+
+    Synthetic slices have the label that was asked for: where these shares differ, prompts are not heeded.
+    """
+    both = {name: sets[name] for name in ("training", "synthetic") if "label" in sets[name].manifest}
+    has = {name: found.masks.any(axis=(1, 2)) for name, found in both.items()}
+    of = {name: found.manifest["label"].to_numpy(str) for name, found in both.items()}
+    labels = set.intersection(*map(set, of.values())) - {"", "unknown"} if len(of) == 2 else set()
+    return {label: {name: float(has[name][of[name] == label].mean()) for name in both} for label in sorted(labels)}
 
 
 def _pairs(found: imageset.ImageSet, image_px: int) -> segmentation.Pairs:

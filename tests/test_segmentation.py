@@ -189,7 +189,8 @@ def test_what_cannot_be_measured_is_told(change, why):
 
 
 def _write(folder, part: segmentation.Pairs, *, real: bool, masked: bool = True):
-    manifest = pd.DataFrame({"subject": [f"p{folder.name}{i}" for i in part.who], "label": "x"})
+    labels = np.where(part.masks.any(axis=(1, 2)), "lesions", "none")
+    manifest = pd.DataFrame({"subject": [f"p{folder.name}{i}" for i in part.who], "label": labels})
     manifest = manifest if real else manifest.drop(columns="subject")
     imageset.write(folder, imageset.ImageSet(part.images, manifest, {}, part.masks if masked else None))
 
@@ -214,6 +215,9 @@ def run(place, train="train"):
 def test_the_stage_writes_numbers_words_and_a_picture(place):
     tree, text = run(place)
     assert tree["test_subjects_with_lesions"] == 3 and tree["synthetic_slices_with_lesions"] == 12
+    assert tree["marked"] == {label: {"training": share, "synthetic": share} for label, share in
+                              (("lesions", 1.0), ("none", 0.0))}  # fmt: skip
+    assert "Of those called lesions: 100 % of the synthetic and 100 % of the training slices." in text
     assert set(segmentation.ARMS) <= set(tree) and "| trained on |" in text and "3 people with lesions" in text
     before = {name: (place / name).read_bytes() for name in ("s.json", "s.md", "s.png")}
     run(place)
