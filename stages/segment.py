@@ -12,14 +12,16 @@ from synthmri import imageset, params
 from synthmri.errors import UserError
 from synthmri.evaluation import auroc, downstream, segmentation
 from synthmri.reporting import plots
+from synthmri.training import masks
 
 SHOWN = 16  # pairs in the picture
 CAVEATS = """\
 "Left clear": the share of test slices without lesions in which none is drawn. The rival, in bold, is the better of the
 arms without synthetic pairs on the *validation* people. Intervals are 95 %, over test people and {trainings} trainings,
 which is few, so that they are somewhat too narrow; p swaps two arms person by person and is by Holm over the arms of a
-share{few}. The generator and its masks were learnt from **all** real training slices, so rows below 100 % say what they
-give to one who has few of their own, not what a generator of so few would.
+share. {few}
+The generator and its masks were learnt from **all** real training slices, so rows below 100 % say what they give to one
+who has few of their own, not what a generator of so few would.
 """
 
 
@@ -43,7 +45,11 @@ def main(
     made = sets["synthetic"]
     _apart(sets)
     without = [name for name, found in sets.items() if found.masks is None]
-    tree: dict = {}
+    counts = {
+        f"{name}_slices_with_lesions": 0 if found.masks is None else len(masks.marked(found.masks))
+        for name, found in sets.items()
+    }
+    tree: dict = counts
     if without:
         why = f"there are no masks of the {' and '.join(without)} slices"
     else:
@@ -56,10 +62,9 @@ def main(
             *parts.values(), p.steps, seed=seed,
             progress=lambda plans, count: _cli.progress(plans, "trained networks", count),
         )  # fmt: skip
-        counts = {f"{name}_slices_with_lesions": int(part.masks.any(axis=(1, 2)).sum()) for name, part in parts.items()}
         people = len(segmentation.ill(parts["test"]))
         least = segmentation.smallest_p(people)
-        few = f"; of {people} people with lesions no p below {least:.2g} can come" if least > 0.001 else ""
+        few = f"Of {people} people with lesions no p below {least:.2g} can come." if least > 0.001 else ""
         marked = _by_label(sets)
         tree = counts | {"test_subjects_with_lesions": people} | ({"marked": marked} if marked else {}) | arms
         text = "\n\n".join(

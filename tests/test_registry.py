@@ -132,7 +132,10 @@ def score(name, **change):
 def pipeline() -> dict:
     """Stages of the kind of dvc.yaml's, whose commands nobody runs."""
     splits = [f"data/slices/{split}" for split in ("train", "val", "test")]
-    stages = {"preprocess": (["runtime", "data", {"data/cohort.yaml": ["cohort"]}], [], splits)}
+    stages = {
+        "preprocess": (["runtime", "data", {"data/cohort.yaml": ["cohort"]}], [], splits),
+        "adapt": (["runtime"], splits[:1], ["metrics/autoencoder.json"]),
+    }
     for name in comparison.MODELS:
         ldm = name == "latent_diffusion"
         own, words = (["finetune", "prompt"], ["prompt"]) if ldm else ([f"baselines.{name}"], [])
