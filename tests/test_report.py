@@ -82,6 +82,7 @@ def results(folder: Path, *, simulated: bool = True, noise: bool = False) -> Sim
         pd.DataFrame(couples | {"likeness": likeness}).to_csv(metrics / f"closest/{name}.csv", index=False)
     sheet = rng.integers(0, 256, (712, 1024), np.uint8) if noise else np.full((PX, PX), 90, np.uint8)
     Image.fromarray(sheet).save(metrics / "slices.png")
+    Image.fromarray(sheet).convert("RGB").resize((2076, 516)).save(metrics / "segmentation.png")
     return SimpleNamespace(
         metrics=metrics, slices=folder / "slices", samples=folder / "samples", snapshots=folder / "snapshots",
         params=ROOT / "params.yaml", defaults=ROOT / "profiles/default.yaml",

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 MOST_BYTES = 6_000  # of a slice: some 2 KB to 5 KB hold one of a head, and only noise asks for more
+WIDEST_PX = 1100  # of a sheet in colours, which even of noise stays below 200 KB then
 TRIED = ((256, 80), (224, 60), (128, 50), (96, 30))  # largest edge in px and quality, until it is small enough
 
 
@@ -27,8 +28,10 @@ def drawing_url(picture: Image.Image) -> str:
 
 
 def sheet_url(picture: Image.Image) -> str:
-    """A sheet of slices with lines in colours."""
-    return _url(_webp(picture, quality=75))
+    """A sheet of slices with lines in colours, of at most WIDEST_PX."""
+    picture = picture.copy()
+    picture.thumbnail((WIDEST_PX, WIDEST_PX), Image.Resampling.LANCZOS)
+    return _url(_webp(picture, quality=60))
 
 
 def _webp(picture: Image.Image, **how) -> bytes:
