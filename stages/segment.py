@@ -46,7 +46,7 @@ def main(
     _apart(sets)
     without = [name for name, found in sets.items() if found.masks is None]
     counts = {
-        f"{name}_slices_with_lesions": 0 if found.masks is None else len(masks.marked(found.masks))
+        f"{name}_slices_with_lesions": len(masks.marked(found.masks)) if found.masks is not None and len(found) else 0
         for name, found in sets.items()
     }
     tree: dict = counts
