@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from dvc.cli.parser import get_main_parser
 from ruamel.yaml import YAML
 
 from benchmarks import copies, layouts, membership, repro, weighting
@@ -85,12 +86,12 @@ def test_the_splits_have_one_name_each():
 
 
 def typed() -> list[tuple[str, str]]:
-    """(page, command) of every line of a shell block, those that go on joined."""
+    """(page, command) of every line of a shell block: those that go on joined, those of several commands taken apart."""
     found = []
     for page in PAGES:
         for lines in re.findall(r"^ *```sh\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.M | re.S):
             joined = lines.replace("\\\n", " ").splitlines()
-            found += [(page.name, line.partition("#")[0].strip()) for line in joined]
+            found += [(page.name, part.strip()) for line in joined for part in line.partition("#")[0].split("&&")]
     return [(page, line) for page, line in found if line]
 
 
@@ -110,6 +111,7 @@ def test_what_pages_tell_to_type_is_there(page, line, monkeypatch, capsys):
         targets = [word for word in words if "=" not in word and not word.startswith("-")]
         assert all(re.search(rf"^{target}:", makefile, re.M) for target in targets)
     elif program == "dvc":
+        get_main_parser().parse_args(words)  # raises for a word or an option that DVC does not have
         tree = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
         for changed in (words[i + 1] for i, word in enumerate(words) if word == "-S"):
             place = tree
