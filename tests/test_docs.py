@@ -86,7 +86,7 @@ def test_the_splits_have_one_name_each():
 
 
 def typed() -> list[tuple[str, str]]:
-    """(page, command) of every line of a shell block: those that go on joined, those of several commands taken apart."""
+    """(page, command) of every line of a shell block; lines that go on are joined, several commands taken apart."""
     found = []
     for page in PAGES:
         for lines in re.findall(r"^ *```sh\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.M | re.S):
