@@ -17,7 +17,7 @@ from pathlib import Path
 from synthmri.errors import UserError
 
 LEAST_SECRET = 16  # characters
-PRETRAINING = "pretraining.json"  # beside weights that `stages.pretrain` made: slices seen, operations
+PRETRAINING = "pretraining.json"  # beside weights that `synthmri pretrain` made: slices seen, operations
 # Where the file system refuses, what its owner can do about it.
 REMEDIES = {
     errno.ENOSPC: "make room on its disk",
@@ -138,7 +138,7 @@ def read_scores(file: Path) -> dict[str, float]:
 
 
 def pretraining(folder: Path) -> dict[str, float]:
-    """`pretraining_images_seen` and `pretraining_teraflop` of weights of `stages.pretrain`; of others, nothing."""
+    """`pretraining_images_seen` and `pretraining_teraflop` of weights of `synthmri pretrain`; of others, nothing."""
     file = folder / PRETRAINING
     return {f"pretraining_{key}": value for key, value in read_json(file).items()} if file.is_file() else {}
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from stages import _cli, _files, _launch, _unfinished
+from stages import _cli, _files, _launch, _unfinished, _watch
 from synthmri import imageset, params
 from synthmri.evaluation import pairs
 from synthmri.generators import autoencoder, autoencoder_training, latent_diffusion
@@ -50,9 +50,12 @@ def main(
     vae = latent_diffusion.load(base, device=runtime.device).vae
     before = after = measure(vae)
     settings = part, seed, p.model_dump(), runtime.model_dump(), precision, distributed.count(), base
-    with _unfinished.checkpoints(checkpoints, [images], *settings) as unfinished:
+    with (
+        _unfinished.checkpoints(checkpoints, [images], *settings) as unfinished,
+        _watch.watching("autoencoder") as watch,
+    ):
         if part != "none":
-            with _cli.counter(f"adapting: {part}", p.steps) as tick:
+            with _cli.counter(f"adapting: {part}", p.steps, watch.tick) as tick:
                 autoencoder_training.adapt(
                     vae, train.images, part, p, lpips,
                     lesions=train.masks, seed=seed, precision=precision, checkpoint=unfinished / "adapt.pt", tick=tick,

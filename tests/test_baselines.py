@@ -11,7 +11,8 @@ from torch import nn
 from synthmri import generators, params
 from synthmri.errors import UserError
 from synthmri.generators import ddpm, unet_gan, vae
-from synthmri.training import adversarial, denoising_loss, diffaugment, loop, sampling
+from synthmri.generators.gan import adversarial, diffaugment
+from synthmri.training import denoising_loss, loop, sampling
 
 NAMES = ["vae", "dcgan", "ddpm", "unet_gan"]
 SIZE = 64  # px: the least for a perceptual distance at half the size

@@ -237,7 +237,7 @@ def _resampled(values: np.ndarray) -> np.ndarray:
 
 
 def _swapped(difference: np.ndarray) -> float:
-    """Two-sided p of the mean of (P,) under random signs: 1 of the least that so few people can give is never 0."""
+    """Two-sided p of the mean of (P,) under random signs; never 0, since the signs as they are count among them."""
     signs = np.random.default_rng(2).choice([-1.0, 1.0], (auroc.ROUNDS, len(difference)))
     as_large = np.abs((signs * difference).mean(axis=1)) >= abs(difference.mean()) - 1e-12
     return float((1 + as_large.sum()) / (1 + auroc.ROUNDS))

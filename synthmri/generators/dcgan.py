@@ -13,7 +13,8 @@ from torch import nn
 
 from synthmri import streams
 from synthmri.generators.baseline import Baseline, Training, arranged
-from synthmri.training import adversarial, distributed, loop, sampling
+from synthmri.generators.gan import adversarial
+from synthmri.training import distributed, loop, sampling
 
 
 class Params(Training):

@@ -21,12 +21,14 @@ def loss(
     *,
     snr_gamma: float = 0.0,
     share: distributed.Share | None = None,
+    emphasis: torch.Tensor | None = None,
     **conditions,
 ) -> torch.Tensor:
     """Denoising loss of one batch, a scalar: the mean of `errors`, each at a timestep of its own, by `weight`.
 
     x0: (B, C, H, W), about unit variance. Timesteps and noise are drawn on the CPU from `generator`.
     share: which part of a batch x0 is, where it is not all of it; the losses of the parts sum to that of the batch.
+    emphasis: (B, 1, H, W), how much the error in each place counts, where not all count 1.
     """
     share = share or distributed.Share(len(x0), slice(None), 1.0)
     n, last = share.whole, scheduler.config.num_train_timesteps
@@ -36,7 +38,7 @@ def loss(
     t = (strata * last).long().clamp_max(last - 1)
     noise = torch.randn((n, *x0.shape[1:]), generator=generator)[share.rows].to(x0)
     t = t[share.rows].to(x0.device)
-    each = errors(network, x0, noise, t, scheduler, **conditions)
+    each = errors(network, x0, noise, t, scheduler, emphasis=emphasis, **conditions)
     return (weight(scheduler, snr_gamma).to(each)[t] * each).mean() * share.weight
 
 
@@ -57,8 +59,13 @@ def weight(scheduler, snr_gamma: float) -> torch.Tensor:
     return (snr + 1).clamp_max(snr_gamma + 1) / (snr + 1)
 
 
-def errors(network, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, scheduler, **conditions) -> torch.Tensor:
+def errors(
+    network, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, scheduler, *, emphasis: torch.Tensor | None = None,
+    **conditions,
+) -> torch.Tensor:  # fmt: skip
     """Mean squared error of each image's prediction (B,): x0 and noise (B, C, H, W), timesteps t (B,).
+
+    emphasis: (B, 1, H, W), what each place counts, where not all count 1.
 
     The target is what `scheduler` predicts: Ho 2020, eq. 14, for epsilon, Salimans 2022, appendix D, for v. Where it
     predicts x0, the error is that of the v which follows: 1 / sigma times as large, with sigma taken as SMALLEST_SIGMA
@@ -79,7 +86,8 @@ def errors(network, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, sche
     predicted = network(noisy, t, **conditions).sample
     if kind == "sample":
         predicted = predicted.float() / s.clamp_min(SMALLEST_SIGMA)
-    return F.mse_loss(predicted.float(), target.float(), reduction="none").mean(dim=(1, 2, 3))
+    squared = F.mse_loss(predicted.float(), target.float(), reduction="none")
+    return (squared if emphasis is None else squared * emphasis).mean(dim=(1, 2, 3))
 
 
 def errors_at(network, x0: torch.Tensor, timesteps: Sequence[int], scheduler, seed: int, **conditions) -> np.ndarray:

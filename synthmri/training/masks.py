@@ -1,4 +1,6 @@
-"""Learning to draw masks of lesions: crops that hold some, and the loss."""
+"""Learning lesions from their masks: to draw masks, and to heed the places of lesions while denoising."""
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -55,3 +57,41 @@ def loss(logits: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
     both, either = distributed.summed(torch.stack([(found * inside).sum(), (found + inside).sum()]))
     overlap = (2 * both + 1) / (either + 1)
     return F.binary_cross_entropy_with_logits(logits, inside) + 1 - overlap
+
+
+MORE = 8.0  # at most: how much more an error counts in a lesion than elsewhere
+RAISED = 0.1  # at most: by how much that raises the weight of all places together; tumours are large
+NEAR = 8  # slices of about the same level
+
+
+def blocks(masks: np.ndarray, size: int) -> np.ndarray:
+    """uint8 (N, H, W) -> bool (N, size, size): whether each block of pixels, a place of a latent, holds a lesion."""
+    n, height, width = masks.shape
+    return masks.reshape(n, size, height // size, size, width // size).any(axis=(2, 4))
+
+
+def emphasis(lesions: np.ndarray, depth_mm: np.ndarray) -> Callable:
+    """Where the loss of a denoiser counts more: in lesions, which are small and few, so that it hardly learns them.
+
+    In a slice without any, those of another of about the same level show where: there it learns to draw none. Else it
+    would learn that lesions are more frequent than they are, and not what tells the two kinds of slices apart.
+
+    lesions: bool (N, V, h, w) of V views, not all of them empty; depth_mm: (N,), nan where unknown: neighbours in the
+    set then stand for slices of the same level. Returns a function of slices (B,), views (B,) and a generator: float32
+    (B, 1, h, w), 1 and more.
+    """
+    depth = np.where(np.isnan(depth_mm), np.linspace(0, 1, len(depth_mm)), depth_mm)
+    marked = np.flatnonzero(lesions[:, 0].any(axis=(1, 2)))
+    marked = marked[np.argsort(depth[marked], kind="stable")]
+    window = np.arange(min(NEAR, len(marked)))
+    first = np.searchsorted(depth[marked], depth) - len(window) // 2
+    near = marked[first.clip(0, len(marked) - len(window))[:, None] + window]
+    near[marked] = marked[:, None]
+    more = min(MORE, RAISED / float(lesions.mean(axis=(1, 2, 3))[near].mean()))
+    places, near = torch.from_numpy(lesions), torch.from_numpy(near)
+
+    def of(rows: torch.Tensor, view: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        pick = torch.randint(near.shape[1], (len(rows),), generator=generator)
+        return 1 + more * places[near[rows, pick], view][:, None].float()
+
+    return of

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from synthmri.training import diffaugment, distributed, loop
+from synthmri.generators.gan import diffaugment
+from synthmri.training import distributed, loop
 from synthmri.training.precision import Precision, autocast
 
 Judge = Callable[[torch.Tensor], torch.Tensor | tuple[torch.Tensor, ...]]
