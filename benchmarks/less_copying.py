@@ -161,7 +161,7 @@ def ways(
         sides = [autoencoder.encode(base.vae, each, batch_size=16, precision=precision) for each in pictures]
         return [np.stack([side[part] for side in sides], axis=1) for part in (0, 1)]
 
-    moved = [views.further(images, streams.generator(0, "less copying", k)) for k in range(VIEWS - 2)]
+    moved = [views.further(images, streams.generator(0, "less copying", k))[0] for k in range(VIEWS - 2)]
     mean, std = encoded(images, images[:, :, ::-1], *moved)
     heads = pretraining.draw_heads(_run(images.shape[1]), len(images), streams.generator(0, "less copying", "heads"))
     of_heads = [each.repeat(2, axis=1) for each in encoded(heads.images)]  # as many views as the rest has

@@ -1,5 +1,6 @@
-"""Turn the training slices into latents, once for all epochs."""
+"""Turn the training slices into latents, once for all epochs; and their masks into places of latents."""
 
+import contextlib
 import itertools
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +11,7 @@ import typer
 from stages import _cli, _files
 from synthmri import imageset, params, streams
 from synthmri.generators import autoencoder
-from synthmri.training import views
+from synthmri.training import masks, views
 
 BATCH_SIZE = 16  # slices at a time; of more, on a CPU, none is quicker: `autoencoder.quicker`
 
@@ -18,39 +19,45 @@ BATCH_SIZE = 16  # slices at a time; of more, on a CPU, none is quicker: `autoen
 def main(
     images: Annotated[Path, typer.Option(help="ImageSet to encode")],
     model: Annotated[Path, typer.Option(help="autoencoder in diffusers' format")],
-    out: Annotated[Path, typer.Option(help="folder of mean.npy and std.npy, float32 (N, views, 4, h, w)")],
+    out: Annotated[Path, typer.Option(help="folder of mean.npy and std.npy, float32 (N, views, 4, h, w), and lesions.npy")],
 ):
     """Store the posterior's mean and standard deviation of encode.views views of every slice."""
     runtime = _cli.start()
     precision = _cli.precision(runtime)
     p = params.read(_cli.PARAMS, "encode", autoencoder.Encode)
-    slices = imageset.read(images).images
+    train = imageset.read(images)
+    slices, marks = train.images, train.masks
     vae = autoencoder.load(model, device=runtime.device)
 
-    def view(number: int, some: np.ndarray, start: int) -> np.ndarray:
-        if number < 2:
-            return some[:, :, ::-1] if number else some
-        return views.further(some, streams.generator(0, "view", number, start))
+    def view(number: int, start: int) -> tuple[np.ndarray, np.ndarray | None]:
+        rows = slice(start, start + BATCH_SIZE)
+        some, inside = slices[rows], None if marks is None else marks[rows]
+        if number > 1:
+            return views.further(some, streams.generator(0, "view", number, start), inside)
+        turn = slice(None, None, -1 if number else 1)
+        return some[:, :, turn], None if inside is None else inside[:, :, turn]
 
-    def encoded(start: int) -> list[np.ndarray]:  # mean and deviation, (<= batch, views, 4, h, w) each
-        some = slices[start : start + BATCH_SIZE]
-        batch = [
-            autoencoder.encode(vae, view(number, some, start), batch_size=BATCH_SIZE, precision=precision)
-            for number in range(p.views)
-        ]
+    def encoded(start: int) -> list[np.ndarray]:  # mean, deviation and lesions of (<= batch, views)
+        batch = []
+        for number in range(p.views):
+            some, inside = view(number, start)
+            mean, deviation = autoencoder.encode(vae, some, batch_size=BATCH_SIZE, precision=precision)
+            places = [] if inside is None else [masks.blocks(inside, mean.shape[-1])]
+            batch.append((mean, deviation, *places))
         return [np.stack(kind, axis=1) for kind in zip(*batch, strict=True)]
 
     batches = map(encoded, _cli.progress(range(0, len(slices), BATCH_SIZE), "encoded batches"))
     first = next(batches)
     with _files.replacing(out) as folder:
         folder.mkdir()
-        with (
-            imageset.growing(folder / "mean.npy", first[0].shape[1:], np.float32) as append_mean,
-            imageset.growing(folder / "std.npy", first[1].shape[1:], np.float32) as append_std,
-        ):
-            for mean, std in itertools.chain([first], batches):
-                append_mean(mean)
-                append_std(std)
+        with contextlib.ExitStack() as files:
+            append = [
+                files.enter_context(imageset.growing(folder / f"{name}.npy", kind.shape[1:], kind.dtype))
+                for name, kind in zip(("mean", "std", "lesions"), first, strict=False)
+            ]
+            for batch in itertools.chain([first], batches):
+                for more, kind in zip(append, batch, strict=True):
+                    more(kind)
                 imageset.release(slices)
 
 

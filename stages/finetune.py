@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import pandas as pd
 import typer
 
 from stages import _cli, _files, _launch, _unfinished, _watch
@@ -18,7 +19,7 @@ from synthmri import imageset, params
 from synthmri.evaluation import features, stopping
 from synthmri.generators import autoencoder, latent_diffusion
 from synthmri.scans import prompts
-from synthmri.training import distributed, sampling
+from synthmri.training import distributed, masks, sampling
 from synthmri.training import precision as formats
 from synthmri.training.snapshots import Progression, Store, Verdict, epochs_shown
 
@@ -46,10 +47,14 @@ def main(
     progress = params.read(_cli.PARAMS, "progression", Progression)
     mean, std = np.load(latents / "mean.npy"), np.load(latents / "std.npy")
     train = imageset.read(images)
+    depth_mm = pd.to_numeric(train.manifest["depth_mm"], errors="coerce").to_numpy()
+    lesions = np.load(file) if (file := latents / "lesions.npy").is_file() else np.zeros(0)
+    emphasis = masks.emphasis(lesions, depth_mm) if lesions.any() else None
     texts = prompts.prompts(train.manifest, prompt)
     pipe = latent_diffusion.load(base, device=runtime.device)
     pipe.vae = autoencoder.load(vae, device=runtime.device)
     pipe.unet.register_to_config(sample_size=mean.shape[-1])  # so that it draws this size unless told otherwise
+    latent_diffusion.mark_labels(pipe, train.manifest["label"])
     shown = epochs_shown(p.epochs, progress.points)
     seeds = list(range(progress.n))
     drawing, _ = formats.choose(runtime.precision, runtime.device)  # no loss scaler is in that loop
@@ -84,7 +89,7 @@ def main(
         with _cli.counter("fine-tuning steps", p.epochs * per_epoch, watch.tick) as tick:
             history, operations = latent_diffusion.finetune(
                 pipe, mean, std, texts, p, seed=seed, checkpoint=unfinished / "finetune.pt", token=prompt.token,
-                device=runtime.device, precision=precision, tick=tick, snapshot=snapshot,
+                emphasis=emphasis, device=runtime.device, precision=precision, tick=tick, snapshot=snapshot,
             )  # fmt: skip
         if not distributed.is_main():
             return

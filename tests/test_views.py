@@ -16,7 +16,7 @@ def test_a_view_moves_a_point_by_no_more_than_it_may():
     image = np.zeros((1, 128, 128), np.uint8)
     image[0, 60:68, 100:108] = 200
     for seed in range(40):
-        seen = views.further(image, generator(seed))[0].astype(float)
+        seen = views.further(image, generator(seed))[0][0].astype(float)
         y, x = (np.indices(seen.shape) * seen).reshape(2, -1).sum(1) / seen.sum()
         x = max(x, 127 - x)  # mirrored or not
         # 40 px from the centre: turned 3 degrees, stretched, moved, bent by four standard deviations
@@ -28,7 +28,7 @@ def test_a_view_moves_a_point_by_no_more_than_it_may():
 def test_views_are_other_pictures_of_the_same_head():
     rng = np.random.default_rng(0)
     heads = np.stack([np.kron(rng.random((16, 16)), np.ones((8, 8))) * 255 for _ in range(12)]).astype(np.uint8)
-    seen = views.further(heads, generator())
+    seen, _ = views.further(heads, generator())
     assert seen.dtype == np.uint8 and seen.shape == heads.shape
     like = copies.likeness(seen, heads)
     assert (like.closest % 12 == np.arange(12)).all() and (like.largest < 0.99).all()
@@ -37,5 +37,15 @@ def test_views_are_other_pictures_of_the_same_head():
 
 def test_the_same_seed_gives_the_same_view():
     heads = np.random.default_rng(0).integers(0, 256, (3, 64, 64)).astype(np.uint8)
-    np.testing.assert_array_equal(views.further(heads, generator()), views.further(heads, generator()))
-    assert (views.further(heads, generator(1)) != views.further(heads, generator())).any()
+    np.testing.assert_array_equal(views.further(heads, generator())[0], views.further(heads, generator())[0])
+    assert (views.further(heads, generator(1))[0] != views.further(heads, generator())[0]).any()
+
+
+def test_masks_go_with_their_heads():
+    heads = np.zeros((8, 128, 128), np.uint8)
+    heads[:, 40:70, 80:100] = 200
+    masks = np.where(heads > 0, 255, 0).astype(np.uint8)
+    seen, inside = views.further(heads, generator(), masks)
+    np.testing.assert_array_equal(seen, views.further(heads, generator())[0])
+    assert set(np.unique(inside)) == {0, 255}
+    assert ((seen > 100) != (inside > 0)).mean() < 0.003 < (inside != masks).mean()

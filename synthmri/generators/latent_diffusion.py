@@ -115,6 +115,16 @@ def tokens(pipe, texts: Sequence[str]) -> torch.Tensor:
     ).input_ids
 
 
+def mark_labels(pipe, labels: Sequence[str]) -> None:
+    """Say in the UNet's config, which diffusers writes and reads and ignores, which words of prompts are labels."""
+    pipe.unet.register_to_config(labels=sorted(set(labels) - {"", "unknown"}))
+
+
+def labels(pipe) -> Sequence[str]:
+    """Words of prompts that are labels, of a pipeline that was fine-tuned here; of others, none."""
+    return pipe.unet.config.get("labels") or ()
+
+
 def add_token(pipe, token: str, like: str = "mri") -> None:
     """Add `token` to tokenizer and text encoder, initialised from the mean of the tokens of `like`."""
     source = pipe.tokenizer(like, add_special_tokens=False).input_ids
@@ -135,6 +145,7 @@ def finetune(
     seed: int,
     checkpoint: Path,
     token: str = "",
+    emphasis: Callable | None = None,
     device: str = "cpu",
     precision: Precision = "fp32",
     tick: loop.Tick = lambda step, loss, rate: None,
@@ -147,8 +158,9 @@ def finetune(
     With p.method "lora" only low-rank adapters of them are trained (Hu 2021, arXiv 2106.09685); `fuse` then adds these
     to the weights.
 
-    mean, std: (N, V, 4, h, w) unscaled posterior of V views of each image (itself, mirrored); texts: N prompts;
-    token: a token of theirs that the tokenizer is to learn, or "".
+    mean, std: (N, V, 4, h, w) unscaled posterior of V views of each image (itself, mirrored); texts: N prompts, whose
+    labels are those of `mark_labels`; token: a token of theirs that the tokenizer is to learn, or ""; emphasis: by
+    `masks.emphasis`, where the loss counts more.
     With p.compile the UNet runs through torch.compile, save in the first step: the same to the rounding of sums.
     Written to `checkpoint` after every epoch; a run that was killed goes on from there to the same result. Before the
     first epoch and after each, `snapshot(epochs done)` is called while `pipe` holds the averaged weights.
@@ -188,8 +200,9 @@ def finetune(
     # What it learns from: latents as the UNet knows them, and the states of every prompt there is.
     mean, std = _scaled(pipe, torch.from_numpy(mean)), torch.from_numpy(std) * pipe.vae.config.scaling_factor
     count, views = mean.shape[:2]
-    known = sorted({*texts, ""})
-    row = torch.tensor([known.index(text) for text in texts])
+    bare = [sampling.unlabelled(text, labels(pipe)) for text in texts]
+    known = sorted({*texts, *bare})
+    row, bare_row = (torch.tensor([known.index(text) for text in each]) for each in (texts, bare))
     ids = tokens(pipe, known).to(accelerator.device)
     cached = None if p.train_text_encoder else embed(pipe, known).to(accelerator.device)
     per_epoch = -(-count // p.batch_size)
@@ -214,12 +227,13 @@ def finetune(
     elif (verdict := snapshot(0)) and verdict.best:
         best = [weight.detach().clone() for weight in weights]
 
-    def backward(unet, x0, which, generator, share) -> torch.Tensor:
+    def backward(unet, x0, which, places, generator, share) -> torch.Tensor:
         with accelerator.autocast():
             states = text_encoder(ids[which])[0] if cached is None else cached[which]
             value = denoising_loss.loss(
-                unet, x0, pipe.scheduler, generator, snr_gamma=p.snr_gamma, share=share, encoder_hidden_states=states
-            )
+                unet, x0, pipe.scheduler, generator, snr_gamma=p.snr_gamma, share=share, emphasis=places,
+                encoder_hidden_states=states,
+            )  # fmt: skip
         accelerator.backward(value)
         return value
 
@@ -228,7 +242,7 @@ def finetune(
             break
         order = torch.randperm(count, generator=streams.generator(seed, "finetune", "order", epoch))
         for i in range(per_epoch):
-            # A batch: one view of each of its slices, drawn from the posterior, and its prompt or an empty one.
+            # A batch: one view of each of its slices, drawn from the posterior, and its prompt, or that without label.
             step = epoch * per_epoch + i
             generator = streams.generator(seed, "finetune", "step", step)
             rows = order[i * p.batch_size : (i + 1) * p.batch_size]
@@ -236,13 +250,14 @@ def finetune(
             view = torch.randint(views, (len(rows),), generator=generator)
             x0 = mean[rows, view] + std[rows, view] * torch.randn(std[rows, view].shape, generator=generator)
             x0 = x0[share.rows].to(accelerator.device)
-            empty = torch.rand(len(rows), generator=generator) < p.cond_drop_prob
-            which = torch.where(empty, torch.tensor(known.index("")), row[rows])[share.rows].to(accelerator.device)
+            dropped = torch.rand(len(rows), generator=generator) < p.cond_drop_prob
+            which = torch.where(dropped, bare_row[rows], row[rows])[share.rows].to(accelerator.device)
+            places = emphasis(rows, view, generator)[share.rows].to(accelerator.device) if emphasis else None
 
             # A step down its gradient. Operations are counted as they are called, which compiled ones are not.
             optimizer.zero_grad()
             unet = compiled if operations.total else plain
-            value = operations.run(partial(backward, unet, x0, which, generator, share))
+            value = operations.run(partial(backward, unet, x0, which, places, generator, share))
             distributed.sum_gradients(weights)
             rate = p.learning_rate * loop.warm_cosine(step, total, max(1, total // 10))
             loop.set_rate(optimizer, rate)
@@ -412,18 +427,20 @@ def draw(
 
     Each image has a generator of its own, and every batch the same shape (the last is filled up), so that neither N nor
     the company in its batch changes an image; several processes draw the same batches, each some of them. Guidance
-    above 1 asks the UNet twice, in one batch of double size, unless it changes nothing (see `sampling.guidance`).
+    above 1 asks the UNet twice, in one batch of double size, unless it changes nothing (see `sampling.guidance`). It is
+    against the prompt without its label, or an empty one where that is none of `labels`.
     """
     scheduler = new_scheduler(pipe, p.scheduler)
     sampling.set_steps(scheduler, p.steps)
     pipe.unet.to(memory_format=torch.channels_last)
-    device, masked = pipe.unet.device, autoencoder.draws_masks(pipe.vae)
+    device, masked, known = pipe.unet.device, autoencoder.draws_masks(pipe.vae), labels(pipe)
 
     def one(start: int) -> np.ndarray:
         rows = [min(start + k, len(seeds) - 1) for k in range(p.batch_size)]
         with autocast(device, precision):
             decoded = pipe(
                 prompt=[texts[i] for i in rows],
+                negative_prompt=[sampling.unlabelled(texts[i], known) for i in rows],
                 generator=[torch.Generator().manual_seed(int(seeds[i])) for i in rows],
                 num_inference_steps=p.steps,
                 guidance_scale=sampling.guidance(texts, p.guidance_scale),

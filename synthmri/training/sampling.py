@@ -1,5 +1,6 @@
 """What all sampling shares: its parameters, and image i from seed i alone."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -36,12 +37,25 @@ def settled(p: Sample, choice: dict) -> Sample:
 
 
 def guidance(texts: Sequence[str], wanted: float) -> float:
-    """`wanted`, or 1 (off) where every prompt is empty: the predictions with and without prompt are then the same.
+    """`wanted`, or 1 (off) where every prompt is empty: both predictions are then the same.
 
-    Guidance draws u + wanted (c - u), of the predictions c with the prompt and u with an empty one: Ho 2022, arXiv
-    2207.12598, eq. 6 with w + 1 = wanted.
+    Guidance draws u + wanted (c - u), of the predictions c with the prompt and u with what `unlabelled` leaves of it:
+    Ho 2022, arXiv 2207.12598, eq. 6 with w + 1 = wanted.
     """
     return wanted if any(texts) else 1.0
+
+
+def unlabelled(text: str, labels: Sequence[str]) -> str:
+    """A prompt without the word of its label, or "" where it names none of them: what guidance compares it with.
+
+    So guidance strengthens the label alone, which is little of what a slice shows and is hardly heeded without.
+    """
+    words = "|".join(re.escape(label) for label in sorted(labels, key=len, reverse=True))
+    found = re.search(rf"(?<!\w)(?:{words})(?!\w)", text) if words else None
+    if not found:
+        return ""
+    parts = f"{text[: found.start()]} {text[found.end() :]}".split(",")
+    return ", ".join(filter(None, (" ".join(part.split()) for part in parts)))
 
 
 def evaluations(texts: Sequence[str], p: Sample) -> int:

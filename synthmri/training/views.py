@@ -16,8 +16,10 @@ BEND, BENDS = 0.006, 5  # standard deviation of a smooth displacement, of the ed
 GAIN, GAMMA = 0.06, 0.08  # at most
 
 
-def further(images: np.ndarray, generator: torch.Generator) -> np.ndarray:
-    """uint8 (N, H, W) -> a view of each, uint8 (N, H, W); half of them mirrored left to right."""
+def further(
+    images: np.ndarray, generator: torch.Generator, masks: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """uint8 (N, H, W) -> a view of each, uint8 (N, H, W), half of them mirrored left to right; and of their masks."""
     n, height, width = images.shape
 
     def uniform(*shape: int) -> torch.Tensor:  # in [-1, 1]
@@ -36,4 +38,7 @@ def further(images: np.ndarray, generator: torch.Generator) -> np.ndarray:
     grey = torch.from_numpy(np.array(images)).float()[:, None] / 255
     seen = F.grid_sample(grey, grid, mode="bicubic", align_corners=False)[:, 0].clamp(0, 1)
     gain, gamma = 1 + GAIN * uniform(1, 1), torch.exp(GAMMA * uniform(1, 1))
-    return to_uint8((gain * seen**gamma).numpy())
+    if masks is not None:
+        inside = torch.from_numpy((np.asarray(masks) > 0).astype(np.float32))[:, None]
+        masks = 255 * (F.grid_sample(inside, grid, align_corners=False)[:, 0] > 0.5).numpy().astype(np.uint8)
+    return to_uint8((gain * seen**gamma).numpy()), masks
