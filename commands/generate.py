@@ -1,6 +1,6 @@
 """Make more images from a trained model, outside DVC.
 
-synthmri generate --n 20 --prompt "FLAIR axial brain MRI, level 6, lesions" --format png --out generated
+synthmri generate --n 20 --prompt "lesions FLAIR axial brain MRI, level 6" --format png --out generated
 """
 
 import sys
@@ -22,7 +22,7 @@ from synthmri.training import sampling
 
 MODEL, CHOSEN = Path("models/latent_diffusion"), Path("models/sampling.json")  # of `dvc repro`
 TRAINED_ON = Path("data/slices/train")
-PROMPT = "FLAIR axial brain MRI, level 6, none"
+PROMPT = "none FLAIR axial brain MRI, level 6"
 
 
 def main(

@@ -19,7 +19,9 @@ BATCH_SIZE = 16  # slices at a time; of more, on a CPU, none is quicker: `autoen
 def main(
     images: Annotated[Path, typer.Option(help="ImageSet to encode")],
     model: Annotated[Path, typer.Option(help="autoencoder in diffusers' format")],
-    out: Annotated[Path, typer.Option(help="folder of mean.npy and std.npy, float32 (N, views, 4, h, w), and lesions.npy")],
+    out: Annotated[
+        Path, typer.Option(help="folder of mean.npy and std.npy, float32 (N, views, 4, h, w), and lesions.npy")
+    ],
 ):
     """Store the posterior's mean and standard deviation of encode.views views of every slice."""
     runtime = _cli.start()

@@ -47,14 +47,11 @@ def main(
     progress = params.read(_cli.PARAMS, "progression", Progression)
     mean, std = np.load(latents / "mean.npy"), np.load(latents / "std.npy")
     train = imageset.read(images)
-    depth_mm = pd.to_numeric(train.manifest["depth_mm"], errors="coerce").to_numpy()
-    lesions = np.load(file) if (file := latents / "lesions.npy").is_file() else np.zeros(0)
-    emphasis = masks.emphasis(lesions, depth_mm) if lesions.any() else None
     texts = prompts.prompts(train.manifest, prompt)
     pipe = latent_diffusion.load(base, device=runtime.device)
     pipe.vae = autoencoder.load(vae, device=runtime.device)
     pipe.unet.register_to_config(sample_size=mean.shape[-1])  # so that it draws this size unless told otherwise
-    latent_diffusion.mark_labels(pipe, train.manifest["label"])
+    latent_diffusion.mark_labels(pipe, train.manifest.get("label", ()))
     shown = epochs_shown(p.epochs, progress.points)
     seeds = list(range(progress.n))
     drawing, _ = formats.choose(runtime.precision, runtime.device)  # no loss scaler is in that loop
@@ -89,7 +86,8 @@ def main(
         with _cli.counter("fine-tuning steps", p.epochs * per_epoch, watch.tick) as tick:
             history, operations = latent_diffusion.finetune(
                 pipe, mean, std, texts, p, seed=seed, checkpoint=unfinished / "finetune.pt", token=prompt.token,
-                emphasis=emphasis, device=runtime.device, precision=precision, tick=tick, snapshot=snapshot,
+                emphasis=_emphasis(latents, train.manifest), device=runtime.device, precision=precision, tick=tick,
+                snapshot=snapshot,
             )  # fmt: skip
         if not distributed.is_main():
             return
@@ -132,6 +130,14 @@ def main(
                 | _files.pretraining(base),
             )
         watch.keep(out)
+
+
+def _emphasis(latents: Path, manifest: pd.DataFrame) -> Callable | None:
+    """Where the loss counts more, of slices with masks of lesions."""
+    file = latents / "lesions.npy"
+    if not file.is_file() or not (lesions := np.load(file)).any():
+        return None
+    return masks.emphasis(lesions, pd.to_numeric(manifest["depth_mm"], errors="coerce").to_numpy())
 
 
 def _judge(

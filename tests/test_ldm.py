@@ -5,6 +5,7 @@ import re
 import shutil
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -24,7 +25,7 @@ def section(name, cls, **change):
 
 
 SAMPLE = dict(steps=3, batch_size=2, scheduler="dpmsolver++")
-FINETUNE = dict(epochs=2, batch_size=4)
+FINETUNE = dict(epochs=2, batch_size=4, train_text_encoder=False)
 
 
 def data(n=6, views=2, seed=0):
@@ -260,6 +261,28 @@ def test_weights_are_those_of_the_paper(kind):
     assert torch.equal(denoising_loss.weight(scheduler, 0.0), torch.ones(1000))
 
 
+def test_emphasis_weighs_places():
+    from diffusers import DDPMScheduler
+
+    scheduler = DDPMScheduler(prediction_type="v_prediction")
+    rng = torch.Generator().manual_seed(0)
+
+    def network(noisy, t):
+        return SimpleNamespace(sample=torch.zeros_like(noisy))
+
+    x0, noise = (torch.randn(3, 4, 8, 8, generator=rng) for _ in range(2))
+    t, places = torch.tensor([10, 500, 900]), torch.ones(3, 1, 8, 8)
+    plain = denoising_loss.errors(network, x0, noise, t, scheduler)
+    torch.testing.assert_close(denoising_loss.errors(network, x0, noise, t, scheduler, emphasis=places), plain)
+    places[:, :, 4:] = 3.0
+    halves = [
+        denoising_loss.errors(network, x0[:, :, rows], noise[:, :, rows], t, scheduler)
+        for rows in (slice(4), slice(4, 8))
+    ]
+    found = denoising_loss.errors(network, x0, noise, t, scheduler, emphasis=places)
+    torch.testing.assert_close(found, (halves[0] + 3 * halves[1]) / 2)
+
+
 @pytest.mark.parametrize("snr_gamma", [0.0, 1.0, 5.0])
 def test_every_timestep_where_sampling_starts_is_trained(snr_gamma):
     """On the noise schedule of the base, whose last timestep is pure noise."""
@@ -462,6 +485,32 @@ def test_token_without_training_is_refused(tiny_model, tmp_path):
             checkpoint=tmp_path / "c.pt",
             token="<site-a>",
         )
+
+
+def test_what_is_dropped_is_the_label_alone(tiny_model, tmp_path, monkeypatch):
+    mean, std, _ = data()
+    texts = [f"{label} T1w axial" for label in ("lesions", "none") * 3]
+    p = section("finetune", latent_diffusion.Finetune, **FINETUNE | dict(epochs=8, cond_drop_prob=0.5, batch_size=3))
+    pipe, seen, places = latent_diffusion.load(tiny_model), [], []
+
+    def loss(unet, x0, scheduler, generator, *, encoder_hidden_states, emphasis, **rest):
+        seen.extend(encoder_hidden_states)
+        places.append(emphasis)
+        return sum(weight.sum() for weight in unet.parameters()) * 0.0
+
+    monkeypatch.setattr(denoising_loss, "loss", loss)
+    latent_diffusion.mark_labels(pipe, ["none", "lesions", "unknown", ""])
+
+    def emphasis(rows, view, generator):
+        return torch.full((len(rows), 1, 1, 1), 2.0)
+
+    latent_diffusion.finetune(
+        pipe, mean, std, texts, p, seed=0, checkpoint=tmp_path / "d.pt", emphasis=emphasis
+    )  # fmt: skip
+    kinds = dict(zip(("lesions", "none", ""), latent_diffusion.embed(pipe, [*texts[:2], "T1w axial"]), strict=True))
+    counts = {name: sum(torch.equal(state, kind) for state in seen) for name, kind in kinds.items()}
+    assert sum(counts.values()) == len(seen) == 48 and min(counts.values()) > 5 and counts[""] > 15
+    assert all((each == 2).all() for each in places)
 
 
 def test_divergence_is_told_and_writes_no_checkpoint(tiny_model, tmp_path):
@@ -684,3 +733,47 @@ def test_bfloat16_draws_nearly_the_same(tiny_model):
 
 def test_guidance_changes_the_image(tiny_model):
     assert (draw(tiny_model, [1], guidance_scale=1.0) != draw(tiny_model, [1], guidance_scale=7.0)).any()
+
+
+def test_guidance_is_against_the_prompt_without_its_label(tiny_model):
+    """As the plain pipeline does it when it is told that prompt; and against an empty one where no label is named."""
+    from diffusers import StableDiffusionPipeline
+
+    plain = StableDiffusionPipeline.from_pretrained(tiny_model, safety_checker=None)
+    pipe = latent_diffusion.load(tiny_model)
+    p = sampling.Sample(n=1, seed=0, steps=3, guidance_scale=5.0, scheduler="ddim", batch_size=2)
+    texts = ["lesions T1w axial", "T2w axial"]
+    latent_diffusion.mark_labels(pipe, ["lesions", "none"])
+    drawn = latent_diffusion.sample(pipe, texts, [3, 4], p, size=64)
+    plain.scheduler = latent_diffusion.new_scheduler(plain, "ddim")
+    for image, text, bare, seed in zip(drawn, texts, ["T1w axial", ""], (3, 4), strict=True):
+        expected = plain(
+            text, negative_prompt=bare, generator=torch.Generator().manual_seed(seed), num_inference_steps=3,
+            guidance_scale=5.0, height=64, width=64, output_type="np",
+        ).images[0].mean(-1)  # fmt: skip
+        assert np.abs(image / 255 - expected).max() < 2 / 255
+
+
+def test_labels_stay_with_the_model(tiny_model, tmp_path):
+    pipe = latent_diffusion.load(tiny_model)
+    assert list(latent_diffusion.labels(pipe)) == []
+    latent_diffusion.mark_labels(pipe, ["tumour", "none", "", "unknown", "none"])
+    pipe.save_pretrained(tmp_path / "tuned", safe_serialization=True)
+    assert list(latent_diffusion.labels(latent_diffusion.load(tmp_path / "tuned"))) == ["none", "tumour"]
+
+
+@pytest.mark.parametrize(
+    ("text", "bare"),
+    [
+        ("lesions FLAIR axial brain MRI, level 6", "FLAIR axial brain MRI, level 6"),
+        ("FLAIR axial brain MRI, level 6, none", "FLAIR axial brain MRI, level 6"),
+        ("high-grade glioma, FLAIR", "FLAIR"),
+        ("nonesuch FLAIR", ""),
+        ("FLAIR axial", ""),
+        ("none", ""),
+        ("", ""),
+    ],
+)
+def test_a_prompt_without_its_label(text, bare):
+    assert sampling.unlabelled(text, ["none", "lesions", "glioma", "high-grade glioma"]) == bare
+    assert sampling.unlabelled(text, []) == ""

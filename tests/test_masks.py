@@ -5,6 +5,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from test_preprocess import head, here, nifti, parameters, picture, run  # noqa: F401
 from test_readers import volume
@@ -13,6 +14,7 @@ from test_slices import ball, make
 from synthmri import imageset
 from synthmri.errors import UserError
 from synthmri.scans import masks, read, scan, slicing
+from synthmri.training import masks as training_masks
 
 
 def source(name: str) -> scan.Source:
@@ -140,3 +142,34 @@ def test_a_mask_of_another_geometry(here):  # noqa: F811
     (found,), _ = read.find(Path("raw"))
     with pytest.raises(scan.BadFile, match=r"its mask lesion.nii.gz is 19 x 24 x 28 voxels .* resample it"):
         read.read_mask(found, read.read(found))
+
+
+def test_places_of_latents_that_hold_a_lesion():
+    masks_px = np.zeros((2, 32, 32), np.uint8)
+    masks_px[0, 7, 8] = masks_px[1, 24:, 24:] = 255
+    found = training_masks.blocks(masks_px, 4)
+    assert found.dtype == bool and found.sum() == 2 and found[0, 0, 1] and found[1, 3, 3]
+
+
+def test_the_loss_counts_more_in_lesions_and_where_those_of_about_the_same_level_lie():
+    lesions = np.zeros((40, 2, 4, 4), bool)
+    lesions[:10, 0, 1, 1] = lesions[:10, 1, 1, 2] = True  # mirrored
+    for i in range(20, 30):
+        lesions[i, :, 3, i % 3] = True
+    weigh = training_masks.emphasis(lesions, np.arange(40.0))
+    generator = torch.Generator().manual_seed(0)
+
+    def of(*rows, view=0):
+        return weigh(torch.tensor(rows), torch.full((len(rows),), view), generator)[:, 0]
+
+    more = of(5)[0, 1, 1]
+    assert more > 1 and of(5).sum() == 15 + more and of(5, view=1)[0, 1, 2] == more
+    borrowed = of(*[35] * 60).amax(0) > 1  # has none, lies beside 20 to 29
+    assert borrowed[3, :3].all() and borrowed.sum() == 3
+    assert (of(*[35] * 60).sum(dim=(1, 2)) == 15 + more).all()
+
+
+def test_large_lesions_do_not_outweigh_the_rest():
+    weigh = training_masks.emphasis(np.ones((2, 1, 4, 4), bool), np.full(2, np.nan))
+    found = weigh(torch.tensor([0, 1]), torch.tensor([0, 0]), torch.Generator())
+    torch.testing.assert_close(found, torch.full((2, 1, 4, 4), 1 + training_masks.RAISED))

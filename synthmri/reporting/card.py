@@ -5,6 +5,7 @@ from pathlib import Path
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
 from synthmri.reporting import tables
+from synthmri.training import sampling
 
 NAMED = {
     "fd_effnet": "Frechet distance of EfficientNet-Lite0 features (no FID)",
@@ -34,8 +35,9 @@ PRIVATE = "a private set of MRI slices, which are not part of this"
 OPEN = {  # by whether prompts steer it: then it is a pipeline of diffusers
     True: "from diffusers import StableDiffusionPipeline\n\n"
     'pipe = StableDiffusionPipeline.from_pretrained("FOLDER")\n'
-    'image = pipe("{prompt}", guidance_scale={guidance_scale:g}, num_inference_steps={steps}).images[0]'
-    "  # the scores below: scheduler {scheduler}",
+    'image = pipe(\n    "{prompt}", negative_prompt="{bare}",\n    '
+    "guidance_scale={guidance_scale:g}, num_inference_steps={steps},\n).images[0]"
+    "  # the scores below: scheduler {scheduler}; guidance is against the prompt without its label",
     False: "from pathlib import Path\n\nfrom synthmri import generators\n"
     "from synthmri.training.sampling import Sample\n\n"
     'model = generators.find("{code}").load(Path("FOLDER"))\n'
@@ -90,7 +92,10 @@ def model_card(
     )  # fmt: skip
     rows = [(text, _number(scores, name), _number(floor, name)) for name, text in NAMED.items() if name in scores]
     measured = tables.markdown(("score", "this model", "real slices of other people"), rows)
-    opening = OPEN[prompted].format(code=code, prompt=prompt, **_drawing(tree)) + ("" if dice is None else SPLIT)
+    bare = sampling.unlabelled(prompt, [*data["train"].get("label", ())])
+    opening = OPEN[prompted].format(code=code, prompt=prompt, bare=bare, **_drawing(tree)) + (
+        "" if dice is None else SPLIT
+    )
     gate = (
         "It passed the gate of the registry."
         if not failed
