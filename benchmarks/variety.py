@@ -32,8 +32,8 @@ CHANGES = {  # of section sample
     "50 steps": {"steps": 50},
     "DPM-Solver++ without noise": {"scheduler": "dpmsolver++"},
     "Euler": {"scheduler": "euler"},
-    "guidance 1.5": {"guidance_scale": 1.5},
-    "guidance 3": {"guidance_scale": 3.0},
+    "no guidance": {"guidance_scale": 1.0},
+    "guidance 5": {"guidance_scale": 5.0},
 }
 
 

@@ -23,6 +23,7 @@ from benchmarks import (
     few_people,
     finetuning,
     heads,
+    labels,
     layouts,
     less_copying,
     measure,
@@ -182,6 +183,37 @@ def test_suspects_of_little_variety_are_told_apart(people, tiny_model):
     variety.main(name="again", model=tiny_model, n=8)
     assert result("variety")["again"]["sets"] == found
     assert variety.table(result("variety")).count("| samples |") == 2
+
+
+@pytest.mark.parametrize("tiny_model", ["v_prediction"], indirect=True)
+def test_what_makes_labels_heeded_is_told_apart(people, tiny_model, monkeypatch):
+    from synthmri.generators import autoencoder, latent_diffusion
+
+    pipe = latent_diffusion.load(tiny_model)
+    pipe.save_pretrained("models/base", safe_serialization=True)
+    autoencoder.mark_masked(pipe.vae, True)
+    pipe.vae.save_pretrained("models/autoencoder", safe_serialization=True)
+    for split in ("train", "val"):
+        found = imageset.read(people / "data/slices" / split)
+        marks = np.zeros_like(found.images)
+        marks[::2, 30:40, 20:30] = 255
+        manifest = found.manifest.assign(label=["lesions", "none"] * 4)
+        masked = imageset.ImageSet(np.array(found.images), manifest, {}, marks)
+        imageset.write(people / "data/masked" / split, masked)
+    monkeypatch.setattr(labels, "SLICES", people / "data/masked")
+    with pytest.raises(UserError, match="lesions.npy"):
+        labels.main(epochs=1, n=8)
+    Path("data/latents").mkdir()
+    mean = np.random.default_rng(0).normal(size=(8, 2, 4, 8, 8)).astype(np.float32)
+    np.save("data/latents/mean.npy", mean)
+    np.save("data/latents/std.npy", 0 * mean)
+    np.save("data/latents/lesions.npy", mean[:, :, 0] > 1)
+    labels.main(epochs=1, n=8, guidance=[1.0, 3.0])
+    ways = result("labels")["ways"]
+    real = ways.pop("real validation slices")
+    assert real == {"marked": 1, "marked_none": 0, "area": 100, "area_none": 0}
+    assert len(ways) == 2 * len(labels.WAYS) and len({tuple(scores.values()) for scores in ways.values()}) == len(ways)
+    assert labels.table(result("labels")).count("\n") == len(ways) + 2
 
 
 def test_the_ambient_loss_is_least_for_the_network_that_knows_the_distribution(monkeypatch):
