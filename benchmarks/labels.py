@@ -52,7 +52,7 @@ WAYS = {
 def main(
     epochs: Annotated[int, typer.Option(min=1, help="of each training")] = 6,
     n: Annotated[int, typer.Option(min=8, help="images of each")] = 120,
-    guidance: Annotated[list[float], typer.Option(min=1, help="guidance scales")] = (1.0, 3.0),
+    guidance: Annotated[list[float], typer.Option(min=1, help="guidance scales")] = (1.0, 2.0),
     show: Annotated[bool, typer.Option("--table", help="print the table of the result file, measure nothing")] = False,
 ):
     """Write benchmarks/results/labels.json."""

@@ -32,8 +32,8 @@ CHANGES = {  # of section sample
     "50 steps": {"steps": 50},
     "DPM-Solver++ without noise": {"scheduler": "dpmsolver++"},
     "Euler": {"scheduler": "euler"},
-    "no guidance": {"guidance_scale": 1.0},
-    "guidance 5": {"guidance_scale": 5.0},
+    "guidance 2": {"guidance_scale": 2.0},
+    "guidance 4": {"guidance_scale": 4.0},
 }
 
 
