@@ -48,7 +48,7 @@ def main(
     def draw(text: str, seeds: list[int], steps: int):
         # A batch of eight, whose size changes the rounding: the pixels are those of `synthmri generate` but for that.
         settings = p.model_copy(update={"steps": steps, "batch_size": app.EIGHT})
-        return trained.sample(seeds, settings, texts=[text] * len(seeds), size=size, precision=precision)
+        return trained.sample_with_masks(seeds, settings, texts=[text] * len(seeds), size=size, precision=precision)
 
     def prompt(asked: app.Asked) -> str:
         row = asked.model_dump(include={"contrast", "plane", "label"})

@@ -22,6 +22,7 @@ from synthmri import imageset
 from synthmri.demo import app
 from synthmri.errors import UserError
 from synthmri.evaluation import features, shield
+from synthmri.generators import autoencoder, latent_diffusion
 
 ROOT = Path(__file__).parent.parent
 ORIGIN = "http://localhost"
@@ -59,13 +60,30 @@ def served(known):
         if steps == 13:
             raise UserError("13 denoising steps do not space evenly; take 12")
         noise = np.random.default_rng(5).integers(0, 256, (1, 64, 64), np.uint8)
-        return np.concatenate([TRAIN[:1, :, ::-1], heads(6, 9), noise])
+        return np.concatenate([TRAIN[:1, :, ::-1], heads(6, 9), noise])[:, None]
 
     def prompt(asked):
         return f"{asked.contrast} {asked.level}"
 
     page = app.create(draw, prompt, known, words=WORDS, steps=14, simulated=True, refused=True)
     return TestClient(page, base_url=ORIGIN, headers={"origin": ORIGIN}), calls
+
+
+def test_masks_are_shown_as_outlines_and_counted(known):
+    images, masks = heads(8, 9), np.zeros((8, 64, 64), np.uint8)
+    masks[2, 20:24, 20:24] = masks[2, 40:44, 30:34] = 255
+    page = app.create(
+        lambda *asked: np.stack([images, masks], axis=1), lambda asked: "", known,
+        words=WORDS, steps=14, simulated=True, refused=False,
+    )  # fmt: skip
+    client = TestClient(page, base_url=ORIGIN, headers={"origin": ORIGIN})
+    slices = client.post("/draw", json=ASKED).json()["slices"]
+    assert [each["lesions"] for each in slices] == [0, 0, 2, 0, 0, 0, 0, 0]
+    np.testing.assert_array_equal(pixels(slices[2]["picture"]), images[2])
+    coloured = pixels(slices[2]["outlined"])
+    changed = (coloured != images[2][..., None]).any(axis=-1)
+    assert changed.sum() == 2 * 20 and not changed[masks[2] > 0].any()  # a line of one pixel around each
+    assert not (pixels(slices[0]["outlined"]) != images[0][..., None]).any()
 
 
 def pixels(url: str) -> np.ndarray:
@@ -196,7 +214,9 @@ def running(tmp_path_factory, tiny_model):
         (folder / "data/features" / name).mkdir(parents=True)
         np.save(folder / "data/features" / name / "effnet.npy", features.extract(shield.JUDGE, images))
     (folder / "models").mkdir()
-    (folder / "models/latent_diffusion").symlink_to(tiny_model)
+    pipe = latent_diffusion.load(tiny_model)
+    autoencoder.mark_masked(pipe.vae, True)
+    pipe.save_pretrained(folder / "models/latent_diffusion", safe_serialization=True)
     process = subprocess.Popen(
         [sys.executable, "-m", "commands._console", "demo", "--port", "0"], cwd=folder,
         stdout=subprocess.PIPE, text=True,
@@ -221,12 +241,15 @@ def test_it_is_played_with_in_a_browser(running, browser):  # noqa: F811
     page.get_by_label("First seed").fill("7")
     page.get_by_role("button", name="Draw eight").click()
     page.locator("figure").nth(7).wait_for()
-    assert "T1w axial brain MRI, level 6, none" in page.get_by_role("status").inner_text()
+    assert "none T1w axial brain MRI, level 6" in page.get_by_role("status").inner_text()
     captions = page.locator("figcaption").all_inner_texts()
-    assert [re.match(r"seed (\d+), likeness -?\d\.\d{3}", text)[1] for text in captions] == [
-        str(i) for i in range(7, 15)
-    ]
+    found = [re.match(r"seed (\d+), likeness -?\d\.\d{3}, (no|\d+) lesions?\n", text) for text in captions]
+    assert [each[1] for each in found] == [str(i) for i in range(7, 15)]
     first = page.locator("img").first.get_attribute("src")
+    page.get_by_label("Outlines of lesions").check()
+    assert page.locator("img").first.get_attribute("src") != first
+    page.get_by_label("Outlines of lesions").uncheck()
+    assert page.locator("img").first.get_attribute("src") == first
     page.get_by_role("button", name="Next eight").click()
     page.get_by_text("seed 15,").wait_for()
     page.get_by_label("First seed").fill("7")

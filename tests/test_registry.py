@@ -83,6 +83,8 @@ def template(tiny_model, tmp_path_factory):
         for name in comparison.MODELS:
             if name == "latent_diffusion":
                 shutil.copytree(tiny_model, "models/latent_diffusion")
+                config = Path("models/latent_diffusion/vae/config.json")
+                config.write_text(json.dumps(json.loads(config.read_text()) | {"third_channel": "mask"}))
                 chosen = {
                     "guidance_scale": 1.0,
                     "steps": 3,
@@ -563,6 +565,16 @@ def test_served_pixels_are_the_sampled_ones(served, monkeypatch, name):
     assert made[3]["png"] == (Path("data/samples") / name / "png/001004.png").read_bytes()
 
 
+def test_masks_are_served_beside_their_images(served, monkeypatch):
+    model = load(served, monkeypatch, "latent_diffusion")
+    there = imageset.read(Path("data/samples/latent_diffusion"))
+    (plain, shown) = model.predict(
+        [{"seed": 1000, "format": "array"}, {"seed": 1000, "format": "array", "masks": True}]
+    )
+    assert np.array_equal(shown["array"], plain["array"]) and "mask" not in plain
+    assert np.array_equal(shown["mask"], there.masks[0])
+
+
 @pytest.mark.parametrize(
     ("request_", "words"),
     [
@@ -596,6 +608,7 @@ def test_bounds_over_requests_and_requests_that_a_model_cannot_follow(served, mo
         ({"seed": 1}, "Expected list"),
         ([{"prompt": "x"}], "draws from the seed alone"),
         ([{"steps": 3}], "draws from the seed alone"),
+        ([{"masks": True}], "draws none"),
     ):
         answer = app.post("/invocations", json={"inputs": inputs})
         assert answer.status_code == 400 and words in answer.json()["message"], inputs

@@ -16,11 +16,13 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
+from scipy import ndimage
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from synthmri import local_web
 from synthmri.errors import UserError
 from synthmri.evaluation import shield
+from synthmri.reporting import plots
 
 PAGE = Path(__file__).parent / "page"
 TYPES = {"page.js": "text/javascript", "page.css": "text/css"}
@@ -55,7 +57,9 @@ def create(
     simulated: bool,
     refused: bool,
 ) -> FastAPI:
-    """The application. draw: (text, seeds, steps) -> uint8 (N, H, W); prompt: the text of what is asked for.
+    """The application. draw: (text, seeds, steps) -> uint8 (N, P, H, W), images and, where P is 2, masks of lesions.
+
+    prompt: the text of what is asked for.
 
     words: contrast, plane, label and level -> what training slices have, which is what may be asked for; steps: what
     the page begins with; simulated: whether the training people are; refused: whether the gate refuses the model.
@@ -93,7 +97,7 @@ def create(
             raise HTTPException(429, "it is drawing for another window; try again in a moment")
         try:
             seeds, said = list(range(asked.seed, asked.seed + EIGHT)), prompt(asked)
-            images = draw(said, seeds, asked.steps)
+            images, *masks = draw(said, seeds, asked.steps).swapaxes(0, 1)
             found = shield.judge(images, known)
         except UserError as error:
             raise HTTPException(422, str(error)) from None
@@ -109,6 +113,9 @@ def create(
             }
             for seed, image, likeness, alike, odd in zip(seeds, images, *found, strict=True)
         ]
+        for each, image, mask in zip(slices, images, *masks, strict=True) if masks else ():
+            each["lesions"] = int(ndimage.label(mask)[1])
+            each["outlined"] = _picture(plots.outlined(image[None], mask[None])[0])
         return {"prompt": said, "slices": slices}
 
     @app.middleware("http")

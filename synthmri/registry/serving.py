@@ -35,6 +35,7 @@ class Request(BaseModel):
     steps: int | None = Field(default=None, ge=1, le=1000)
     guidance_scale: float | None = Field(default=None, ge=1, le=50)
     format: str = Field(default="png", pattern="^(png|array)$")
+    masks: bool = False
 
 
 class Model(PythonModel):
@@ -58,7 +59,10 @@ class Model(PythonModel):
         self.lock = threading.Lock()
 
     def predict(self, context, model_input: list[Request], params=None) -> list:
-        """A dict an image: seed, prompt, and png (bytes; base64 where served) or array (uint8 (S, S))."""
+        """A dict an image: seed, prompt, and png (bytes; base64 where served) or array (uint8 (S, S)).
+
+        With masks, also mask: that of its lesions in the same format, 255 inside.
+        """
         if not 1 <= sum(request.n for request in model_input) <= MOST:
             raise _refused(f"a call draws 1 to {MOST} images; these requests ask for {sum(r.n for r in model_input)}")
         with self.lock:
@@ -66,7 +70,6 @@ class Model(PythonModel):
 
     def _draw(self, request: Request) -> list[dict[str, Any]]:
         import torch
-        from PIL import Image
 
         from synthmri.errors import UserError
         from synthmri.scans import prompts
@@ -84,20 +87,28 @@ class Model(PythonModel):
             if prompt is None and self.trained.prompted:
                 texts = prompts.drawn(self.prompts, seeds)
             p = self.p.model_copy(update=asked)
-            images = self.trained.sample(seeds, p, texts=texts, precision=self.precision)
+            paired = getattr(self.trained, "sample_with_masks", None) if request.masks else None
+            planes = (paired or self.trained.sample)(seeds, p, texts=texts, precision=self.precision)
+            if request.masks and (not paired or planes.shape[1] == 1):
+                raise _refused(f"masks: this model ({self.code}) draws none; leave it out")
+            planes = planes if paired else planes[:, None]
         except UserError as error:
             raise _refused(str(error)) from None
         finally:
             torch.set_num_threads(before)
         out = []
-        for seed, text, image in zip(seeds, texts, images, strict=True):
-            picture: Any = image
-            if request.format == "png":
-                buffer = io.BytesIO()
-                Image.fromarray(image).save(buffer, format="PNG")
-                picture = buffer.getvalue()
-            out.append({"seed": seed, "prompt": text, request.format: picture})
+        for seed, text, pair in zip(seeds, texts, planes, strict=True):
+            shown = [_png(plane) if request.format == "png" else plane for plane in pair]
+            out.append({"seed": seed, "prompt": text, **dict(zip((request.format, "mask"), shown, strict=False))})
         return out
+
+
+def _png(plane) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(plane).save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def _refused(message: str) -> MlflowException:

@@ -29,12 +29,20 @@ function shown(slice, prompt) {
   const verdict = document.createElement("strong");
   const why = [slice.alike && "too like a training slice", slice.implausible && "implausible"].filter(Boolean);
   figure.classList.toggle("stopped", why.length > 0);
-  image.src = slice.picture;
+  image.src = $("outlines").checked && slice.outlined || slice.picture;
   image.alt = `Synthetic slice, seed ${slice.seed}: ${prompt}`;
   verdict.textContent = why.length ? `✗ ${why.join(", ")}` : "✓ passes";
-  caption.append(`seed ${slice.seed}, likeness ${slice.likeness.toFixed(3)}`, document.createElement("br"), verdict);
+  const lesions = slice.lesions === undefined ? "" : `, ${slice.lesions || "no"} lesion${slice.lesions === 1 ? "" : "s"}`;
+  caption.append(`seed ${slice.seed}, likeness ${slice.likeness.toFixed(3)}${lesions}`, document.createElement("br"), verdict);
   figure.append(image, caption);
   return figure;
+}
+
+let last = { prompt: "", slices: [] };
+
+function show() {
+  $("choice").hidden = !last.slices.some((slice) => slice.outlined);
+  $("slices").replaceChildren(...last.slices.map((slice) => shown(slice, last.prompt)));
 }
 
 async function draw() {
@@ -43,8 +51,9 @@ async function draw() {
   $("message").textContent = "";
   $("status").textContent = "Drawing …";
   try {
-    const { prompt, slices } = await ask(asked());
-    $("slices").replaceChildren(...slices.map((slice) => shown(slice, prompt)));
+    last = await ask(asked());
+    show();
+    const { prompt, slices } = last;
     const passed = slices.filter((slice) => !slice.alike && !slice.implausible).length;
     $("status").textContent = `“${prompt}”: ${passed} of ${slices.length} pass.`;
   } catch (error) {
@@ -54,5 +63,6 @@ async function draw() {
   for (const button of form.querySelectorAll("button")) button.disabled = false;
 }
 
+$("outlines").addEventListener("change", show);
 form.addEventListener("submit", (event) => { event.preventDefault(); draw(); });
 $("next").addEventListener("click", () => { field.seed.value = Number(field.seed.value) + 8; draw(); });
