@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import pandas as pd
 import typer
 from PIL import Image
 
@@ -50,9 +51,14 @@ def main(
         for name, found in sets.items()
     }
     tree: dict = counts
+    marked: dict = {}
     if without:
         why = f"there are no masks of the {' and '.join(without)} slices"
     else:
+        marked = _by_label(sets)
+        against = _against(sets["synthetic"], marked)
+        counts["synthetic_slices_against_their_label"] = int(against.sum())
+        sets["synthetic"] = sets["synthetic"].take(np.flatnonzero(~against))
         parts = {name: _pairs(found, p.image_px) for name, found in sets.items()}
         why = segmentation.obstacle(*parts.values())
     if why:
@@ -65,19 +71,20 @@ def main(
         people = len(segmentation.ill(parts["test"]))
         least = segmentation.smallest_p(people)
         few = f"Of {people} people with lesions no p below {least:.2g} can come." if least > 0.001 else ""
-        marked = _by_label(sets)
         tree = counts | {"test_subjects_with_lesions": people} | ({"marked": marked} if marked else {}) | arms
         text = "\n\n".join(
             [
                 segmentation.sentence(arms),
                 f"Test: {people} people with lesions; {segmentation.TRAININGS} trainings each, at {p.image_px} px. "
-                f"{counts['synthetic_slices_with_lesions']} of {len(sets['synthetic'])} synthetic slices have a mask, "
+                f"{counts['synthetic_slices_with_lesions']} of {len(against)} synthetic slices have a mask, "
                 f"{counts['training_slices_with_lesions']} of {len(sets['training'])} real training slices."
                 + "".join(
                     f" Of those called {label}: {100 * shares['synthetic']:.0f} % of the synthetic and "
                     f"{100 * shares['training']:.0f} % of the training slices."
                     for label, shares in marked.items()
-                ),
+                )
+                + f" {counts['synthetic_slices_against_their_label']} synthetic slices whose mask is against their "
+                "label, where all training slices of it are alike, are left out.",
                 segmentation.markdown(arms),
                 CAVEATS.format(trainings=segmentation.TRAININGS, few=few),
             ]
@@ -110,6 +117,13 @@ def _by_label(sets: dict[str, imageset.ImageSet]) -> dict[str, dict[str, float]]
     of = {name: found.manifest["label"].to_numpy(str) for name, found in both.items()}
     labels = set.intersection(*map(set, of.values())) - {"", "unknown"} if len(of) == 2 else set()
     return {label: {name: float(has[name][of[name] == label].mean()) for name in both} for label in sorted(labels)}
+
+
+def _against(made: imageset.ImageSet, marked: dict[str, dict[str, float]]) -> np.ndarray:
+    """bool (N,): a mask where no training slice of that label has one, or none where all have."""
+    has, label = made.masks.any(axis=(1, 2)), made.manifest.get("label", pd.Series("", made.manifest.index))
+    expected = label.map({name: shares["training"] for name, shares in marked.items()}).to_numpy(float)
+    return (has & (expected == 0)) | (~has & (expected == 1))
 
 
 def _pairs(found: imageset.ImageSet, image_px: int) -> segmentation.Pairs:

@@ -224,6 +224,25 @@ def test_the_stage_writes_numbers_words_and_a_picture(place):
     assert before == {name: (place / name).read_bytes() for name in before}
 
 
+def test_pairs_against_their_label_are_left_out(place):
+    before, _ = run(place)
+    samples = imageset.read(place / "samples")
+    masks = np.array(samples.masks)
+    ill = masks.any(axis=(1, 2))
+    masks[np.flatnonzero(~ill)[:2], 3:9, 3:9] = 255  # "none" with a lesion
+    masks[np.flatnonzero(ill)[:3]] = 0  # "lesions" without
+    imageset.write(place / "wrong", imageset.ImageSet(np.array(samples.images), samples.manifest, {}, masks))
+    (place / "samples").rename(place / "right")
+    (place / "wrong").rename(place / "samples")
+    tree, text = run(place)
+    assert before["synthetic_slices_against_their_label"] == 0 and tree["synthetic_slices_against_their_label"] == 5
+    assert " 5 synthetic slices whose mask is against their label" in text and set(segmentation.ARMS) <= set(tree)
+    odd = imageset.read(place / "train").manifest.assign(label="mixed")
+    train = imageset.read(place / "train")
+    imageset.write(place / "mixed", imageset.ImageSet(np.array(train.images), odd, {}, np.array(train.masks)))
+    assert run(place, "mixed")[0]["synthetic_slices_against_their_label"] == 0  # of such labels nothing is known
+
+
 def test_a_leak_is_caught(place):
     test = imageset.read(place / "test")
     imageset.write(place / "samples", imageset.ImageSet(test.images, test.manifest[["label"]], {}, test.masks))
