@@ -220,7 +220,8 @@ plain = denoising_loss.loss
 
 
 def ambient(
-    network, x0, scheduler, generator, *, base: nn.Module, share=None, snr_gamma: float = 0.0, **conditions
+    network, x0, scheduler, generator, *, base: nn.Module, share=None, snr_gamma: float = 0.0, emphasis=None,
+    **conditions,
 ) -> torch.Tensor:  # fmt: skip
     """Above AMBIENT the target is a noised copy of each slice, always the same, in place of the slice.
 

@@ -195,7 +195,7 @@ def test_what_makes_labels_heeded_is_told_apart(people, tiny_model, monkeypatch)
     pipe.vae.save_pretrained("models/autoencoder", safe_serialization=True)
     for split in ("train", "val"):
         found = imageset.read(people / "data/slices" / split)
-        marks = np.zeros_like(found.images)
+        marks = np.zeros(found.images.shape, np.uint8)
         marks[::2, 30:40, 20:30] = 255
         manifest = found.manifest.assign(label=["lesions", "none"] * 4)
         masked = imageset.ImageSet(np.array(found.images), manifest, {}, marks)

@@ -160,7 +160,7 @@ def test_one_drawing_at_a_time(known):
     def draw(text, seeds, steps):
         started.set()
         assert go.wait(30)
-        return heads(8, 3)
+        return heads(8, 3)[:, None]
 
     page = app.create(draw, lambda asked: "", known, words=WORDS, steps=4, simulated=True, refused=False)
     with TestClient(page, base_url=ORIGIN, headers={"origin": ORIGIN}) as client:
