@@ -286,14 +286,14 @@ def test_prompts_name_what_was_drawn(run):
     assert images.shape == (120, 16, 16) and images.dtype == np.uint8 and images.std() > 10
     assert 10 < prompts.count("") < 40
     named = re.compile(
-        r"(T1w|T2w|FLAIR|T1ce|PD) (axial|coronal|sagittal) brain MRI(, level \d+)?"
-        r"(, (none|lesions|tumour|glioma|meningioma|pituitary))?"
+        r"((?P<label>none|lesions|tumour|glioma|meningioma|pituitary) )?"
+        r"(T1w|T2w|FLAIR|T1ce|PD) (?P<plane>axial|coronal|sagittal) brain MRI(?P<level>, level \d+)?"
     )
-    full = [text for text in prompts if text]
-    assert all(named.fullmatch(text) for text in full)
-    levels, labels = (sum(found in text for text in full) for found in ("level", "I, l"))
-    assert 0.65 < levels / len(full) < 0.93 and labels
-    assert {text.split()[1] for text in full} == {"axial", "coronal", "sagittal"}
+    full = [named.fullmatch(text) for text in prompts if text]
+    assert all(full)
+    levels, labels = (sum(bool(found[part]) for found in full) for part in ("level", "label"))
+    assert 0.65 < levels / len(full) < 0.93 and 0.65 < labels / len(full) < 0.93
+    assert {found["plane"] for found in full} == {"axial", "coronal", "sagittal"}
 
 
 def test_template_of_the_base_is_that_of_the_pipeline_and_its_words_are_known(run):
