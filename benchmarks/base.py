@@ -49,9 +49,9 @@ def main(
     def progress(starts, count):
         return _cli.progress(starts, "sampled batches", count)
 
-    drawn = latent_diffusion.sample(
+    drawn = latent_diffusion.draw(
         pipe, texts, list(range(n)), p, size=run.image_size, precision=precision, progress=progress
-    )
+    )[:, 0]
     rebuilt = autoencoder.reconstruct(pipe.vae, second, batch_size=16, precision=precision)
     sets = {"other heads": first, "rebuilt": rebuilt, "samples": drawn}
     reference = features.alexnet(second, device=runtime.device)

@@ -21,7 +21,7 @@ from commands import profile
 from stages import _cli
 from synthmri import generators
 from synthmri.evaluation import sweep
-from synthmri.generators import latent_diffusion
+from synthmri.generators import finetuning, latent_diffusion
 from synthmri.training import sampling
 
 
@@ -41,15 +41,15 @@ def baseline(name: str, tree: dict, size: int) -> dict[str, float]:
 
 def of_latent_diffusion(tree: dict, slices: int) -> dict[str, float]:
     """The same of fine-tuning and drawing with the base that `tree` names, and of the sweep of its sampler."""
-    p = latent_diffusion.Finetune.model_validate(tree["finetune"], strict=False)
+    p = finetuning.Finetune.model_validate(tree["finetune"], strict=False)
     drawing = sampling.Sample.model_validate(tree["sample"], strict=False)
     pipe = latent_diffusion.load(p.base_model)
     edge = tree["data"]["image_size"] // 8
     mean = np.random.default_rng(0).standard_normal((2, 1, pipe.unet.config.in_channels, edge, edge), np.float32)
     small = p.model_copy(update={"epochs": 1, "batch_size": 2})
     with tempfile.TemporaryDirectory() as folder:
-        _, operations = latent_diffusion.finetune(
-            pipe, mean, 0 * mean, ["", ""], small, seed=0, checkpoint=Path(folder) / "one.pt"
+        _, operations = finetuning.finetune(
+            pipe, finetuning.Lessons(mean, 0 * mean, ["", ""]), small, seed=0, checkpoint=Path(folder) / "one.pt"
         )
     evaluations = sampling.evaluations(["a prompt"], drawing)
     tried = sweep.Sweep.model_validate(tree["sweep"], strict=False)

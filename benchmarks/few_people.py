@@ -71,7 +71,7 @@ def prepared(folder: Path, place: Path, train: imageset.ImageSet) -> None:
         tree = yaml.safe_load((folder / _cli.PARAMS).read_text(encoding="utf-8"))
         tree["utility"] |= {"fractions": [1.0], "external": ""}
         (part / _cli.PARAMS.name).write_text(yaml.safe_dump(tree), encoding="utf-8")
-        for name in ("data/slices/val", "data/slices/test", "models/base"):
+        for name in ("data/slices/val", "data/slices/test", "data/features/val", "models/base"):
             shutil.copytree(folder / name, part / name)
         shutil.copy(folder / "models/sampling.json", part / "models")
         imageset.write(part / "data/slices/train", train)

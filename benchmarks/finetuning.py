@@ -20,12 +20,12 @@ import typer
 from benchmarks import measure
 from stages import _cli
 from synthmri import imageset, params
-from synthmri.generators import autoencoder, latent_diffusion
+from synthmri.generators import autoencoder, finetuning, latent_diffusion
 from synthmri.scans import prompts
 from synthmri.training.precision import autocast
 
 
-def textbook(pipe, images: np.ndarray, texts: list[str], p: latent_diffusion.Finetune, steps: int, precision) -> float:
+def textbook(pipe, images: np.ndarray, texts: list[str], p: finetuning.Finetune, steps: int, precision) -> float:
     """Seconds a step of the loop of the example: VAE and text encoder run on every batch; plain loss; AdamW and EMA."""
     from diffusers.training_utils import EMAModel
 
@@ -57,7 +57,7 @@ def textbook(pipe, images: np.ndarray, texts: list[str], p: latent_diffusion.Fin
             loss = F.mse_loss(unet(noisy, t, encoder_hidden_states=states).sample.float(), target)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), latent_diffusion.MAX_GRAD_NORM)
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), finetuning.MAX_GRAD_NORM)
         optimizer.step()
         ema.step(unet.parameters())
         times.append(time.perf_counter() - start)
@@ -65,15 +65,15 @@ def textbook(pipe, images: np.ndarray, texts: list[str], p: latent_diffusion.Fin
 
 
 def ours(
-    pipe, mean: np.ndarray, std: np.ndarray, texts: list[str], p: latent_diffusion.Finetune, steps: int, precision
+    pipe, mean: np.ndarray, std: np.ndarray, texts: list[str], p: finetuning.Finetune, steps: int, precision
 ) -> float:
-    """Seconds a step of latent_diffusion.finetune."""
+    """Seconds a step of finetuning.finetune."""
     ticks = []
     rows = np.resize(np.arange(len(texts)), steps * p.batch_size)
     with tempfile.TemporaryDirectory() as folder:
-        latent_diffusion.finetune(
-            pipe, mean[rows], std[rows], [texts[row] for row in rows], p.model_copy(update={"epochs": 1}),
-            seed=0, checkpoint=Path(folder) / "c.pt", precision=precision,
+        finetuning.finetune(
+            pipe, finetuning.Lessons(mean[rows], std[rows], [texts[row] for row in rows]),
+            p.model_copy(update={"epochs": 1}), seed=0, checkpoint=Path(folder) / "c.pt", precision=precision,
             tick=lambda step, loss, rate: ticks.append(time.perf_counter()),
         )  # fmt: skip
     return float(np.median(np.diff(ticks)[1:]))
@@ -87,7 +87,8 @@ def main(
 ):
     """Write benchmarks/results/finetuning.json."""
     precision = _cli.precision(_cli.start())
-    p = params.read(_cli.PARAMS, "finetune", latent_diffusion.Finetune)
+    # The textbook trains the UNet alone, so both sides do.
+    p = params.read(_cli.PARAMS, "finetune", finetuning.Finetune).model_copy(update={"train_text_encoder": False})
     train = imageset.read(images)
     texts = prompts.prompts(train.manifest, params.read(_cli.PARAMS, "prompt", prompts.Prompt))
     pipe = latent_diffusion.load(base)

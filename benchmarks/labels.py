@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import numpy as np
-import pandas as pd
 import typer
 
 from benchmarks import measure
-from stages import _cli
+from stages import _cli, finetune
 from synthmri import imageset, params
 from synthmri.errors import UserError
 from synthmri.evaluation import distances, features, scorecard
-from synthmri.generators import autoencoder, latent_diffusion
+from synthmri.generators import autoencoder, finetuning, latent_diffusion
 from synthmri.scans import prompts
-from synthmri.training import masks, sampling
+from synthmri.training import sampling
 
 SLICES = Path("data/slices")
 LAST = "{contrast} {plane} brain MRI, level {level}, {label}"
@@ -85,16 +84,15 @@ def trained(train: imageset.ImageSet, way: Way, epochs: int, precision: str, che
     """The pipeline and the prompts of the training slices."""
     words = params.read(_cli.PARAMS, "prompt", prompts.Prompt)
     texts = prompts.prompts(train.manifest, words.model_copy(update={"template": way.template or words.template}))
-    p = params.read(_cli.PARAMS, "finetune", latent_diffusion.Finetune)
-    latents = {name: np.load(f"data/latents/{name}.npy") for name in ("mean", "std", "lesions")}
-    depth_mm = pd.to_numeric(train.manifest["depth_mm"], errors="coerce").to_numpy()
+    p = params.read(_cli.PARAMS, "finetune", finetuning.Finetune)
+    lessons = finetune.lessons(Path("data/latents"), texts, train.manifest)
     pipe = latent_diffusion.load("models/base")
     pipe.vae = autoencoder.load(Path("models/autoencoder"))
     latent_diffusion.mark_labels(pipe, train.manifest["label"])
-    latent_diffusion.finetune(
-        pipe, latents["mean"], latents["std"], texts, p.model_copy(update={"epochs": epochs} | way.finetune),
-        seed=_cli.seed(), checkpoint=checkpoint, precision=precision,
-        emphasis=masks.emphasis(latents["lesions"], depth_mm) if way.emphasis else None,
+    finetuning.finetune(
+        pipe, lessons if way.emphasis else lessons._replace(emphasis=None),
+        p.model_copy(update={"epochs": epochs} | way.finetune), seed=_cli.seed(), checkpoint=checkpoint,
+        precision=precision,
     )  # fmt: skip
     return pipe, texts
 

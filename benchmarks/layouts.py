@@ -2,8 +2,8 @@
 
 python -m benchmarks.layouts --avx2
 
-What `autoencoder.quicker` and `latent_diffusion.load` choose rests on these numbers; results of the other instruction
-set stay in the file.
+What `autoencoder.quicker`, `latent_diffusion.draw` and `finetuning.finetune` choose rests on these numbers; results of
+the other instruction set stay in the file.
 """
 
 import itertools

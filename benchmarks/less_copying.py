@@ -27,7 +27,7 @@ from stages import _cli
 from synthmri import imageset, params, streams
 from synthmri.errors import UserError
 from synthmri.evaluation import auroc, copies, distances, features, membership, scorecard, stopping
-from synthmri.generators import autoencoder, latent_diffusion
+from synthmri.generators import autoencoder, finetuning, latent_diffusion
 from synthmri.scans import prompts
 from synthmri.simulation import pretraining
 from synthmri.training import denoising_loss, sampling, views
@@ -50,7 +50,7 @@ class Way(NamedTuple):
     mean: np.ndarray
     std: np.ndarray
     texts: list[str]
-    p: latent_diffusion.Finetune
+    p: finetuning.Finetune
     loss: Callable | None = None
     adapters: Callable | None = None
 
@@ -96,7 +96,7 @@ def compared(
     seeds: int, precision: str, only: str = "",
 ) -> dict[str, dict[str, float]]:  # fmt: skip
     """Way -> means over trainings of the scores against the validation slices and of copying."""
-    p = params.read(_cli.PARAMS, "finetune", latent_diffusion.Finetune)
+    p = params.read(_cli.PARAMS, "finetune", finetuning.Finetune)
     p = p.model_copy(update={"epochs": epochs, "train_text_encoder": False, "compile": False})
     drawing = params.read(_cli.PARAMS, "sample", sampling.Sample)
     privacy = params.read(_cli.PARAMS, "privacy", membership.Privacy)
@@ -125,17 +125,17 @@ def compared(
         for seed in range(seeds):
             pipe = latent_diffusion.load(p.base_model)
             loss = functools.partial(way.loss, base=base.unet) if way.loss else denoising_loss.loss
-            adapters = way.adapters or latent_diffusion._add_adapters
-            with patch.object(denoising_loss, "loss", loss), patch.object(latent_diffusion, "_add_adapters", adapters):
-                latent_diffusion.finetune(
-                    pipe, way.mean, way.std, way.texts, way.p, seed=seed, checkpoint=folder / f"{number}-{seed}.pt",
-                    precision=precision,
+            adapters = way.adapters or finetuning._add_adapters
+            with patch.object(denoising_loss, "loss", loss), patch.object(finetuning, "_add_adapters", adapters):
+                finetuning.finetune(
+                    pipe, finetuning.Lessons(way.mean, way.std, way.texts), way.p, seed=seed,
+                    checkpoint=folder / f"{number}-{seed}.pt", precision=precision,
                 )  # fmt: skip
             if way.p.method == "lora" and not way.adapters:
-                latent_diffusion.fuse(pipe)
-            made = latent_diffusion.sample(
+                finetuning.fuse(pipe)
+            made = latent_diffusion.draw(
                 pipe, prompts.drawn(texts, numbers), numbers, drawing, size=images.shape[1], precision=precision
-            )
+            )[:, 0]
             values = features.extract(scorecard.JUDGE, made)
             attack = membership.attack(*np.split(membership.by_loss(errors(pipe), before), 2), *people, privacy)
             scores.append(
@@ -152,7 +152,7 @@ def compared(
 
 
 def ways(
-    train: imageset.ImageSet, words: prompts.Prompt, p: latent_diffusion.Finetune, base, precision: str
+    train: imageset.ImageSet, words: prompts.Prompt, p: finetuning.Finetune, base, precision: str
 ) -> dict[str, Way]:
     """By name; all of as many steps, as nearly as whole epochs allow."""
     images, texts = np.array(train.images), prompts.prompts(train.manifest, words)
@@ -199,7 +199,7 @@ def vaguer(manifest: pd.DataFrame, number: int) -> pd.DataFrame:
     return changed
 
 
-def norms_and_biases(parts: list, p: latent_diffusion.Finetune, seed: int) -> None:
+def norms_and_biases(parts: list, p: finetuning.Finetune, seed: int) -> None:
     """In place of adapters."""
     for part in parts:
         part.requires_grad_(False)

@@ -24,7 +24,7 @@ from stages import _cli
 from synthmri import imageset, params
 from synthmri.errors import UserError
 from synthmri.evaluation import distances, features
-from synthmri.generators import autoencoder, autoencoder_training, latent_diffusion
+from synthmri.generators import autoencoder, autoencoder_training, finetuning, latent_diffusion
 from synthmri.scans import prompts
 from synthmri.training import perceptual, sampling
 
@@ -85,7 +85,7 @@ def both(train: imageset.ImageSet, test: imageset.ImageSet, folder: Path, steps:
     rows = imageset.evenly(len(train), MOST_TRAIN)
     images, manifest = np.array(train.images[rows]), train.manifest.iloc[rows]
     texts = prompts.prompts(manifest, params.read(_cli.PARAMS, "prompt", prompts.Prompt))
-    p, seed = params.read(_cli.PARAMS, "finetune", latent_diffusion.Finetune), _cli.seed()
+    p, seed = params.read(_cli.PARAMS, "finetune", finetuning.Finetune), _cli.seed()
     p = p.model_copy(update={"epochs": -(-steps // -(-len(texts) // p.batch_size))})
     how = params.read(_cli.PARAMS, "adapt", autoencoder_training.Adapt)
     drawing = params.read(_cli.PARAMS, "sample", sampling.Sample)
@@ -108,9 +108,9 @@ def both(train: imageset.ImageSet, test: imageset.ImageSet, folder: Path, steps:
 
     def against_test(pipe) -> dict[str, float]:
         seeds = list(range(drawing.seed, drawing.seed + n))
-        made = latent_diffusion.sample(
+        made = latent_diffusion.draw(
             pipe, prompts.drawn(texts, seeds), seeds, drawing, size=images.shape[1], precision=precision
-        )
+        )[:, 0]
         values = features.alexnet(made, batch=16)
         return {
             "fd_alexnet": distances.frechet_distance(values, reference),
@@ -124,8 +124,13 @@ def both(train: imageset.ImageSet, test: imageset.ImageSet, folder: Path, steps:
         if start == "scratch":
             torch.manual_seed(seed)
             pipe.unet = type(pipe.unet).from_config(pipe.unet.config)
-        latent_diffusion.finetune(
-            pipe, mean, std, texts, p, seed=seed, checkpoint=folder / f"{start}.pt", precision=precision
+        finetuning.finetune(
+            pipe,
+            finetuning.Lessons(mean, std, texts),
+            p,
+            seed=seed,
+            checkpoint=folder / f"{start}.pt",
+            precision=precision,
         )
         outcome[start] = against_test(pipe)
     real = features.alexnet(images[np.random.default_rng(0).choice(len(images), min(n, len(images)), replace=False)])

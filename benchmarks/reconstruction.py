@@ -74,8 +74,8 @@ def trained_on(vae, run: pretraining.Pretrain, steps: int, real: np.ndarray | No
 
     with tempfile.TemporaryDirectory() as folder, _cli.counter("training on", steps) as tick:
         autoencoder_training.train(
-            pupil, "full", draw, p, lpips, seed=0, checkpoint=Path(folder) / "c.pt", section="pretrain.autoencoder",
-            precision=precision, latent_noise=p.latent_noise, latent_weight=p.latent_weight, tick=tick,
+            pupil, "full", draw, pretraining.losses(p), lpips, steps=p.steps, learning_rate=p.learning_rate, seed=0,
+            section="pretrain.autoencoder", checkpoint=Path(folder) / "c.pt", precision=precision, tick=tick,
         )  # fmt: skip
     return autoencoder.quicker(pupil)
 

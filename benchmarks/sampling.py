@@ -5,10 +5,10 @@ python -m benchmarks.sampling
 
 The differences are taken over one after the other: fewer steps, no guidance, the number format, and what is left (the
 layout in memory, decoding one by one, the scheduler, the size of batches). Steps, guidance and format are choices that
-diffusers' pipeline offers as well; only the rest is this project's code. One batch of the original takes a quarter of
-an hour on two cores. Its time is linear in the steps, so two and ten steps are timed and the line is carried on, unless
---whole asks for all of it; the result says which. Whether the images are worse for fewer steps is asked of few images,
-with no words in the prompt, by benchmarks.seed_recipe.
+diffusers' pipeline offers as well; only the rest is this project's code. One batch of the original takes some twenty
+minutes on two cores. Its time is linear in the steps, so two and ten steps are timed and the line is carried on, unless
+--whole asks for all of it; the result says which. Whether the images are worse for fewer steps is asked of few images
+by benchmarks.seed_recipe.
 """
 
 import contextlib
@@ -42,7 +42,9 @@ def main(
     size = latent_diffusion.image_size(pipe)
 
     def ours() -> None:
-        latent_diffusion.sample(pipe, [PROMPT] * p.batch_size, range(p.batch_size), p, size=size, precision=precision)
+        latent_diffusion.draw(pipe, [PROMPT] * p.batch_size, range(p.batch_size), p, size=size, precision=precision)[
+            :, 0
+        ]
 
     ours_rate = p.batch_size / measure.seconds(ours, repeats=2)
 

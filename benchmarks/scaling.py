@@ -31,7 +31,7 @@ from benchmarks.evaluation import textures
 from stages import _cli
 from synthmri import imageset, params
 from synthmri.errors import UserError
-from synthmri.generators import latent_diffusion
+from synthmri.generators import finetuning
 from synthmri.reporting import plots
 
 SLICES_A_PERSON = 20
@@ -171,7 +171,7 @@ def finetune(n: int, folder: Path, device: str, base: np.ndarray) -> dict[str, f
     parameters(folder, device)
     imagesets(folder, {"slices": n, "val": 100}, base)
     numbers(folder / "features/val", 100)
-    start = params.read(folder / _cli.PARAMS.name, "finetune", latent_diffusion.Finetune).base_model
+    start = params.read(folder / _cli.PARAMS.name, "finetune", finetuning.Finetune).base_model
     encoded = child(["stages.encode", "--images", "slices", "--model", f"{start}/vae", "--out", "latents"], folder)
     arguments = ["stages.finetune", "--images", "slices", "--validation", "val", "--validation-features"]
     arguments += ["features/val", "--latents", "latents", "--base", start]

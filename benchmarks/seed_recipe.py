@@ -60,9 +60,9 @@ def main(
         p = p.model_copy(update={"batch_size": min(p.batch_size, n)})  # a batch is filled up, which would cost time
         texts = prompts.drawn(prompts.prompts(known.manifest, template), seeds)
         start = time.perf_counter()
-        drawn = latent_diffusion.sample(
+        drawn = latent_diffusion.draw(
             pipe, texts, seeds, p, size=real.shape[1], precision=precision, progress=_progress
-        )
+        )[:, 0]
         seconds = time.perf_counter() - start
         rows[name] = {
             "guidance_scale": p.guidance_scale, "steps": p.steps, "scheduler": p.scheduler, "batch_size": p.batch_size,

@@ -82,9 +82,9 @@ def sets(train: imageset.ImageSet, model: Path, n: int, precision: str) -> Itera
     def drawn(change: dict, words: list[str], first: int) -> np.ndarray:
         seeds = list(range(first, first + n))
         p = drawing.model_copy(update=change)
-        return latent_diffusion.sample(
+        return latent_diffusion.draw(
             pipe, prompts.drawn(words, seeds), seeds, p, size=real.shape[1], precision=precision
-        )
+        )[:, 0]
 
     yield "samples", drawn({}, texts, drawing.seed)
     yield "other seeds", drawn({}, texts, drawing.seed + n)

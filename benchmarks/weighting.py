@@ -23,7 +23,7 @@ from stages import _cli
 from synthmri import imageset, params
 from synthmri.errors import UserError
 from synthmri.evaluation import distances, features, scorecard
-from synthmri.generators import autoencoder, latent_diffusion
+from synthmri.generators import autoencoder, finetuning, latent_diffusion
 from synthmri.scans import prompts
 from synthmri.training import denoising_loss, sampling
 
@@ -73,7 +73,7 @@ def main(
 def compared(train, val, folder: Path, epochs: int, n: int, seeds: int, precision: str) -> dict:
     """Form -> means over trainings of the scores against the validation slices."""
     texts = prompts.prompts(train.manifest, params.read(_cli.PARAMS, "prompt", prompts.Prompt))
-    p = params.read(_cli.PARAMS, "finetune", latent_diffusion.Finetune)
+    p = params.read(_cli.PARAMS, "finetune", finetuning.Finetune)
     drawing = params.read(_cli.PARAMS, "sample", sampling.Sample)
     images, reference = np.array(train.images), features.extract(scorecard.JUDGE, np.array(val.images))
     vae = autoencoder.load(Path(p.base_model) / "vae")
@@ -87,19 +87,17 @@ def compared(train, val, folder: Path, epochs: int, n: int, seeds: int, precisio
             pipe = latent_diffusion.load(p.base_model)
             how = p.model_copy(update={"epochs": epochs, "snr_gamma": snr_gamma, "train_text_encoder": True})
             with patch.object(denoising_loss, "weight", weight):
-                latent_diffusion.finetune(
+                finetuning.finetune(
                     pipe,
-                    mean,
-                    std,
-                    texts,
+                    finetuning.Lessons(mean, std, texts),
                     how,
                     seed=seed,
                     checkpoint=folder / f"{number}-{seed}.pt",
                     precision=precision,
                 )
-            made = latent_diffusion.sample(
+            made = latent_diffusion.draw(
                 pipe, prompts.drawn(texts, of_samples), of_samples, drawing, size=images.shape[1], precision=precision
-            )
+            )[:, 0]
             values = features.extract(scorecard.JUDGE, made)
             kid = {"kid": distances.kernel_distance(values, reference)}
             scores.append(kid | distances.precision_recall_density_coverage(reference, values))

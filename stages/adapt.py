@@ -14,7 +14,7 @@ import typer
 from stages import _cli, _files, _launch, _unfinished, _watch
 from synthmri import imageset, params
 from synthmri.evaluation import pairs
-from synthmri.generators import autoencoder, autoencoder_training, latent_diffusion
+from synthmri.generators import autoencoder, autoencoder_training, finetuning, latent_diffusion
 from synthmri.training import distributed, perceptual
 
 MOST_IMAGES = 64  # of the validation slices, at even steps: what is judged by them is far larger than their scatter
@@ -31,7 +31,7 @@ def main(
     """Train by section `adapt` what finetune.autoencoder names; kept only if it rebuilds validation slices better."""
     runtime = _launch.start()
     seed, precision = _cli.seed(), _cli.precision(runtime)
-    part = params.read(_cli.PARAMS, "finetune", latent_diffusion.Finetune).autoencoder
+    part = params.read(_cli.PARAMS, "finetune", finetuning.Finetune).autoencoder
     p = params.read(_cli.PARAMS, "adapt", autoencoder_training.Adapt)
     distributed.check(p.batch_size, "adapt.batch_size")
     train, val = imageset.read(images), imageset.read(validation)

@@ -9,13 +9,13 @@ import typer
 
 from stages import _cli, _files
 from synthmri import params
-from synthmri.generators import latent_diffusion
+from synthmri.generators import finetuning, latent_diffusion
 
 
 def main(out: Annotated[Path, typer.Option(help="folder of the pipeline")]):
     """Copy finetune.base_model, checked; in half precision where no weight changes by that, else in float32."""
     _cli.start()
-    p = params.read(_cli.PARAMS, "finetune", latent_diffusion.Finetune)
+    p = params.read(_cli.PARAMS, "finetune", finetuning.Finetune)
     pipe = latent_diffusion.load(p.base_model)
     weights = [weight for part in (pipe.unet, pipe.vae) for weight in part.state_dict().values()]
     half = all(torch.equal(weight.half().to(weight.dtype), weight) for weight in weights)  # as its files were

@@ -61,18 +61,15 @@ def main(
     found = scorecard.score(made.images, values, rows, reference_set, p, lpips)
     result = found.numbers
     seen = imageset.read(validation)  # what a champion is chosen on: the test split must not be
+    ours, theirs = (
+        _files.read_features(folder, count)[scorecard.JUDGE]
+        for folder, count in ((train_features, len(reference_set.train)), (validation_features, len(seen)))
+    )
     if len(seen) >= p.min_images:
-        theirs = _files.read_features(validation_features, len(seen))[scorecard.JUDGE]
         result |= scorecard.validation(values[scorecard.JUDGE], rows, theirs, scorecard.known(seen.manifest), p)
-        trained_on = _files.read_features(train_features, len(reference_set.train))[scorecard.JUDGE]
-        known = plausibility.real(seen.images, theirs, trained_on)
-        for name, images, found_in in (
-            ("implausible", made.images, values),
-            ("implausible_of_real", reference_set.test, reference_set.test_features),
-        ):
-            some = imageset.evenly(len(images), EXAMINED)
-            off = plausibility.implausibility(imageset.rows(images, some), found_in[scorecard.JUDGE][some], known)
-            result[name] = float(np.mean(off > known.bound))
+        known = plausibility.real(seen.images, theirs, ours)
+        result["implausible"] = implausible(made.images, values, known)
+        result["implausible_of_real"] = implausible(reference_set.test, reference_set.test_features, known)
     else:
         print(
             f"{validation} holds {len(seen)} images, below evaluate.min_images = {p.min_images}: no "
@@ -80,34 +77,14 @@ def main(
             file=sys.stderr,
         )
     if generators.find(generator).prompted:
-        ours = _files.read_features(train_features, len(reference_set.train))[scorecard.JUDGE]
-        known = ours, imageset.read(train).manifest
-        theirs = _files.read_features(validation_features, len(seen))[scorecard.JUDGE]
+        examiner = ours, imageset.read(train).manifest
         judged = {
-            "asked": conditioning.agreement(*known, values[scorecard.JUDGE], made.manifest),
-            "asked_of_real": conditioning.agreement(*known, theirs, seen.manifest),
+            "asked": conditioning.agreement(*examiner, values[scorecard.JUDGE], made.manifest),
+            "asked_of_real": conditioning.agreement(*examiner, theirs, seen.manifest),
         }
-        result |= {name: found for name, found in judged.items() if found}
-    some = imageset.evenly(len(reference_set.test), RECONSTRUCTED)
-    originals = np.array(reference_set.test[some])
-    rebuilt = reconstruction(generator, model, originals, device=runtime.device, precision=precision)
-    if rebuilt is not None:
-        judge = scorecard.JUDGE
-        values_now = features.extract(judge, rebuilt, batch=p.batch_size, device=runtime.device)
-        pairs_now = pairs.resemblance(rebuilt, originals, lpips, batch=p.batch_size)
-        result |= {f"recon_{name}": value for name, value in pairs_now.items()}
-        theirs = reference_set.test_features[judge][some]
-        result[f"recon_{scorecard.NAMES[judge]}"] = distances.frechet_distance(values_now, theirs)
-    order = np.argsort(-found.pairs.likeness, kind="stable")[:CLOSEST]
-    which = found.pairs.closest[order]
-    couples = np.concatenate([made.images[found.pairs.rows[order]], copies.views(reference_set.train, which)])
-    captions = [f"{found.pairs.likeness[i]:.3f}" for i in order]
-    mirrored = which >= len(reference_set.train)
-    captions += ["train, mirrored" if mirror else "train" for mirror in mirrored]
-    which_pairs = pd.DataFrame({
-        "image": found.pairs.rows[order], "train": which % len(reference_set.train), "mirrored": mirrored.astype(int),
-        "likeness": found.pairs.likeness[order],
-    })  # fmt: skip
+        result |= {name: scores for name, scores in judged.items() if scores}
+    result |= rebuilt(generator, model, reference_set, lpips, p, device=runtime.device, precision=precision)
+    couples, captions, which_pairs = nearest(made.images, reference_set.train, found.pairs)
     # Simulated data is called simulated, here too.
     source = imageset.read(test).meta.get("data", {}).get("source")
     title = "Test people, simulated cohort" if source == "simulated" else "Test people"
@@ -121,7 +98,7 @@ def main(
         _files.write_metrics(json, result)
         found.rounds.to_csv(table, index=False, float_format="%.6g", lineterminator="\n")
         plots.save(plots.real_against_synthetic(reference_set.test, made.images, title=title), beside)
-        plots.save(plots.contact_sheet(couples, columns=len(order), captions=captions), sheet)
+        plots.save(plots.contact_sheet(couples, columns=len(which_pairs), captions=captions), sheet)
         which_pairs.to_csv(listed, index=False, float_format="%.6g", lineterminator="\n")
 
 
@@ -151,14 +128,43 @@ def reference(
     return scorecard.Reference(train_set.images, test_set.images, train_values, test_values, subjects, honest)
 
 
-def reconstruction(
-    generator: str, model: Path, images: np.ndarray, *, device: str, precision: str
-) -> np.ndarray | None:
-    """uint8 (N, H, W) through the model's autoencoder and back; None for a model without one."""
+def implausible(images: np.ndarray, values: dict[str, np.ndarray], known: plausibility.Real) -> float:
+    """Share of the images, with their features, that lie farther from real slices than real ones do."""
+    some = imageset.evenly(len(images), EXAMINED)
+    off = plausibility.implausibility(imageset.rows(images, some), values[scorecard.JUDGE][some], known)
+    return float(np.mean(off > known.bound))
+
+
+def rebuilt(
+    generator: str, model: Path, real: scorecard.Reference, lpips, p: scorecard.Evaluate, *, device: str, precision: str
+) -> dict[str, float]:
+    """recon_*: how near test slices are to themselves through the model's autoencoder; nothing for one without."""
     found = generators.find(generator)
     if not hasattr(found, "reconstruct"):
-        return None
-    return found.load(model, device=device).reconstruct(images, batch_size=16, precision=precision)
+        return {}
+    some = imageset.evenly(len(real.test), RECONSTRUCTED)
+    originals = np.array(real.test[some])
+    images = found.load(model, device=device).reconstruct(originals, batch_size=16, precision=precision)
+    values = features.extract(scorecard.JUDGE, images, batch=p.batch_size, device=device)
+    result = pairs.resemblance(images, originals, lpips, batch=p.batch_size)
+    distance = distances.frechet_distance(values, real.test_features[scorecard.JUDGE][some])
+    return {f"recon_{name}": value for name, value in result.items()} | {
+        f"recon_{scorecard.NAMES[scorecard.JUDGE]}": distance
+    }
+
+
+def nearest(made: np.ndarray, train: np.ndarray, found: scorecard.Pairs) -> tuple[np.ndarray, list[str], pd.DataFrame]:
+    """The CLOSEST pairs: images and below them train slices, uint8 (2 N, H, W); captions; and which they are."""
+    order = np.argsort(-found.likeness, kind="stable")[:CLOSEST]
+    which, rows = found.closest[order], found.rows[order]
+    mirrored = which >= len(train)
+    captions = [f"{found.likeness[i]:.3f}" for i in order]
+    captions += ["train, mirrored" if mirror else "train" for mirror in mirrored]
+    table = pd.DataFrame({
+        "image": rows, "train": which % len(train), "mirrored": mirrored.astype(int),
+        "likeness": found.likeness[order],
+    })  # fmt: skip
+    return np.concatenate([made[rows], copies.views(train, which)]), captions, table
 
 
 def read_set(folder: Path, least: int) -> imageset.ImageSet:

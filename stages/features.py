@@ -33,7 +33,7 @@ def main(
         if Path(evaluate.features).exists():  # else an id of the hub, which may name its commit
             _files.watched(evaluate.features, extractors, "evaluate.features")
         names.append("further")
-    # Whole batches of every extractor (EfficientNet takes at most 16), so that the pieces do not show in the bytes.
+    # Whole batches of every extractor (EfficientNet takes four on a CPU), so that the pieces do not show in the bytes.
     size = 16 * evaluate.batch_size * max(1, PIECE // (16 * evaluate.batch_size))
     starts = range(0, count, size)
     piece = partial(_piece, images=images.absolute(), size=size, runtime=runtime, evaluate=evaluate)

@@ -17,7 +17,7 @@ import typer
 from stages import _cli, _files, _launch, _unfinished, _watch
 from synthmri import imageset, params
 from synthmri.evaluation import features, stopping
-from synthmri.generators import autoencoder, latent_diffusion
+from synthmri.generators import autoencoder, finetuning, latent_diffusion
 from synthmri.scans import prompts
 from synthmri.training import distributed, masks, sampling
 from synthmri.training import precision as formats
@@ -42,15 +42,15 @@ def main(
     """Train by section `finetune`, with prompts by section `prompt`."""
     runtime = _launch.start()
     seed, precision = _cli.seed(), _cli.precision(runtime, scaler=True)
-    p = params.read(_cli.PARAMS, "finetune", latent_diffusion.Finetune)
+    p = params.read(_cli.PARAMS, "finetune", finetuning.Finetune)
     prompt = params.read(_cli.PARAMS, "prompt", prompts.Prompt)
     progress = params.read(_cli.PARAMS, "progression", Progression)
-    mean, std = np.load(latents / "mean.npy"), np.load(latents / "std.npy")
     train = imageset.read(images)
     texts = prompts.prompts(train.manifest, prompt)
+    learnt = lessons(latents, texts, train.manifest)
     pipe = latent_diffusion.load(base, device=runtime.device)
     pipe.vae = autoencoder.load(vae, device=runtime.device)
-    pipe.unet.register_to_config(sample_size=mean.shape[-1])  # so that it draws this size unless told otherwise
+    pipe.unet.register_to_config(sample_size=learnt.mean.shape[-1])  # so that it draws this size unless told otherwise
     latent_diffusion.mark_labels(pipe, train.manifest.get("label", ()))
     shown = epochs_shown(p.epochs, progress.points)
     seeds = list(range(progress.n))
@@ -73,9 +73,9 @@ def main(
 
         def snapshot(epoch: int) -> Verdict | None:
             if epoch in shown:
-                images_now = latent_diffusion.sample(
+                images_now = latent_diffusion.draw(
                     pipe, prompts.drawn(texts, seeds), seeds, fast, size=train.images.shape[1], precision=drawing
-                )
+                )[:, 0]
                 if distributed.is_main():
                     store.put(shown.index(epoch), images_now)
                     watch.show(images_now)
@@ -84,10 +84,9 @@ def main(
 
         per_epoch = -(-len(texts) // p.batch_size)
         with _cli.counter("fine-tuning steps", p.epochs * per_epoch, watch.tick) as tick:
-            history, operations = latent_diffusion.finetune(
-                pipe, mean, std, texts, p, seed=seed, checkpoint=unfinished / "finetune.pt", token=prompt.token,
-                emphasis=_emphasis(latents, train.manifest), device=runtime.device, precision=precision, tick=tick,
-                snapshot=snapshot,
+            history, operations = finetuning.finetune(
+                pipe, learnt, p, seed=seed, checkpoint=unfinished / "finetune.pt", token=prompt.token,
+                device=runtime.device, precision=precision, tick=tick, snapshot=snapshot,
             )  # fmt: skip
         if not distributed.is_main():
             return
@@ -132,12 +131,12 @@ def main(
         watch.keep(out)
 
 
-def _emphasis(latents: Path, manifest: pd.DataFrame) -> Callable | None:
-    """Where the loss counts more, of slices with masks of lesions."""
-    file = latents / "lesions.npy"
-    if not file.is_file() or not (lesions := np.load(file)).any():
-        return None
-    return masks.emphasis(lesions, pd.to_numeric(manifest["depth_mm"], errors="coerce").to_numpy())
+def lessons(latents: Path, texts: list[str], manifest: pd.DataFrame) -> finetuning.Lessons:
+    """What `encode` wrote, with the prompts, and where the loss counts more of slices that have masks of lesions."""
+    file, emphasis = latents / "lesions.npy", None
+    if file.is_file() and (lesions := np.load(file)).any():
+        emphasis = masks.emphasis(lesions, pd.to_numeric(manifest["depth_mm"], errors="coerce").to_numpy())
+    return finetuning.Lessons(np.load(latents / "mean.npy"), np.load(latents / "std.npy"), texts, emphasis)
 
 
 def _judge(
@@ -169,10 +168,10 @@ def _verdict(standing: Callable, point: int, count: int, patience: int) -> Verdi
     return Verdict(bool(distributed.total(best)), bool(distributed.total(stop)))
 
 
-def _trained(pipe, p: latent_diffusion.Finetune) -> tuple[dict | None, list]:
+def _trained(pipe, p: finetuning.Finetune) -> tuple[dict | None, list]:
     """The adapters, of method lora, which are then part of the weights; and all weights that were trained."""
     if p.method == "lora":
-        adapters = latent_diffusion.fuse(pipe)
+        adapters = finetuning.fuse(pipe)
         return adapters, [weight for part in adapters.values() for weight in part.values()]
     parts = [pipe.unet, pipe.text_encoder] if p.train_text_encoder else [pipe.unet]
     return None, [weight for part in parts for weight in part.parameters()]

@@ -1,6 +1,6 @@
 """How each model came on while it was trained: FD and KID of images of the same seeds, and the images themselves.
 
-Against the validation slices: epochs are chosen by these curves, so the test people take no part.
+Against the validation slices: the snapshot that is kept was chosen on them, so the test people take no part.
 """
 
 from pathlib import Path

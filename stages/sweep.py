@@ -57,7 +57,7 @@ def main(
         pipe = latent_diffusion.load(model, device=runtime.device)
         drawn = []
         for one in _cli.progress(tried, "combinations"):
-            made = latent_diffusion.sample(pipe, texts, seeds, one, size=val.images.shape[1], precision=precision)
+            made = latent_diffusion.draw(pipe, texts, seeds, one, size=val.images.shape[1], precision=precision)[:, 0]
             drawn.append(features.extract(scorecard.JUDGE, made, device=runtime.device))
         people = auroc.people(val.manifest, val.meta.get("data", {}).get("border_gap", 1))
         for k, row in enumerate(rows):

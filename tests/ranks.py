@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from synthmri import generators, params
-from synthmri.generators import autoencoder_training, latent_diffusion
+from synthmri.generators import autoencoder_training, finetuning, latent_diffusion
 from synthmri.imageset import ImageSet
 from synthmri.simulation import pretraining
 from synthmri.training import distributed, sampling
@@ -95,18 +95,22 @@ def of_latent_diffusion(folder: Path) -> dict:
     for method in ("full", "lora"):
         pipe = pipeline(folder.parent)
         p = section(
-            "finetune", latent_diffusion.Finetune, epochs=2, batch_size=4, method=method,
+            "finetune", finetuning.Finetune, epochs=2, batch_size=4, method=method,
             train_text_encoder=method == "full",
         )  # fmt: skip
-        history, _ = latent_diffusion.finetune(
-            pipe, mean, np.full_like(mean, 0.1), texts, p, seed=0, checkpoint=folder / f"{method}.pt"
+        history, _ = finetuning.finetune(
+            pipe,
+            finetuning.Lessons(mean, np.full_like(mean, 0.1), texts),
+            p,
+            seed=0,
+            checkpoint=folder / f"{method}.pt",
         )
         made[method] = flat(pipe.unet, pipe.text_encoder)
         made[f"{method} losses"] = torch.tensor([loss for _, loss, _ in history])
     drawn = section("sample", sampling.Sample, steps=2, batch_size=2)
-    made["latent_diffusion drawn"] = latent_diffusion.sample(
+    made["latent_diffusion drawn"] = latent_diffusion.draw(
         pipeline(folder.parent), texts, [1, 2, 3, 4, 5], drawn, size=64
-    )
+    )[:, 0]
     return made
 
 

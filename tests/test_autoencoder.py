@@ -213,11 +213,9 @@ def test_a_base_that_draws_masks_gives_grey_again_where_slices_have_none(tiny, t
 
 def test_the_encoder_does_not_see_masks(tiny):
     slices, masks = bright_squares(4)
-    generator = torch.Generator()
+    generator, losses = torch.Generator(), autoencoder_training.Losses(perceptual=1.0)
     _, with_mask, _ = autoencoder_training.rebuild(
-        tiny, autoencoder.to_tensor(slices, masks), l2, generator, weight=1, latent_noise=0, mask_weight=1
+        tiny, autoencoder.to_tensor(slices, masks), losses._replace(masks=1.0), l2, generator
     )
-    _, without, _ = autoencoder_training.rebuild(
-        tiny, autoencoder.to_tensor(slices), l2, generator, weight=1, latent_noise=0
-    )
+    _, without, _ = autoencoder_training.rebuild(tiny, autoencoder.to_tensor(slices), losses, l2, generator)
     torch.testing.assert_close(with_mask, without)

@@ -564,7 +564,8 @@ def test_what_stands_in_for_synthetic_slices(small, monkeypatch, samples):
 def test_few_people_train_the_generator_too_and_it_goes_on(small, monkeypatch):
     (small / "done").mkdir()
     folder, calls = finished(small / "done"), []
-    command = "test -d data/slices/train && test -f models/sampling.json && echo {} >> ran"
+    (folder / "data/features/val").mkdir(parents=True)
+    command = "test -d data/slices/train && test -d data/features/val && test -f models/sampling.json && echo {} >> ran"
     lock = {"stages": {stage: {"cmd": command.format(stage)} for stage in few_people.STAGES}}
     (folder / "dvc.lock").write_text(json.dumps(lock))
 

@@ -101,7 +101,7 @@ def test_what_is_refused_is_drawn_again_and_stated(here, monkeypatch, capsys):
     again = generate.latent_diffusion.load(generate.MODEL)
     p = generate.params.read(Path("params.yaml"), "sample", generate.sampling.Sample)
     precision = generate._cli.precision(generate._cli.start())
-    same = generate.latent_diffusion.sample(again, [generate.PROMPT], seeds[:1], p, size=64, precision=precision)
+    same = generate.latent_diffusion.draw(again, [generate.PROMPT], seeds[:1], p, size=64, precision=precision)[:, 0]
     assert (np.array(Image.open(Path("generated") / f"{seeds[0]}.png")) == same[0]).all()
     assert "not shielded" not in capsys.readouterr().err
 

@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 
 from synthmri import params, streams
 from synthmri.errors import UserError
-from synthmri.generators import latent_diffusion
+from synthmri.generators import finetuning, latent_diffusion
 from synthmri.scans import prompts
 from synthmri.training import denoising_loss, sampling, snapshots
 
@@ -191,10 +191,10 @@ def test_gated_model_names_both_remedies(monkeypatch):
 def test_another_prediction_type_is_refused(tiny_model, tmp_path):
     folder = layout(tiny_model, tmp_path / "m", scheduler={"prediction_type": "sample"})
     mean, std, texts = data()
-    p = section("finetune", latent_diffusion.Finetune, **FINETUNE)
+    p = section("finetune", finetuning.Finetune, **FINETUNE)
     with pytest.raises(UserError, match="'sample'"):
-        latent_diffusion.finetune(
-            latent_diffusion.load(folder), mean, std, texts, p, seed=0, checkpoint=tmp_path / "c.pt"
+        finetuning.finetune(
+            latent_diffusion.load(folder), finetuning.Lessons(mean, std, texts), p, seed=0, checkpoint=tmp_path / "c.pt"
         )
 
 
@@ -293,7 +293,7 @@ def test_every_timestep_where_sampling_starts_is_trained(snr_gamma):
 
 
 def test_every_timestep_a_default_sampler_visits_is_trained():
-    p = section("finetune", latent_diffusion.Finetune)
+    p = section("finetune", finetuning.Finetune)
     pipe = latent_diffusion.load("pretrained/base")
     drawing = section("sample", sampling.Sample)
     scheduler = latent_diffusion.new_scheduler(pipe, drawing.scheduler)
@@ -325,17 +325,21 @@ def test_a_row_is_seen_at_every_noise_level():
 def test_loss_falls_when_there_is_one_thing_to_learn(tiny_model, tmp_path):
     pipe = latent_diffusion.load(tiny_model)
     mean = np.zeros((8, 1, 4, 8, 8), np.float32)  # v and epsilon are then a linear function of the noisy input
-    p = section("finetune", latent_diffusion.Finetune, **FINETUNE | dict(epochs=40, batch_size=8, learning_rate=3e-3))
-    history, _ = latent_diffusion.finetune(pipe, mean, mean, [""] * 8, p, seed=0, checkpoint=tmp_path / "c.pt")
+    p = section("finetune", finetuning.Finetune, **FINETUNE | dict(epochs=40, batch_size=8, learning_rate=3e-3))
+    history, _ = finetuning.finetune(
+        pipe, finetuning.Lessons(mean, mean, [""] * 8), p, seed=0, checkpoint=tmp_path / "c.pt"
+    )
     losses = [loss for _, loss, _ in history]
     assert np.mean(losses[-8:]) < 0.5 * np.mean(losses[:4])
 
 
 def test_a_killed_run_ends_like_an_undisturbed_one(tiny_model, tmp_path):
     mean, std, texts = data()
-    p = section("finetune", latent_diffusion.Finetune, **FINETUNE)
+    p = section("finetune", finetuning.Finetune, **FINETUNE)
     whole, halves = latent_diffusion.load(tiny_model), latent_diffusion.load(tiny_model)
-    full, operations = latent_diffusion.finetune(whole, mean, std, texts, p, seed=0, checkpoint=tmp_path / "a.pt")
+    full, operations = finetuning.finetune(
+        whole, finetuning.Lessons(mean, std, texts), p, seed=0, checkpoint=tmp_path / "a.pt"
+    )
 
     class Killed(Exception):
         pass
@@ -345,17 +349,24 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tiny_model, tmp_path):
             raise Killed
 
     with pytest.raises(Killed):
-        latent_diffusion.finetune(
-            latent_diffusion.load(tiny_model), mean, std, texts, p, seed=0, checkpoint=tmp_path / "b.pt", tick=kill
+        finetuning.finetune(
+            latent_diffusion.load(tiny_model),
+            finetuning.Lessons(mean, std, texts),
+            p,
+            seed=0,
+            checkpoint=tmp_path / "b.pt",
+            tick=kill,
         )
-    again, counted = latent_diffusion.finetune(halves, mean, std, texts, p, seed=0, checkpoint=tmp_path / "b.pt")
+    again, counted = finetuning.finetune(
+        halves, finetuning.Lessons(mean, std, texts), p, seed=0, checkpoint=tmp_path / "b.pt"
+    )
     assert again == full and counted == operations > 0
     assert torch.equal(weights(whole), weights(halves))
 
 
 def test_the_best_snapshot_is_kept_and_training_stops_after_it_however_interrupted(tiny_model, tmp_path):
     mean, std, texts = data()
-    p = section("finetune", latent_diffusion.Finetune, **FINETUNE | dict(epochs=9))
+    p = section("finetune", finetuning.Finetune, **FINETUNE | dict(epochs=9))
 
     class Killed(Exception):
         pass
@@ -371,8 +382,14 @@ def test_the_best_snapshot_is_kept_and_training_stops_after_it_however_interrupt
             seen[epoch] = weights(pipe).clone()
             return snapshots.Verdict(best=epoch in (0, 1, 3), stop=epoch == 5) if verdicts else None
 
-        history, operations = latent_diffusion.finetune(
-            pipe, mean, std, texts, p, seed=0, checkpoint=tmp_path / name, tick=tick, snapshot=snapshot
+        history, operations = finetuning.finetune(
+            pipe,
+            finetuning.Lessons(mean, std, texts),
+            p,
+            seed=0,
+            checkpoint=tmp_path / name,
+            tick=tick,
+            snapshot=snapshot,
         )
         return weights(pipe), seen, history, operations
 
@@ -393,7 +410,7 @@ def test_the_best_snapshot_is_kept_and_training_stops_after_it_however_interrupt
 def test_a_compiled_unet_learns_the_same(tiny_model, tmp_path, monkeypatch):
     """Through dynamo and autograd, without the code generation that wants minutes: that is torch's own."""
     mean, std, texts = data()
-    p = section("finetune", latent_diffusion.Finetune, **FINETUNE)
+    p = section("finetune", finetuning.Finetune, **FINETUNE)
     traced = []
 
     def backend(graph, inputs):
@@ -403,8 +420,12 @@ def test_a_compiled_unet_learns_the_same(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     pipes = [latent_diffusion.load(tiny_model) for _ in range(2)]
     (plain, operations), (compiled, counted) = (
-        latent_diffusion.finetune(
-            pipe, mean, std, texts, p.model_copy(update={"compile": on}), seed=0, checkpoint=tmp_path / f"{on}.pt"
+        finetuning.finetune(
+            pipe,
+            finetuning.Lessons(mean, std, texts),
+            p.model_copy(update={"compile": on}),
+            seed=0,
+            checkpoint=tmp_path / f"{on}.pt",
         )
         for pipe, on in zip(pipes, (False, True), strict=True)
     )
@@ -418,11 +439,15 @@ def test_a_compiled_unet_learns_the_same(tiny_model, tmp_path, monkeypatch):
 def test_generated_code_learns_the_same(tiny_model, tmp_path):
     """As it runs with profile gpu, but on the CPU: by torch's own compiler."""
     mean, std, texts = data()
-    p = section("finetune", latent_diffusion.Finetune, **FINETUNE)
+    p = section("finetune", finetuning.Finetune, **FINETUNE)
     pipes = [latent_diffusion.load(tiny_model) for _ in range(2)]
     for pipe, on in zip(pipes, (False, True), strict=True):
-        latent_diffusion.finetune(
-            pipe, mean, std, texts, p.model_copy(update={"compile": on}), seed=0, checkpoint=tmp_path / f"{on}.pt"
+        finetuning.finetune(
+            pipe,
+            finetuning.Lessons(mean, std, texts),
+            p.model_copy(update={"compile": on}),
+            seed=0,
+            checkpoint=tmp_path / f"{on}.pt",
         )
     torch.testing.assert_close(weights(pipes[1]), weights(pipes[0]), rtol=0, atol=1e-4)
 
@@ -430,10 +455,14 @@ def test_generated_code_learns_the_same(tiny_model, tmp_path):
 def test_compiling_without_a_compiler_is_told(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     mean, std, texts = data()
-    p = section("finetune", latent_diffusion.Finetune, **FINETUNE | dict(compile=True))
+    p = section("finetune", finetuning.Finetune, **FINETUNE | dict(compile=True))
     with pytest.raises(UserError, match="finetune.compile"):
-        latent_diffusion.finetune(
-            latent_diffusion.load(tiny_model), mean, std, texts, p, seed=0, checkpoint=tmp_path / "c.pt"
+        finetuning.finetune(
+            latent_diffusion.load(tiny_model),
+            finetuning.Lessons(mean, std, texts),
+            p,
+            seed=0,
+            checkpoint=tmp_path / "c.pt",
         )
 
 
@@ -441,8 +470,11 @@ def test_no_epochs_leave_the_base_as_it_is(tiny_model, tmp_path):
     mean, std, texts = data()
     pipe = latent_diffusion.load(tiny_model)
     before = weights(pipe).clone()
-    p = section("finetune", latent_diffusion.Finetune, **FINETUNE | dict(epochs=0))
-    assert latent_diffusion.finetune(pipe, mean, std, texts, p, seed=0, checkpoint=tmp_path / "c.pt") == ([], 0)
+    p = section("finetune", finetuning.Finetune, **FINETUNE | dict(epochs=0))
+    assert finetuning.finetune(pipe, finetuning.Lessons(mean, std, texts), p, seed=0, checkpoint=tmp_path / "c.pt") == (
+        [],
+        0,
+    )
     assert torch.equal(weights(pipe), before)
 
 
@@ -451,20 +483,20 @@ def test_text_encoder_is_trained_by_param_alone_and_learns_a_new_token(tiny_mode
     frozen, trained = latent_diffusion.load(tiny_model), latent_diffusion.load(tiny_model)
     rows = len(frozen.tokenizer)
     before = frozen.text_encoder.get_input_embeddings().weight.clone()
-    latent_diffusion.finetune(
+    finetuning.finetune(
         frozen,
-        mean,
-        std,
-        texts,
-        section("finetune", latent_diffusion.Finetune, **FINETUNE),
+        finetuning.Lessons(mean, std, texts),
+        section("finetune", finetuning.Finetune, **FINETUNE),
         seed=0,
         checkpoint=tmp_path / "a.pt",
     )
     assert torch.equal(frozen.text_encoder.get_input_embeddings().weight, before)
 
-    p = section("finetune", latent_diffusion.Finetune, **FINETUNE | dict(train_text_encoder=True))
+    p = section("finetune", finetuning.Finetune, **FINETUNE | dict(train_text_encoder=True))
     texts = [f"{text} <site-a>" for text in texts]
-    latent_diffusion.finetune(trained, mean, std, texts, p, seed=0, checkpoint=tmp_path / "b.pt", token="<site-a>")
+    finetuning.finetune(
+        trained, finetuning.Lessons(mean, std, texts), p, seed=0, checkpoint=tmp_path / "b.pt", token="<site-a>"
+    )
     assert len(trained.tokenizer) == rows + 1
     mri = trained.tokenizer("mri", add_special_tokens=False).input_ids
     moved = trained.text_encoder.get_input_embeddings().weight[-1] - before[mri].mean(0)
@@ -473,13 +505,11 @@ def test_text_encoder_is_trained_by_param_alone_and_learns_a_new_token(tiny_mode
 
 def test_token_without_training_is_refused(tiny_model, tmp_path):
     mean, std, texts = data()
-    p = section("finetune", latent_diffusion.Finetune, **FINETUNE)
+    p = section("finetune", finetuning.Finetune, **FINETUNE)
     with pytest.raises(UserError, match="train_text_encoder"):
-        latent_diffusion.finetune(
+        finetuning.finetune(
             latent_diffusion.load(tiny_model),
-            mean,
-            std,
-            texts,
+            finetuning.Lessons(mean, std, texts),
             p,
             seed=0,
             checkpoint=tmp_path / "c.pt",
@@ -490,7 +520,7 @@ def test_token_without_training_is_refused(tiny_model, tmp_path):
 def test_what_is_dropped_is_the_label_alone(tiny_model, tmp_path, monkeypatch):
     mean, std, _ = data()
     texts = [f"{label} T1w axial" for label in ("lesions", "none") * 3]
-    p = section("finetune", latent_diffusion.Finetune, **FINETUNE | dict(epochs=8, cond_drop_prob=0.5, batch_size=3))
+    p = section("finetune", finetuning.Finetune, **FINETUNE | dict(epochs=8, cond_drop_prob=0.5, batch_size=3))
     pipe, seen, places = latent_diffusion.load(tiny_model), [], []
 
     def loss(unet, x0, scheduler, generator, *, encoder_hidden_states, emphasis, **rest):
@@ -504,9 +534,8 @@ def test_what_is_dropped_is_the_label_alone(tiny_model, tmp_path, monkeypatch):
     def emphasis(rows, view, generator):
         return torch.full((len(rows), 1, 1, 1), 2.0)
 
-    latent_diffusion.finetune(
-        pipe, mean, std, texts, p, seed=0, checkpoint=tmp_path / "d.pt", emphasis=emphasis
-    )  # fmt: skip
+    lessons = finetuning.Lessons(mean, std, texts, emphasis)
+    finetuning.finetune(pipe, lessons, p, seed=0, checkpoint=tmp_path / "d.pt")
     kinds = dict(zip(("lesions", "none", ""), latent_diffusion.embed(pipe, [*texts[:2], "T1w axial"]), strict=True))
     counts = {name: sum(torch.equal(state, kind) for state in seen) for name, kind in kinds.items()}
     assert sum(counts.values()) == len(seen) == 48 and min(counts.values()) > 5 and counts[""] > 15
@@ -515,10 +544,14 @@ def test_what_is_dropped_is_the_label_alone(tiny_model, tmp_path, monkeypatch):
 
 def test_divergence_is_told_and_writes_no_checkpoint(tiny_model, tmp_path):
     mean, std, texts = data()
-    p = section("finetune", latent_diffusion.Finetune, **FINETUNE)
+    p = section("finetune", finetuning.Finetune, **FINETUNE)
     with pytest.raises(UserError, match="finetune.learning_rate"):
-        latent_diffusion.finetune(
-            latent_diffusion.load(tiny_model), mean * np.nan, std, texts, p, seed=0, checkpoint=tmp_path / "c.pt"
+        finetuning.finetune(
+            latent_diffusion.load(tiny_model),
+            finetuning.Lessons(mean * np.nan, std, texts),
+            p,
+            seed=0,
+            checkpoint=tmp_path / "c.pt",
         )
     assert not (tmp_path / "c.pt").exists()
 
@@ -527,7 +560,7 @@ def test_divergence_is_told_and_writes_no_checkpoint(tiny_model, tmp_path):
 
 
 LORA = FINETUNE | dict(
-    method="lora", lora=latent_diffusion.Lora(rank=2, alpha=6.0, targets=("to_q", "to_v", "conv1")), epochs=4
+    method="lora", lora=finetuning.Lora(rank=2, alpha=6.0, targets=("to_q", "to_v", "conv1")), epochs=4
 )
 
 
@@ -535,14 +568,16 @@ def adapted(model, tmp_path, **change):
     """A pipeline fine-tuned by adapters that are not yet added to its weights."""
     mean, std, texts = data()
     pipe = latent_diffusion.load(model)
-    p = section("finetune", latent_diffusion.Finetune, **LORA | change)
-    history, _ = latent_diffusion.finetune(pipe, mean, std, texts, p, seed=0, checkpoint=tmp_path / "c.pt")
+    p = section("finetune", finetuning.Finetune, **LORA | change)
+    history, _ = finetuning.finetune(
+        pipe, finetuning.Lessons(mean, std, texts), p, seed=0, checkpoint=tmp_path / "c.pt"
+    )
     return pipe, history
 
 
 def pictures(pipe):
     p = section("sample", sampling.Sample, **SAMPLE)
-    return latent_diffusion.sample(pipe, ["T1w axial brain MRI"] * 2, [1, 2], p, size=64).astype(int)
+    return latent_diffusion.draw(pipe, ["T1w axial brain MRI"] * 2, [1, 2], p, size=64)[:, 0].astype(int)
 
 
 @pytest.mark.parametrize("text", [False, True])
@@ -553,7 +588,7 @@ def test_adapters_are_the_difference_between_base_and_fused_model(tiny_model, tm
     base = latent_diffusion.load(tiny_model)
     fused, _ = adapted(tiny_model, tmp_path, train_text_encoder=text, learning_rate=0.01)
     learned = pictures(fused)
-    adapters = latent_diffusion.fuse(fused)
+    adapters = finetuning.fuse(fused)
     assert set(adapters) == ({"unet", "text_encoder"} if text else {"unet"})
     assert fused.unet.state_dict().keys() == base.unet.state_dict().keys()  # a plain pipeline again
     fused.save_lora_weights(tmp_path / "lora", adapters["unet"], adapters.get("text_encoder"))
@@ -580,22 +615,22 @@ def test_adapters_alone_are_trained(tiny_model, tmp_path):
 def test_adapters_learn(tiny_model, tmp_path):
     pipe = latent_diffusion.load(tiny_model)
     mean = np.zeros((8, 1, 4, 8, 8), np.float32)
-    lora = latent_diffusion.Lora(rank=8, alpha=16.0, targets=("conv_in", "conv_out", "conv1", "conv2"))
-    p = section(
-        "finetune", latent_diffusion.Finetune, **LORA | dict(lora=lora, epochs=60, batch_size=8, learning_rate=0.01)
+    lora = finetuning.Lora(rank=8, alpha=16.0, targets=("conv_in", "conv_out", "conv1", "conv2"))
+    p = section("finetune", finetuning.Finetune, **LORA | dict(lora=lora, epochs=60, batch_size=8, learning_rate=0.01))
+    history, _ = finetuning.finetune(
+        pipe, finetuning.Lessons(mean, mean, [""] * 8), p, seed=0, checkpoint=tmp_path / "c.pt"
     )
-    history, _ = latent_diffusion.finetune(pipe, mean, mean, [""] * 8, p, seed=0, checkpoint=tmp_path / "c.pt")
     losses = [loss for _, loss, _ in history]
     assert np.mean(losses[-8:]) < 0.7 * np.mean(losses[:4])
 
 
 def test_a_killed_run_of_adapters_ends_like_an_undisturbed_one(tiny_model, tmp_path):
     mean, std, texts = data()
-    p = section("finetune", latent_diffusion.Finetune, **LORA)
+    p = section("finetune", finetuning.Finetune, **LORA)
     whole, half = latent_diffusion.load(tiny_model), latent_diffusion.load(tiny_model)
     shown = []
-    full, _ = latent_diffusion.finetune(
-        whole, mean, std, texts, p, seed=0, checkpoint=tmp_path / "a.pt", snapshot=shown.append
+    full, _ = finetuning.finetune(
+        whole, finetuning.Lessons(mean, std, texts), p, seed=0, checkpoint=tmp_path / "a.pt", snapshot=shown.append
     )
     assert shown == [0, 1, 2, 3, 4]
 
@@ -604,29 +639,32 @@ def test_a_killed_run_of_adapters_ends_like_an_undisturbed_one(tiny_model, tmp_p
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        latent_diffusion.finetune(
-            latent_diffusion.load(tiny_model), mean, std, texts, p, seed=0, checkpoint=tmp_path / "b.pt", tick=kill
+        finetuning.finetune(
+            latent_diffusion.load(tiny_model),
+            finetuning.Lessons(mean, std, texts),
+            p,
+            seed=0,
+            checkpoint=tmp_path / "b.pt",
+            tick=kill,
         )
     torch.manual_seed(5)  # the state of torch's own generator must not matter
-    again, _ = latent_diffusion.finetune(half, mean, std, texts, p, seed=0, checkpoint=tmp_path / "b.pt")
-    latent_diffusion.fuse(whole), latent_diffusion.fuse(half)
+    again, _ = finetuning.finetune(half, finetuning.Lessons(mean, std, texts), p, seed=0, checkpoint=tmp_path / "b.pt")
+    finetuning.fuse(whole), finetuning.fuse(half)
     assert again == full and torch.equal(weights(whole), weights(half))
 
 
 def test_layers_that_are_not_there_are_told(tiny_model, tmp_path):
     with pytest.raises(UserError, match=r"(?s)finetune.lora.targets = \['to_w'\].*conv1.*to_out\.0.*to_q"):
-        adapted(tiny_model, tmp_path, lora=latent_diffusion.Lora(rank=2, alpha=2.0, targets=("to_w",)))
+        adapted(tiny_model, tmp_path, lora=finetuning.Lora(rank=2, alpha=2.0, targets=("to_w",)))
 
 
 def test_adapters_take_no_new_token(tiny_model, tmp_path):
     mean, std, texts = data()
-    p = section("finetune", latent_diffusion.Finetune, **LORA | dict(train_text_encoder=True))
+    p = section("finetune", finetuning.Finetune, **LORA | dict(train_text_encoder=True))
     with pytest.raises(UserError, match="finetune.method"):
-        latent_diffusion.finetune(
+        finetuning.finetune(
             latent_diffusion.load(tiny_model),
-            mean,
-            std,
-            texts,
+            finetuning.Lessons(mean, std, texts),
             p,
             seed=0,
             checkpoint=tmp_path / "c.pt",
@@ -690,9 +728,9 @@ def test_the_stage_writes_a_pipeline_of_the_size_of_the_data(tiny_model, tmp_pat
 
 def draw(model, seeds, precision="fp32", **change):
     p = section("sample", sampling.Sample, **SAMPLE | change)
-    return latent_diffusion.sample(
+    return latent_diffusion.draw(
         latent_diffusion.load(model), ["T1w axial brain MRI"] * len(seeds), seeds, p, size=64, precision=precision
-    )
+    )[:, 0]
 
 
 @pytest.mark.parametrize("scheduler", ["sde-dpmsolver++", "dpmsolver++"])  # one draws noise at every step, one does not
@@ -744,7 +782,7 @@ def test_guidance_is_against_the_prompt_without_its_label(tiny_model):
     p = sampling.Sample(n=1, seed=0, steps=3, guidance_scale=5.0, scheduler="ddim", batch_size=2)
     texts = ["lesions T1w axial", "T2w axial"]
     latent_diffusion.mark_labels(pipe, ["lesions", "none"])
-    drawn = latent_diffusion.sample(pipe, texts, [3, 4], p, size=64)
+    drawn = latent_diffusion.draw(pipe, texts, [3, 4], p, size=64)[:, 0]
     plain.scheduler = latent_diffusion.new_scheduler(plain, "ddim")
     for image, text, bare, seed in zip(drawn, texts, ["T1w axial", ""], (3, 4), strict=True):
         expected = plain(

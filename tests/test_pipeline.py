@@ -596,7 +596,7 @@ def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, m
         baseline,
         dcgan,
         ddpm,
-        latent_diffusion,
+        finetuning,
         unet_gan,
         vae,
     )
@@ -613,7 +613,7 @@ def test_profiles_keep_comments_and_give_parameters_that_can_be_used(tmp_path, m
         "runtime": params.Runtime, "parallel": _launch.Parallel,
         "data": slicing.Data,
         "adapt": autoencoder_training.Adapt, "encode": autoencoder.Encode,
-        "prompt": prompts.Prompt, "finetune": latent_diffusion.Finetune, "sample": sampling.Sample,
+        "prompt": prompts.Prompt, "finetune": finetuning.Finetune, "sample": sampling.Sample,
         "evaluate": scorecard.Evaluate,
         "utility": downstream.Utility, "privacy": membership.Privacy,
         "registry": gate.Registry, "raters": ratings.Raters, "study": design.Study,

@@ -15,7 +15,7 @@ from stages import privacy as stage
 from synthmri import imageset, params, streams
 from synthmri.errors import UserError
 from synthmri.evaluation import copies, membership
-from synthmri.generators import autoencoder, ddpm, latent_diffusion
+from synthmri.generators import autoencoder, ddpm, finetuning, latent_diffusion
 from synthmri.registry import gate
 from synthmri.reporting import comparison
 from synthmri.training import denoising_loss
@@ -80,10 +80,14 @@ def test_a_latent_diffusion_model_that_learned_its_images_by_heart_is_caught_and
 
     before = errors()
     mean, std = autoencoder.encode(pipe.vae, members, batch_size=8)
-    p = params.read("params.yaml", "finetune", latent_diffusion.Finetune)
+    p = params.read("params.yaml", "finetune", finetuning.Finetune)
     p = p.model_copy(update=dict(epochs=150, batch_size=8, learning_rate=5e-3))
-    latent_diffusion.finetune(
-        pipe, mean[:, None], 0 * std[:, None], texts[:8], p, seed=0, checkpoint=tmp_path / "state.pt"
+    finetuning.finetune(
+        pipe,
+        finetuning.Lessons(mean[:, None], 0 * std[:, None], texts[:8]),
+        p,
+        seed=0,
+        checkpoint=tmp_path / "state.pt",
     )
     found = membership.attack(*np.split(membership.by_loss(errors(), before), [8]), np.arange(8), np.arange(24), P)
     assert found["auroc_low"] > 0.6

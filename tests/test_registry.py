@@ -322,11 +322,11 @@ def test_adapters_are_logged_as_mlflow_keeps_them(project, tiny_model):
     import torch
     from peft import LoraConfig
 
-    from synthmri.generators import latent_diffusion
+    from synthmri.generators import finetuning, latent_diffusion
 
     pipe = latent_diffusion.load(tiny_model)
     pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
-    pipe.save_lora_weights(Path("models/latent_diffusion/lora"), latent_diffusion.fuse(pipe)["unet"])
+    pipe.save_lora_weights(Path("models/latent_diffusion/lora"), finetuning.fuse(pipe)["unet"])
     text = Path("params.yaml").read_text(encoding="utf-8")
     Path("params.yaml").write_text(text.replace("pretrained/base", str(tiny_model)), encoding="utf-8")
     draw("latent_diffusion")

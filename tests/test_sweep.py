@@ -257,7 +257,7 @@ def test_guidance_without_words_changes_nothing(tiny_model):
     pipe = latent_diffusion.load(tiny_model)
     calls = []
     pipe.unet.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
-    ours = latent_diffusion.sample(pipe, [""], [3], p, size=64)[0] / 255
+    ours = latent_diffusion.draw(pipe, [""], [3], p, size=64)[:, 0][0] / 255
     assert calls == [1, 1, 1]
     plain = StableDiffusionPipeline.from_pretrained(tiny_model, safety_checker=None)
     plain.scheduler = latent_diffusion.new_scheduler(plain, "ddim")

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,41 +33,49 @@ class Adapt(Section):
     mask_weight: float = Field(ge=0)
 
 
+class Losses(NamedTuple):
+    """What is asked of an autoencoder beside small errors (L1), by weight."""
+
+    perceptual: float = 0.0  # LPIPS (Zhang 2018)
+    adversarial: float = 0.0  # a discriminator of patches: without one the decoder blurs what it cannot know, with one
+    # it draws texture in its place, which is nearer in distribution and farther in PSNR (Blau 2018)
+    adversarial_from: float = 0.0  # share of the steps that is done when that joins
+    masks: float = 0.0  # above 0 blue is a mask, which `masks.loss` judges
+    latents: float = 0.0  # a pull towards zero mean and unit variance of each channel
+    latent_noise: float = 0.0  # standard deviation of noise on the latents, relative to theirs, so that the decoder
+    # forgives a sampler's errors
+
+
 def rebuild(
     vae,
     x: torch.Tensor,
+    losses: Losses,
     perceptual: Callable,
     generator: torch.Generator,
     *,
-    weight: float,
-    latent_noise: float,
     frozen_encoder: bool = False,
-    mask_weight: float = 0.0,
     share: distributed.Share | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Loss of rebuilding x: L1 + weight * perceptual distance (LPIPS, Zhang 2018); its latents; the image that came
-    out, grey. With a mask_weight blue of x is a mask: `masks.loss` times that judges it, and the encoder does not see
-    it.
+    """L1 of rebuilding x, with `perceptual` and `masks` of the losses; its latents; the image that came out, grey.
 
-    x: (B, 3, H, W) in [-1, 1]; perceptual: (B, 3, H, W) x (B, 3, H, W) -> distances; latent_noise: standard deviation
-    of noise on the latents, relative to theirs, so that the decoder forgives a sampler's errors; generator: its source;
-    share: which part of a batch x is, where it is not all of it: the loss is then the mean over that part.
-    Returns a scalar, (B, C, h, w) and (B, 1, H, W).
+    x: (B, 3, H, W) in [-1, 1]; where masks count, its blue is one, and the encoder does not see it; perceptual:
+    (B, 3, H, W) x (B, 3, H, W) -> distances; generator: the source of noise; share: which part of a batch x is, where
+    it is not all of it: the loss is then the mean over that part. Returns a scalar, (B, C, h, w) and (B, 1, H, W).
     """
-    masked = mask_weight > 0
+    masked = losses.masks > 0
     image = x[:, :1].expand_as(x) if masked else x
     with torch.set_grad_enabled(not frozen_encoder):
         z = autoencoder.posterior(vae.encode(image))[0].float()
     share = share or distributed.Share(len(x), slice(None), 1.0)
-    noise = latent_noise * torch.randn((share.whole, *z.shape[1:]), generator=generator)[share.rows].to(z)
+    noise = losses.latent_noise * torch.randn((share.whole, *z.shape[1:]), generator=generator)[share.rows].to(z)
     y = vae.decode(z + noise * distributed.std(z.detach())).sample.float()
     grey = autoencoder.grey(y, masked)
     shown = grey.expand_as(x) if masked else y
     value = F.l1_loss(y[:, :2], x[:, :2]) if masked else F.l1_loss(y, x)
-    if weight > 0:
-        value = value + weight * perceptual(image, shown.clamp(-1.2, 1.2)).float().mean()
+    if losses.perceptual > 0:
+        value = value + losses.perceptual * perceptual(image, shown.clamp(-1.2, 1.2)).float().mean()
     if masked:
-        value = value + mask_weight * masks.loss(SHARPNESS * y[:, 2], (x[:, 2] > 0).float())
+        value = value + losses.masks * masks.loss(SHARPNESS * y[:, 2], (x[:, 2] > 0).float())
     return value, z, grey
 
 
@@ -74,33 +83,27 @@ def train(
     vae,
     part: str,
     draw: Callable[[torch.Generator], torch.Tensor],
-    p,
+    losses: Losses,
     perceptual: Callable,
     *,
+    steps: int,
+    learning_rate: float,
     seed: int,
-    checkpoint: Path,
     section: str,
-    precision: Precision = "fp32",
-    latent_noise: float = 0.0,
-    latent_weight: float = 0.0,
-    mask_weight: float = 0.0,
-    adversarial_from: float = 0.0,
+    checkpoint: Path,
     every: int = 100,
+    precision: Precision = "fp32",
     tick: loop.Tick = lambda step, loss, rate: None,
 ) -> int:
     """Train `vae` in place to rebuild the batches (B, 3, H, W) in [-1, 1] that `draw` makes of a generator.
 
-    Where p.adversarial_weight is above 0, a discriminator of patches learns beside it once the share adversarial_from
-    of the steps is done: without one the decoder blurs what it cannot know, with one it draws texture in its place,
-    which is nearer in distribution and farther in PSNR (Blau 2018). part: "decoder" keeps the latent space that a UNet
-    knows, "full" moves it; p: steps, learning_rate, perceptual_weight and adversarial_weight; perceptual, latent_noise,
-    mask_weight: as for `rebuild`; latent_weight: of a pull of the latents towards zero mean and unit variance per
-    channel. Written to `checkpoint` `every` so many steps; a run that was killed goes on from there to the same result.
-    Of several processes each takes its share of every batch, and draws whole batches in turn. Returns the
-    floating-point operations. Raises UserError, naming `section` of the parameters, when the loss stops being finite.
+    part: "decoder" keeps the latent space that a UNet knows, "full" moves it; perceptual: as for `rebuild`. Written to
+    `checkpoint` `every` so many steps; a run that was killed goes on from there to the same result. Of several
+    processes each takes its share of every batch, and draws whole batches in turn. Returns the floating-point
+    operations. Raises UserError, naming `section` of the parameters, when the loss stops being finite.
     """
     device = next(vae.parameters()).device
-    autoencoder.mark_masked(vae, mask_weight > 0)
+    autoencoder.mark_masked(vae, losses.masks > 0)
     # The pieces by their names in diffusers: both kinds have `decoder`, the KL kind a convolution before it.
     names = ("decoder.", "post_quant_conv.") if part == "decoder" else ("",)
     vae.requires_grad_(False)
@@ -108,7 +111,7 @@ def train(
     with streams.weights(seed, section, "discriminator"):
         discriminator = patch_discriminator.Discriminator().to(device)
     learners = {
-        "optimizer": torch.optim.AdamW(weights, lr=p.learning_rate, betas=(0.5, 0.99), weight_decay=0.0),
+        "optimizer": torch.optim.AdamW(weights, lr=learning_rate, betas=(0.5, 0.99), weight_decay=0.0),
         "discriminator_optimizer": torch.optim.AdamW(
             discriminator.parameters(), lr=1e-3, betas=(0.5, 0.99), weight_decay=0.0
         ),
@@ -132,34 +135,30 @@ def train(
     generator = torch.Generator()
 
     def judged(step: int) -> bool:
-        return p.adversarial_weight > 0 and step >= adversarial_from * p.steps
+        return losses.adversarial > 0 and step >= losses.adversarial_from * steps
 
     def update(step: int) -> float:
-        loop.set_rate(
-            optimizer, p.learning_rate * loop.warm_cosine(step, p.steps, max(min(10, p.steps), p.steps // 40))
-        )
+        loop.set_rate(optimizer, learning_rate * loop.warm_cosine(step, steps, max(min(10, steps), steps // 40)))
         x, state = batches(step)
         share = distributed.share(len(x))
         x = x[share.rows].to(device)
         generator.set_state(state)
         with autocast(device, precision):
             value, z, grey = rebuild(
-                vae, x, perceptual, generator,
-                weight=p.perceptual_weight, latent_noise=latent_noise, frozen_encoder=part == "decoder",
-                mask_weight=mask_weight, share=share,
-            )  # fmt: skip
+                vae, x, losses, perceptual, generator, frozen_encoder=part == "decoder", share=share
+            )
             if judged(step):
-                value = value + p.adversarial_weight * patch_discriminator.generator_loss(discriminator, grey)
-        if latent_weight > 0:
+                value = value + losses.adversarial * patch_discriminator.generator_loss(discriminator, grey)
+        if losses.latents > 0:
             mean, std = distributed.mean(z, dim=(0, 2, 3)), distributed.std(z, dim=(0, 2, 3))
-            value = value + latent_weight * (mean.square() + (std - 1).square()).mean()
+            value = value + losses.latents * (mean.square() + (std - 1).square()).mean()
         value = share.weight * value
         loop.descend(optimizer, value, max_grad_norm=1.0)
         loss = distributed.total(value.item())
         if not np.isfinite(loss):
             raise UserError(
                 f"training the autoencoder diverged: the loss of step {step} is {loss}; lower "
-                f"{section}.learning_rate (now {p.learning_rate}) or set runtime.precision to fp32"
+                f"{section}.learning_rate (now {learning_rate}) or set runtime.precision to fp32"
             )
         if judged(step):
             with autocast(device, precision):
@@ -168,10 +167,10 @@ def train(
         return loss
 
     vae.train()
-    for step in range(first, p.steps):
+    for step in range(first, steps):
         loss = operations.run(functools.partial(update, step), "judged" if judged(step) else "")
         tick(step, loss, optimizer.param_groups[0]["lr"])
-        if (step + 1) % every == 0 or step + 1 == p.steps:
+        if (step + 1) % every == 0 or step + 1 == steps:
             state = {name: learner.state_dict() for name, learner in learners.items()}
             loop.save_checkpoint(checkpoint, state | {"step": step + 1, "operations": operations.state_dict()})
     vae.requires_grad_(False).eval()
@@ -202,8 +201,8 @@ def adapt(
     def draw(generator: torch.Generator) -> torch.Tensor:
         return autoencoder.to_tensor(*masks.crops(parts, p.batch_size, crop, generator, marked))
 
+    losses = Losses(p.perceptual_weight, p.adversarial_weight, masks=p.mask_weight * masked, latent_noise=LATENT_NOISE)
     train(
-        vae, part, draw, p, perceptual,
-        seed=seed, precision=precision, checkpoint=checkpoint, section="adapt", latent_noise=LATENT_NOISE,
-        mask_weight=p.mask_weight if masked else 0.0, tick=tick,
+        vae, part, draw, losses, perceptual, steps=p.steps, learning_rate=p.learning_rate, seed=seed, section="adapt",
+        checkpoint=checkpoint, precision=precision, tick=tick,
     )  # fmt: skip

@@ -45,7 +45,8 @@ def level(depth_mm: float) -> int:
 
 
 def prompts(manifest: pd.DataFrame, p: Prompt) -> list[str]:
-    """One prompt a row of a manifest; a part between commas whose field is empty is left out.
+    """One prompt a row of a manifest. Of the first part between commas empty fields are left out; of the others, parts
+    that have any.
 
     `level` is the slice's depth in whole centimetres below the vertex.
     """

@@ -50,6 +50,14 @@ class Autoencoder(Section):
     latent_noise: float = Field(ge=0)
 
 
+def losses(p: Autoencoder) -> autoencoder_training.Losses:
+    """What it is trained for."""
+    return autoencoder_training.Losses(
+        p.perceptual_weight, p.adversarial_weight, p.adversarial_from, latents=p.latent_weight,
+        latent_noise=p.latent_noise,
+    )  # fmt: skip
+
+
 class Denoiser(Section):
     """Section `pretrain.unet`."""
 
@@ -130,7 +138,7 @@ def fit_autoencoder(
     part: str = "full",
 ):
     """Train an autoencoder, `start` or else a new one, or go on from `checkpoint`; the loss: see
-    autoencoder_training.train.
+    `losses`.
 
     part: "full", or "decoder", which keeps the latent space. perceptual: (B, 3, H, W) x (B, 3, H, W) in [-1, 1] ->
     distances. Returns the trained autoencoder and the floating-point operations.
@@ -139,10 +147,9 @@ def fit_autoencoder(
         model = (start or new_autoencoder(p)).to(device)
     atlas = maps.load_atlas().to(device)
     operations = autoencoder_training.train(
-        model, part, lambda generator: rgb(autoencoder_images(atlas, p, generator)), p, perceptual,
-        seed=run.seed, precision=precision, checkpoint=checkpoint, section="pretrain.autoencoder",
-        latent_noise=p.latent_noise, latent_weight=p.latent_weight, adversarial_from=p.adversarial_from,
-        every=run.checkpoint_steps, tick=tick,
+        model, part, lambda generator: rgb(autoencoder_images(atlas, p, generator)), losses(p), perceptual,
+        steps=p.steps, learning_rate=p.learning_rate, seed=run.seed, section="pretrain.autoencoder",
+        checkpoint=checkpoint, every=run.checkpoint_steps, precision=precision, tick=tick,
     )  # fmt: skip
     return model, operations
 
