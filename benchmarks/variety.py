@@ -3,7 +3,9 @@
 python -m benchmarks.variety          (after `dvc repro`; then: python -m benchmarks.variety --table)
 
 Of the fine-tuned model as it lies in models/: the training slices as they are and through its autoencoder, which
-bound what any UNet could reach; then samples, with other samplers, steps, guidance, prompts and seeds.
+bound what any UNet could reach; these with noise up to some level, denoised by the UNet from there (Meng 2022, arXiv
+2108.01073), which tells the levels at which it loses them; then samples, with other samplers, steps, guidance, prompts
+and seeds.
 """
 
 import json
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import torch
 import typer
 from scipy.ndimage import gaussian_filter
 
@@ -19,15 +22,17 @@ from benchmarks import measure
 from stages import _cli
 from synthmri import imageset, params
 from synthmri.evaluation import distances, features, scorecard
-from synthmri.generators import latent_diffusion
+from synthmri.generators import autoencoder, latent_diffusion
 from synthmri.scans import prompts
 from synthmri.training import sampling
+from synthmri.training.precision import autocast
 
 BLUR_PX = 0.7  # standard deviation
 COLUMNS = {
     "fd": "FD", "kid": "KID", "precision": "precision", "recall": "recall", "density": "density",
     "coverage": "coverage",
 }  # fmt: skip
+LEVELS = (200, 400, 600, 800)  # of 1000: timesteps that real latents are noised to
 CHANGES = {  # of section sample
     "50 steps": {"steps": 50},
     "DPM-Solver++ without noise": {"scheduler": "dpmsolver++"},
@@ -79,6 +84,10 @@ def sets(train: imageset.ImageSet, model: Path, n: int, precision: str) -> Itera
         latent_diffusion.LatentDiffusion(pipe).reconstruct(real, batch_size=16, precision=precision),
     )
 
+    words = [texts[i] for i in imageset.evenly(len(train), n)]
+    for level in LEVELS:
+        yield f"these, noised to level {level} and denoised", noised(pipe, real, words, level, drawing, precision)
+
     def drawn(change: dict, words: list[str], first: int) -> np.ndarray:
         seeds = list(range(first, first + n))
         p = drawing.model_copy(update=change)
@@ -91,6 +100,31 @@ def sets(train: imageset.ImageSet, model: Path, n: int, precision: str) -> Itera
     for title, change in CHANGES.items():
         yield title, drawn(change, texts, drawing.seed)
     yield "empty prompts", drawn({}, [""] * len(texts), drawing.seed)
+
+
+@torch.no_grad()
+def noised(pipe, real: np.ndarray, texts: list[str], level: int, p: sampling.Sample, precision: str) -> np.ndarray:
+    """uint8 (N, S, S): what becomes of real slices whose latents are noised to that timestep and denoised."""
+    out = []
+    for start in range(0, len(real), p.batch_size):
+        rows = slice(start, start + p.batch_size)
+        mean, _ = autoencoder.encode(pipe.vae, real[rows], batch_size=p.batch_size, precision=precision)
+        x = latent_diffusion.scaled(pipe, torch.from_numpy(mean))
+        generators = [torch.Generator().manual_seed(p.seed + start + i) for i in range(len(x))]
+        noise = torch.stack([torch.randn(x.shape[1:], generator=each) for each in generators])
+        scheduler = latent_diffusion.new_scheduler(pipe, "sde-dpmsolver++")
+        sampling.set_steps(scheduler, p.steps)
+        steps = scheduler.timesteps[scheduler.timesteps <= level]
+        x = scheduler.add_noise(x, noise, steps[:1].expand(len(x)))
+        scheduler.set_begin_index(len(scheduler.timesteps) - len(steps))
+        states = latent_diffusion.embed(pipe, texts[rows])
+        with autocast(pipe.unet.device, precision):
+            for t in steps:
+                predicted = pipe.unet(x, t, encoder_hidden_states=states).sample.float()
+                x = scheduler.step(predicted, t, x, generator=generators).prev_sample
+            decoded = pipe.vae.decode(x / pipe.vae.config.scaling_factor).sample
+        out.append(autoencoder.to_planes(decoded.float() / 2 + 0.5, autoencoder.draws_masks(pipe.vae))[:, 0])
+    return np.concatenate(out)
 
 
 def table(result: dict) -> str:

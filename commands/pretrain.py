@@ -161,7 +161,7 @@ def _baseline(model: str, images: Path, out: Path, start: Path | None, checkpoin
     p = params.read(_cli.PRETRAINING, f"baselines.{model}", generator.Params)
     distributed.check(p.batch_size, f"baselines.{model}.batch_size")
     heads = draw.drawn(images, run)
-    named = p.model_dump(exclude={"steps"}), runtime.model_dump(), precision, heads.meta, len(heads)
+    named = p.model_dump(exclude={"steps"}), runtime.model_dump(), precision, heads.meta, len(heads), run.baselines_px
     checkpoint = checkpoints / f"{model}-{_files.digest(*named, *[start] if start else [])}.pt"
     drawing = sampling.Sample(n=SHOWN, seed=0, steps=1, guidance_scale=1.0, scheduler="ddpm", batch_size=SHOWN)
 
@@ -178,7 +178,7 @@ def _baseline(model: str, images: Path, out: Path, start: Path | None, checkpoin
     ):
         trained, _, operations = generator.fit(
             heads.images, p, seed=run.seed, points=POINTS, checkpoint=checkpoint, start=start, device=runtime.device,
-            precision=precision, tick=tick, snapshot=snapshot,
+            precision=precision, tick=tick, snapshot=snapshot, image_px=run.baselines_px,
         )  # fmt: skip
     if distributed.is_main():
         with _files.replacing(out) as folder:

@@ -117,6 +117,7 @@ def main(
             _files.write_metrics(
                 numbers,
                 {
+                    "drawn_px": train.images.shape[1],
                     "parameters": whole,
                     "trained_parameters": _count(trained),
                     "images_seen": shown[drawn - 1] * len(texts),

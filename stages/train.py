@@ -33,15 +33,16 @@ def main(
     seed, precision = _cli.seed(), _cli.precision(runtime)
     generator = generators.find(model)
     p = params.read(_cli.PARAMS, f"baselines.{model}", generator.Params)
-    pretrained = params.read(_cli.PARAMS, "train", Train).pretrained
+    how = params.read(_cli.PARAMS, "train", Train)
+    pretrained = how.pretrained
     progress = params.read(_cli.PARAMS, "progression", Progression)
     distributed.check(p.batch_size, f"baselines.{model}.batch_size")
     drawing = sampling.Sample(
         n=progress.n, seed=0, steps=1, guidance_scale=1.0, scheduler="ddpm", batch_size=min(progress.n, 16)
     )
     settings = (
-        seed, p.model_dump(), progress.model_dump(exclude={"points"}), runtime.model_dump(), precision,
-        distributed.count(),
+        seed, p.model_dump(), how.model_dump(), progress.model_dump(exclude={"points"}), runtime.model_dump(),
+        precision, distributed.count(),
     )  # fmt: skip
     with (
         _unfinished.checkpoints(checkpoints / model, [images], *settings, *[start] * pretrained) as unfinished,
@@ -60,6 +61,7 @@ def main(
                 np.array(imageset.read(images).images), p, seed=seed, points=progress.baseline_points,
                 checkpoint=unfinished / "train.pt", device=runtime.device, precision=precision,
                 tick=tick, snapshot=snapshot, start=start if pretrained else None,
+                image_px=how.image_px,
             )  # fmt: skip
         if not distributed.is_main():
             return
@@ -84,6 +86,7 @@ def main(
             _files.write_metrics(
                 numbers,
                 {
+                    "drawn_px": trained.px,
                     "parameters": sum(weight.numel() for weight in trained.network.parameters()),
                     "images_seen": p.steps * p.batch_size,
                     "teraflop": operations / 1e12,

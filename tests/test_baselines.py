@@ -69,7 +69,8 @@ def test_a_killed_training_ends_like_an_undisturbed_one(name, tmp_path):
     assert torch.equal(flat(whole), flat(again))
     assert history_again == history and len(history) == 4
     assert operations_again == operations > 0
-    assert whole.config == {"params": p.model_dump(), "size": SIZE, "target": "image" if name == "ddpm" else ""}
+    target = "image" if name == "ddpm" else ""
+    assert whole.config == {"params": p.model_dump(), "size": SIZE, "px": SIZE, "target": target}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -123,7 +124,7 @@ def test_a_generator_approaches_its_one_image(tmp_path):
 
 
 def test_sizes_that_do_not_halve_to_four_are_refused(tmp_path):
-    with pytest.raises(UserError, match="data.image_size is 48"):
+    with pytest.raises(UserError, match="or data.image_size where that is less, is 48"):
         fit("vae", section("vae"), tmp_path / "c.pt", of=images(size=48))
 
 
@@ -298,13 +299,39 @@ def test_pretrained_weights_of_another_network_are_refused(tmp_path):
         snapshot=lambda point, model: None,
     )
     dcgan = generators.find("dcgan")
-    words = "width 4, latent_dim 4 and 64 px; baselines.dcgan and data.image_size ask for width 8, latent_dim 4 and 64"
+    words = "width 4, latent_dim 4 and 64 px; baselines.dcgan and train.image_px ask for width 8, latent_dim 4 and 64"
     with pytest.raises(UserError, match=words):
         dcgan.fit(images(), section("dcgan", width=8), start=tmp_path / "start", **settings)
     with pytest.raises(UserError, match="and 64 px; .* and 32 px: make them equal, or set train.pretrained"):
         dcgan.fit(images(size=32), section("dcgan"), start=tmp_path / "start", **settings)
     with pytest.raises(UserError, match="holds no weights to start from .*`synthmri pretrain --model dcgan`"):
         dcgan.fit(images(), section("dcgan"), start=tmp_path / "nowhere", **settings)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fewer_pixels_are_learnt_and_drawn_larger(name, tmp_path):
+    """Of 128 px 64 are learnt; the rest of the pipeline sees slices of 128, and weights of 128 are another network."""
+    found, large = generators.find(name), images(size=128)
+    settings = dict(seed=0, points=1, tick=lambda step, loss, rate: None, snapshot=lambda point, model: None)
+    model, *_ = found.fit(large, section(name), checkpoint=tmp_path / "c.pt", image_px=SIZE, **settings)
+    halved = large.reshape(len(large), SIZE, 2, SIZE, 2).mean(axis=(2, 4)).round().astype(np.uint8)
+    small, *_ = found.fit(halved, section(name), checkpoint=tmp_path / "d.pt", **settings)
+    assert torch.equal(flat(model), flat(small)) and model.config["size"] == 128 and model.px == SIZE
+    model.save(tmp_path / "model", beside=True)
+    model.save(tmp_path / "own")
+    again = found.load(tmp_path / "own")
+    drawn, plain = draw(again, range(2)), draw(small, range(2))
+    assert drawn.shape == (2, 128, 128)
+    shrunk = drawn.reshape(2, SIZE, 2, SIZE, 2).mean(axis=(2, 4))
+    assert np.corrcoef(shrunk.ravel(), plain.ravel())[0, 1] > 0.9
+    if name == "vae":
+        assert again.reconstruct(large, batch_size=4).shape == large.shape
+    if name == "ddpm":
+        args = ([""] * len(large), [100, 500])
+        ours = again.denoising_errors(large, *args, seed=0, batch_size=4)
+        np.testing.assert_array_equal(ours, small.denoising_errors(halved, *args, seed=0, batch_size=4))
+    with pytest.raises(UserError, match=f"and 64 px; baselines.{name} and train.image_px ask for .* and 128 px"):
+        found.fit(large, section(name), checkpoint=tmp_path / "e.pt", start=tmp_path / "model", **settings)
 
 
 def test_a_vae_is_drawn_from_the_latents_of_its_training_slices():

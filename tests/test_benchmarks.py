@@ -177,7 +177,7 @@ def test_ways_of_fine_tuning_differ_in_what_they_say(people, tiny_model, monkeyp
 def test_suspects_of_little_variety_are_told_apart(people, tiny_model):
     variety.main(model=tiny_model, n=8)
     found = result("variety")["simulated"]["sets"]
-    assert len(found) == 6 + len(variety.CHANGES)
+    assert len(found) == 6 + len(variety.LEVELS) + len(variety.CHANGES)
     assert found["training slices"]["fd"] < found["these, through the autoencoder"]["fd"]  # an untrained one
     assert found["samples"] != found["other seeds"] and found["samples"] != found["Euler"]
     variety.main(name="again", model=tiny_model, n=8)

@@ -13,7 +13,6 @@ from commands import draw
 from stages import _cli, _files
 from synthmri import generators, imageset, params, streams
 from synthmri.errors import UserError
-from synthmri.scans import slicing
 from synthmri.simulation import pretraining
 from synthmri.training import loop
 
@@ -219,11 +218,12 @@ def test_a_baseline_is_pretrained_on_the_drawn_slices_and_goes_on_from_its_weigh
 
 
 @pytest.mark.parametrize("name", [name for name in generators.GENERATORS if name != "latent_diffusion"])
-def test_a_baseline_of_the_default_run_begins_with_the_weights_that_lie_here(name):
+def test_a_baseline_begins_with_the_weights_that_lie_here(name):
     """Those of its discriminator too, which are drawn from nothing but its own section."""
-    whole = params.read("params.yaml", "data", slicing.Data).image_size
-    p = params.read("params.yaml", f"baselines.{name}", generators.find(name).Params)
-    model, folder = generators.find(name).untrained(p, whole, seed=0), Path("pretrained") / name
+    run = params.read(_cli.PRETRAINING, "pretrain", pretraining.Pretrain)
+    p = params.read(_cli.PRETRAINING, f"baselines.{name}", generators.find(name).Params)
+    folder = Path("pretrained") / name
+    model = generators.find(name).untrained(p, run.image_size, seed=0, image_px=run.baselines_px)
     parts, _ = model.learner(p, lambda generator: None, seed=0, precision="fp32")
     beside = {key: part for key, part in parts.items() if isinstance(part, torch.nn.Module)}
     before = flat(model.network).clone()

@@ -17,9 +17,8 @@ from torch import nn
 
 from synthmri import streams
 from synthmri.evaluation import auroc
-from synthmri.imageset import pieces
 from synthmri.reporting import tables
-from synthmri.training import loop, masks
+from synthmri.training import loop, masks, resolution
 
 SHARES = (0.1, 1.0)  # of the real training people, at least one who has lesions
 TRAININGS = 3  # of each arm and share: other people, other batches
@@ -81,18 +80,10 @@ def _block(before: int, after: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def shrunk(images: np.ndarray, image_px: int) -> np.ndarray:
-    """uint8 (N, H, W) -> uint8 (N, image_px, image_px), each pixel the mean of those that it covers."""
-    out = np.empty((len(images), image_px, image_px), np.uint8)
-    for start, piece in pieces(images, 64):
-        x = F.interpolate(torch.from_numpy(piece)[:, None].float(), size=(image_px, image_px), mode="area")
-        out[start : start + len(piece)] = x[:, 0].round().to(torch.uint8).numpy()
-    return out
-
-
 def pairs(images: np.ndarray, marks: np.ndarray, who: np.ndarray, image_px: int) -> Pairs:
     """From slices and their masks, uint8 (N, H, W); a pixel is inside where most of what it covers is."""
-    return Pairs(shrunk(images, image_px), np.where(shrunk(marks, image_px) > 127, 255, 0).astype(np.uint8), who)
+    smaller = resolution.shrunk(marks, image_px)
+    return Pairs(resolution.shrunk(images, image_px), np.where(smaller > 127, 255, 0).astype(np.uint8), who)
 
 
 def obstacle(train: Pairs, val: Pairs, test: Pairs, synthetic: Pairs) -> str:

@@ -15,7 +15,7 @@ from synthmri import streams
 from synthmri.errors import UserError
 from synthmri.generators.base import Generator
 from synthmri.params import Section
-from synthmri.training import loop, sampling
+from synthmri.training import loop, resolution, sampling
 from synthmri.training.precision import Precision
 
 Draw = Callable[[torch.Generator], torch.Tensor]  # -> float32 (B, 1, S, S) in [-1, 1]: this process's share of a batch
@@ -26,6 +26,7 @@ class Train(Section):
     """Section `train`, of all baselines."""
 
     pretrained: bool
+    image_px: int = Field(ge=16, le=1024)
 
 
 class Training(Section):
@@ -41,8 +42,13 @@ def arranged(network: nn.Module) -> nn.Module:
     return network.to(memory_format=torch.channels_last)
 
 
+def _px(config: dict) -> int:
+    """Pixels of an edge of what a network draws."""
+    return config.get("px", config["size"])
+
+
 class Baseline(Generator):
-    """A network and the {"params": section, "size": pixels} that it was built by.
+    """A network and the {"params": section, "size": pixels of the slices, "px": of what it draws} that it was built by.
 
     beside: by name, the networks that learnt beside it, such as a discriminator; none where it was opened to draw.
     """
@@ -54,7 +60,7 @@ class Baseline(Generator):
     target: ClassVar[str] = ""  # what it predicts, where a network of the same shapes could predict another thing
 
     def __init__(self, network: nn.Module, config: dict):
-        self.network, self.config = network, config
+        self.network, self.config, self.px = network, config, _px(config)
         self.beside: dict[str, nn.Module] = {}
 
     @staticmethod
@@ -67,17 +73,19 @@ class Baseline(Generator):
         """What trains the network in place: whatever of it has a state_dict, by name, and the update of one step."""
 
     def settle(self, images: np.ndarray) -> None:
-        """What is learnt of the training slices, uint8 (N, S, S), once the weights stand: nothing, of most models."""
+        """What is learnt of the training slices, uint8 (N, px, px), once the weights stand: nothing, of most models."""
 
     @abstractmethod
     def draw(self, generators: list[torch.Generator]) -> torch.Tensor:
-        """(B, 1, S, S) in [-1, 1], image i from generator i alone."""
+        """(B, 1, px, px) in [-1, 1], image i from generator i alone."""
 
     @classmethod
-    def untrained(cls, p: Training, size: int, *, seed: int) -> Self:
-        """With initial weights from `seed`."""
+    def untrained(cls, p: Training, size: int, *, seed: int, image_px: int | None = None) -> Self:
+        """For slices of `size` pixels, drawn with image_px where these are fewer; initial weights from `seed`."""
+        px = min(size, image_px or size)
         with streams.weights(seed, cls.name, "weights"):
-            return cls(arranged(cls.build(p, size)), {"params": p.model_dump(), "size": size, "target": cls.target})
+            network = arranged(cls.build(p, px))
+        return cls(network, {"params": p.model_dump(), "size": size, "px": px, "target": cls.target})
 
     @classmethod
     def fit(
@@ -91,16 +99,20 @@ class Baseline(Generator):
         tick: loop.Tick,
         snapshot: Callable[[int, Generator], None],
         start: Path | None = None,
+        image_px: int | None = None,
         device: str = "cpu",
         precision: Precision = "fp32",
     ) -> tuple[Self, list[dict[str, float]], int]:
         """Train on uint8 (N, S, S). Returns the model of averaged weights, losses a step, floating-point operations.
 
+        image_px: it learns the slices in so many pixels, where these are fewer, and what it draws is enlarged.
         start: what `save` wrote with `beside`, whose weights the training begins with; None = random ones. Raises
         UserError where they do not fit. snapshot(point, model) is called at `points` + 1 even distances of the
         training; the rest, and errors, as in `loop.run`.
         """
-        model = cls.untrained(p, images.shape[1], seed=seed)
+        model = cls.untrained(p, images.shape[1], seed=seed, image_px=image_px)
+        if model.px < images.shape[1]:
+            images = resolution.shrunk(images, model.px)
         if start:
             model._begin(start, {"model": model.network})
         model.network.to(device)
@@ -138,7 +150,11 @@ class Baseline(Generator):
         progress: Callable = lambda batches, total: batches,
     ) -> np.ndarray:  # fmt: skip
         self.network.eval()
-        return sampling.in_batches(self.draw, seeds, p.batch_size, self.device, precision, progress)
+
+        def drawn(generators: list[torch.Generator]) -> torch.Tensor:
+            return resolution.enlarged(self.draw(generators), self.config["size"])
+
+        return sampling.in_batches(drawn, seeds, p.batch_size, self.device, precision, progress)
 
     def save(self, folder: Path, *, beside: bool = False) -> None:
         """model.safetensors and config.json, from which `load` builds it again.
@@ -171,17 +187,19 @@ class Baseline(Generator):
                 f"them, or set train.pretrained to false"
             ) from None
         try:
+            if _px(theirs) != self.px:  # which a network of convolutions alone would not notice
+                raise RuntimeError
             for name, network in networks.items():
                 network.load_state_dict(states[name])
         except RuntimeError:  # of other names or shapes
 
             def words(config: dict) -> str:
                 return ", ".join(f"{key} {config['params'][key]}" for key in self.architecture) + (
-                    f" and {config['size']} px"
+                    f" and {_px(config)} px"
                 )
 
             raise UserError(
-                f"{start} is a network of {words(theirs)}; baselines.{self.name} and data.image_size ask for "
+                f"{start} is a network of {words(theirs)}; baselines.{self.name} and train.image_px ask for "
                 f"{words(self.config)}: make them equal, or set train.pretrained to false"
             ) from None
 
@@ -199,7 +217,7 @@ class Baseline(Generator):
         try:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             cls._check_target(config)
-            network = arranged(cls.build(cls.Params.model_validate(config["params"], strict=False), config["size"]))
+            network = arranged(cls.build(cls.Params.model_validate(config["params"], strict=False), _px(config)))
             network.load_state_dict(load_file(folder / "model.safetensors"))
         except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(f"the model in {folder} cannot be opened ({error}); run `dvc repro`") from None

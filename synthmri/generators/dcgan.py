@@ -87,11 +87,7 @@ class DCGAN(Baseline):
 
     def learner(self, p, draw, *, seed, precision):
         with streams.weights(seed, self.name, "discriminator"):
-            discriminator = arranged(Discriminator(p, self.config["size"]).apply(_initialise)).to(self.device)
-        optimizers = tuple(
-            torch.optim.Adam(player.parameters(), lr=p.learning_rate, betas=(0.0, 0.99))
-            for player in (self.network, discriminator)
-        )
+            discriminator = arranged(Discriminator(p, self.px).apply(_initialise)).to(self.device)
 
         def discriminator_loss(judge, real, fake, step, generator):
             x, y = adversarial.penalised(real, step), adversarial.penalised(fake, step)
@@ -104,9 +100,8 @@ class DCGAN(Baseline):
             return adversarial.beside(judge(fake).float(), theirs)
 
         return adversarial.two_players(
-            self.network, discriminator, optimizers, draw, discriminator_loss, generator_loss,
-            batch_size=p.batch_size, steps=p.steps, precision=precision,
-        )  # fmt: skip
+            self.network, discriminator, draw, discriminator_loss, generator_loss, p, precision=precision
+        )
 
     def draw(self, generators):
         """Batch normalisation by the statistics of training."""

@@ -4,7 +4,9 @@ A space-to-depth stem (pixel unshuffle) makes large pictures affordable: the UNe
 from the paper, whose pictures had 32 pixels: the UNet predicts the image itself, under the loss of v, on a cosine
 schedule that is shifted for the size (Hoogeboom 2023, arXiv 2301.11093) and ends in pure noise (Lin 2024, arXiv
 2305.08891). An image lies on few dimensions and noise on all, so a network with few channels for stem^2 pixels can
-carry the one and not the other (Li and He 2025, arXiv 2511.13720).
+carry the one and not the other (Li and He 2025, arXiv 2511.13720). The loss of v counts errors of an image SNR + 1
+times, so that the few nearly clean pictures of a batch make most of its gradient, and a short training learns nothing
+of where heads come from; here that is bounded (as in Hang 2023, doi 10.1109/ICCV51070.2023.00684).
 """
 
 from collections.abc import Sequence
@@ -17,9 +19,10 @@ from pydantic import Field
 
 from synthmri.errors import UserError
 from synthmri.generators.baseline import Baseline, Training
-from synthmri.training import denoising_loss, distributed, loop, sampling
+from synthmri.training import denoising_loss, distributed, loop, resolution, sampling
 from synthmri.training.precision import Precision, autocast
 
+BOUND = 1.0  # of the weight of nearly clean pictures: SNR + 1 counts as BOUND + 1 at most
 NOISE_SIZE = 64  # px: pictures of this edge have the plain cosine schedule (Hoogeboom 2023, section 2.3)
 
 
@@ -74,7 +77,7 @@ class DDPM(Baseline):
 
     def __init__(self, network, config):
         super().__init__(network, config)
-        self.p, self.scheduler = Params.model_validate(config["params"], strict=False), new_scheduler(config["size"])
+        self.p, self.scheduler = Params.model_validate(config["params"], strict=False), new_scheduler(self.px)
 
     def learner(self, p, draw, *, seed, precision):
         optimizer = torch.optim.Adam(self.network.parameters(), lr=p.learning_rate)
@@ -83,7 +86,7 @@ class DDPM(Baseline):
         def update(step, generator):
             x = F.pixel_unshuffle(draw(generator), p.stem)
             with autocast(self.device, precision):
-                loss = denoising_loss.loss(self.network, x, self.scheduler, generator, share=share)
+                loss = denoising_loss.loss(self.network, x, self.scheduler, generator, snr_gamma=BOUND, share=share)
             loop.set_rate(optimizer, p.learning_rate * loop.warm_cosine(step, p.steps, 10))
             loop.descend(optimizer, loss, max_grad_norm=1.0)
             return {"loss": loss.item()}
@@ -92,7 +95,7 @@ class DDPM(Baseline):
 
     def draw(self, generators):
         sampling.set_steps(self.scheduler, self.p.sample_steps)
-        edge = self.config["size"] // self.p.stem
+        edge = self.px // self.p.stem
         x = torch.stack([torch.randn(self.p.stem**2, edge, edge, generator=each) for each in generators])
         x = x.to(self.device)
         for t in self.scheduler.timesteps:
@@ -109,7 +112,8 @@ class DDPM(Baseline):
         denoising_loss.check_timesteps(timesteps, self.scheduler)
         out = []
         for start in range(0, len(images), batch_size):
-            x = F.pixel_unshuffle(loop.to_tensor(images[start : start + batch_size]), self.p.stem).to(self.device)
+            smaller = resolution.shrunk(images[start : start + batch_size], self.px)
+            x = F.pixel_unshuffle(loop.to_tensor(smaller), self.p.stem).to(self.device)
             with autocast(self.device, precision):
                 out.append(denoising_loss.errors_at(self.network, x, timesteps, self.scheduler, seed))
         return np.concatenate(out)

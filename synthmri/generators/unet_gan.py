@@ -24,7 +24,6 @@ class Params(Training):
     width: int = Field(ge=4, le=512)
     latent_dim: int = Field(ge=2, le=4096)
     cutmix: float = Field(ge=0, le=1)
-    discriminator_learning_rate: float = Field(gt=0, le=0.1)
 
 
 def _widths(p: Params, size: int) -> list[int]:
@@ -142,11 +141,7 @@ class UNetGAN(Baseline):
 
     def learner(self, p, draw, *, seed, precision):
         with streams.weights(seed, self.name, "discriminator"):
-            discriminator = arranged(Discriminator(p, self.config["size"])).to(self.device)
-        optimizers = (
-            torch.optim.Adam(self.network.parameters(), lr=p.learning_rate, betas=(0.0, 0.99)),
-            torch.optim.Adam(discriminator.parameters(), lr=p.discriminator_learning_rate, betas=(0.0, 0.99)),
-        )
+            discriminator = arranged(Discriminator(p, self.px)).to(self.device)
 
         def discriminator_loss(judge, real, fake, step, generator):
             x, y = adversarial.penalised(real, step), adversarial.penalised(fake, step)
@@ -177,9 +172,8 @@ class UNetGAN(Baseline):
             return adversarial.beside(whole, whole_real) + adversarial.beside(pixels, pixels_real)  # eq. 5
 
         return adversarial.two_players(
-            self.network, discriminator, optimizers, draw, discriminator_loss, generator_loss,
-            batch_size=p.batch_size, steps=p.steps, precision=precision,
-        )  # fmt: skip
+            self.network, discriminator, draw, discriminator_loss, generator_loss, p, precision=precision
+        )
 
     def draw(self, generators):
         """Batch normalisation by the statistics of training."""

@@ -16,7 +16,7 @@ from torch import nn
 from synthmri import streams
 from synthmri.generators.baseline import Baseline, Training, arranged
 from synthmri.imageset import evenly, to_uint8
-from synthmri.training import distributed, loop, patch_discriminator, perceptual, sampling
+from synthmri.training import distributed, loop, patch_discriminator, perceptual, resolution, sampling
 from synthmri.training.precision import Precision, autocast
 
 PERCEPTUAL, ADVERSARIAL = 0.2, 0.02  # weights beside the evidence bound of a pixel, in nats
@@ -156,8 +156,9 @@ class VAE(Baseline):
         self.network.eval()
         out = []
         for start in range(0, len(images), batch_size):
-            x = loop.to_tensor(images[start : start + batch_size]).to(self.device)
+            x = loop.to_tensor(resolution.shrunk(images[start : start + batch_size], self.px)).to(self.device)
             with autocast(self.device, precision):
-                y = self.network.decode(self.network.encode(x)[0])[:, 0]
+                y = self.network.decode(self.network.encode(x)[0])
+            y = resolution.enlarged(y, images.shape[1])[:, 0]
             out.append(to_uint8((y.float() / 2 + 0.5).cpu().numpy()))
         return np.concatenate(out)

@@ -26,11 +26,12 @@ COLUMNS = {
     "implausible": ("implausible", 0),
     "largest_correlation": ("largest r", 0), "level_error_cm": ("level off by cm", 0),
     "contrast_seen": ("contrast seen", 0), "label_seen": ("label seen", 0), "manual_score": ("manual 1-5 ↑", 1),
-    "n": ("N", 0), "parameters": ("parameters", 0), "pretraining_images_seen": ("slices seen, pretraining", 0),
-    "pretraining_teraflop": ("TFLOP, pretraining", 0), "images_seen": ("slices seen", 0), "teraflop": ("TFLOP", 0),
+    "n": ("N", 0), "drawn_px": ("drawn with px", 0), "parameters": ("parameters", 0),
+    "pretraining_images_seen": ("slices seen, pretraining", 0), "pretraining_teraflop": ("TFLOP, pretraining", 0),
+    "images_seen": ("slices seen", 0), "teraflop": ("TFLOP", 0),
 }  # fmt: skip
 # Of metrics/training/*.json, whose `precision` is a number format.
-EFFORT = ("parameters", "pretraining_images_seen", "pretraining_teraflop", "images_seen", "teraflop")
+EFFORT = ("drawn_px", "parameters", "pretraining_images_seen", "pretraining_teraflop", "images_seen", "teraflop")
 DISTANCES = ("fd_effnet", "fd_alexnet", "fid", "fd_further")  # shown with their ratio to the floor
 SPREAD = ("fd_effnet", "kid_effnet", "coverage")  # shown with their uncertainty
 MANUAL = "manual_score"  # always shown: an empty column says that nobody has rated these images

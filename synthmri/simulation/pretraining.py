@@ -88,6 +88,7 @@ class Pretrain(Section):
 
     seed: int
     image_size: int = Field(ge=64, le=1024, multiple_of=32)
+    baselines_px: int = Field(ge=16, le=1024)
     checkpoint_steps: int = Field(ge=1)
     autoencoder: Autoencoder
     unet: Denoiser

@@ -131,7 +131,10 @@ def halvings(size: int) -> int:
     """How often `size` pixels halve down to 4. Raises UserError unless they do."""
     levels = (size // 4).bit_length() - 1
     if size < 16 or size != 4 * 2**levels:
-        raise UserError(f"the baselines take images of 16, 32, 64, 128, 256, ... pixels; data.image_size is {size}")
+        raise UserError(
+            "the baselines take images of 16, 32, 64, 128, 256, ... pixels; train.image_px, or data.image_size where "
+            f"that is less, is {size}"
+        )
     return levels
 
 

@@ -22,34 +22,33 @@ PENALTY_STEPS = 4  # every so many, the gradient penalties count as often (Karra
 def two_players(
     network: nn.Module,
     discriminator: nn.Module,
-    optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer],
     draw: Callable[[torch.Generator], torch.Tensor],
     discriminator_loss: Callable[[Judge, torch.Tensor, torch.Tensor, int, torch.Generator], torch.Tensor],
     generator_loss: Callable[[Judge, torch.Tensor, torch.Tensor], torch.Tensor],
+    p,
     *,
-    batch_size: int,
-    steps: int,
     precision: Precision,
 ) -> tuple[dict, Callable[[int, torch.Generator], dict[str, float]]]:
     """What `Baseline.learner` returns, for a network that makes (B, 1, S, S) in [-1, 1] of (B, network.latent_dim).
 
-    optimizers: of the network and of the discriminator, at their peak rates. discriminator_loss(judge, real, fake,
-    step, generator) and generator_loss(judge, real, fake) are of augmented images (B, 1, S, S); judge is the
-    discriminator under autocast.
+    discriminator_loss(judge, real, fake, step, generator) and generator_loss(judge, real, fake) are of augmented images
+    (B, 1, S, S); judge is the discriminator under autocast. p: `Training` parameters.
     """
-    share, device = distributed.share(batch_size), next(network.parameters()).device
-    optimizer, discriminator_optimizer = optimizers
-    peaks = [each.param_groups[0]["lr"] for each in optimizers]
+    share, device = distributed.share(p.batch_size), next(network.parameters()).device
+    optimizer, discriminator_optimizer = optimizers = [
+        torch.optim.Adam(player.parameters(), lr=p.learning_rate, betas=(0.0, 0.99))
+        for player in (network, discriminator)
+    ]
 
     def judge(x: torch.Tensor):
         with autocast(device, precision):
             return discriminator(x)
 
     def update(step: int, generator: torch.Generator) -> dict[str, float]:
-        for each, peak in zip(optimizers, peaks, strict=True):
-            loop.set_rate(each, peak * loop.warm_cosine(step, steps, min(10, steps)))
+        for each in optimizers:
+            loop.set_rate(each, p.learning_rate * loop.warm_cosine(step, p.steps, min(10, p.steps)))
         real = diffaugment.augment(draw(generator), generator, share)
-        z = torch.randn(batch_size, network.latent_dim, generator=generator)[share.rows].to(device)
+        z = torch.randn(p.batch_size, network.latent_dim, generator=generator)[share.rows].to(device)
         with autocast(device, precision):
             fake = network(z).float()
         detached = diffaugment.augment(fake.detach(), generator, share)
