@@ -1,6 +1,7 @@
 """Three answers about a model, each a few words and their evidence: near to real people, safe to share, of use?"""
 
 import math
+import re
 from typing import Literal, NamedTuple
 
 from synthmri.reporting import comparison
@@ -106,7 +107,7 @@ def safe(model: dict[str, float], attack: dict[str, float], verdict: dict, *, si
 def helps(sentence: str) -> Answer:
     """Whether training on its slices helps; sentence: the first of metrics/utility.md, which gives the numbers."""
     short, tone = next((answer for words, answer in USE.items() if words in sentence), ("See the numbers", "unknown"))
-    return Answer("Does it help?", short, " ".join(sentence.replace("**", "").split()), tone)
+    return Answer("Does it help?", short, " ".join(re.sub(r"\*\*|`", "", sentence).split()), tone)
 
 
 def times(distance: float, real: dict[str, float]) -> str:
