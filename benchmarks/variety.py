@@ -114,7 +114,7 @@ def noised(pipe, real: np.ndarray, texts: list[str], level: int, p: sampling.Sam
         noise = torch.stack([torch.randn(x.shape[1:], generator=each) for each in generators])
         scheduler = latent_diffusion.new_scheduler(pipe, "sde-dpmsolver++")
         sampling.set_steps(scheduler, p.steps)
-        steps = scheduler.timesteps[scheduler.timesteps <= level]
+        steps = scheduler.timesteps[scheduler.timesteps <= max(level, scheduler.timesteps[-1])]
         x = scheduler.add_noise(x, noise, steps[:1].expand(len(x)))
         scheduler.set_begin_index(len(scheduler.timesteps) - len(steps))
         states = latent_diffusion.embed(pipe, texts[rows])

@@ -19,6 +19,7 @@ from commands import _shield, generate
 from stages import _files, base
 from synthmri.errors import UserError
 from synthmri.evaluation import shield
+from synthmri.training.precision import autocast
 
 ROOT = Path(__file__).parent.parent
 PIXEL_MM = 240 / 255  # as no decimal writes it
@@ -144,14 +145,16 @@ def test_a_model_that_draws_masks_gives_them_beside_the_images(masked, capsys):
     masks = np.load("generated/masks.npy")
     assert masks.shape == images.shape == (2, 64, 64) and set(np.unique(masks)) <= {0, 255}
     assert "2 images and their masks in generated" in capsys.readouterr().out
-    # As anybody sees them who opens the model with diffusers alone.
+    # As anybody sees them who opens the model with diffusers alone, in the same number format.
+    precision = generate._cli.precision(generate._cli.start())
     pipe = generate.latent_diffusion.load(generate.MODEL)
     p = generate.params.read(Path("params.yaml"), "sample", generate.sampling.Sample)
     pipe.scheduler = generate.latent_diffusion.new_scheduler(pipe, p.scheduler)
-    shown = pipe(
-        generate.PROMPT, generator=torch.Generator().manual_seed(1_000_000), num_inference_steps=p.steps,
-        guidance_scale=p.guidance_scale, height=64, width=64, output_type="np",
-    ).images[0]  # fmt: skip
+    with autocast(pipe.device, precision):
+        shown = pipe(
+            generate.PROMPT, generator=torch.Generator().manual_seed(1_000_000), num_inference_steps=p.steps,
+            guidance_scale=p.guidance_scale, height=64, width=64, output_type="np",
+        ).images[0]  # fmt: skip
     assert np.abs(shown[..., :2].mean(-1) * 255 - images[0]).max() <= 1
     assert ((shown[..., 2] > 0.5) == (masks[0] > 0)).mean() > 0.99
 

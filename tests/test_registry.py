@@ -28,7 +28,7 @@ from stages import _files, _results, _store, _watch, register, sample
 from stages import gate as gate_stage
 from synthmri import generators, imageset, params
 from synthmri.errors import UserError
-from synthmri.generators.latent_diffusion import Finetune
+from synthmri.generators.finetuning import Finetune
 from synthmri.registry import gate, lineage, mlflow_store, pages, serving
 from synthmri.reporting import comparison
 
