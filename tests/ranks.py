@@ -19,7 +19,7 @@ from synthmri.training import distributed, sampling
 
 SMALL = {
     "vae": dict(width=4, latent_dim=4, learning_rate=1e-3), "dcgan": dict(width=4, latent_dim=4),
-    "unet_gan": dict(width=4, latent_dim=4, cutmix=1.0, learning_rate=2e-4),  # its third gradient follows two steps
+    "unet_gan": dict(width=4, latent_dim=4, cutmix=1.0),
     "ddpm": dict(channels=(16, 32), sample_steps=2),
 }  # fmt: skip
 

@@ -492,7 +492,8 @@ def test_the_table_shows_scores_intervals_warnings_and_packets(tmp_path):
         models[name] |= comparison.manual(group)
     references["real"] |= comparison.manual(few["real"])
     text = comparison.markdown(models, references, {}, 0.95, comparison.raters_note(few))
-    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
+    first = text.split(comparison.OTHERS)[0]
+    rows = {line.split("|")[1].strip(): line for line in first.splitlines() if line.startswith("|")}
     assert rows["VAE"].count("⚠ 2 raters, 20 cases") == 1 and "–" in rows["VAE"]
     assert "⚠" in rows["*real, other people*"] and "⚠" not in rows["DCGAN"]
     assert "**" not in rows["latent diffusion"]

@@ -8,6 +8,7 @@ augmentation and averaged weights.
 """
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
@@ -24,7 +25,7 @@ class Params(Training):
     latent_dim: int = Field(ge=2, le=4096)
 
 
-def _widths(p: Params, size: int) -> list[int]:
+def widths(p: Params, size: int) -> list[int]:
     """Channels at size/2, size/4, ..., 4 pixels."""
     return [min(p.width * 2**i, p.width * 16) for i in range(loop.halvings(size))]
 
@@ -34,13 +35,13 @@ class Generator(nn.Module):
 
     def __init__(self, p: Params, size: int):
         super().__init__()
-        self.latent_dim, widths = p.latent_dim, _widths(p, size)[::-1]
+        self.latent_dim, channels = p.latent_dim, widths(p, size)[::-1]
         layers = [
-            nn.ConvTranspose2d(p.latent_dim, widths[0], 4, 1, 0, bias=False),
-            distributed.BatchNorm2d(widths[0]),
+            nn.ConvTranspose2d(p.latent_dim, channels[0], 4, 1, 0, bias=False),
+            distributed.BatchNorm2d(channels[0]),
             nn.ReLU(),
         ]
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in zip(channels, channels[1:], strict=False):
             layers += [
                 nn.Upsample(scale_factor=2, mode="bilinear"),
                 nn.Conv2d(before, after, 3, 1, 1, bias=False),
@@ -48,7 +49,7 @@ class Generator(nn.Module):
                 nn.ReLU(),
             ]
         self.layers = nn.Sequential(
-            *layers, nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(widths[-1], 1, 3, 1, 1), nn.Tanh()
+            *layers, nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(channels[-1], 1, 3, 1, 1), nn.Tanh()
         )
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
@@ -60,17 +61,28 @@ class Discriminator(nn.Module):
 
     def __init__(self, p: Params, size: int):
         super().__init__()
-        widths = _widths(p, size)
-        layers: list[nn.Module] = [nn.Conv2d(1, widths[0], 4, 2, 1), nn.LeakyReLU(0.2)]
-        for before, after in zip(widths, widths[1:], strict=False):
-            layers += [nn.Conv2d(before, after, 4, 2, 1), nn.LeakyReLU(0.2)]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, 1, 0), nn.Flatten(0))
+        channels = [1, *widths(p, size)]
+        pairs = zip(channels, channels[1:], strict=False)
+        self.down = nn.ModuleList([nn.Conv2d(before, after, 4, 2, 1) for before, after in pairs])
+        self.whole = nn.Conv2d(channels[-1], 1, 4, 1, 0)
+
+    def levels(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """What it sees at size/2, size/4, ..., 4 pixels."""
+        seen = []
+        for convolution in self.down:
+            x = F.leaky_relu(convolution(x), 0.2)
+            seen.append(x)
+        return seen
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layers(x)
+        return self.judgement(self.levels(x)[-1])
+
+    def judgement(self, deepest: torch.Tensor) -> torch.Tensor:
+        """Logits (B,) of the last of `levels`."""
+        return self.whole(deepest).flatten()
 
 
-def _initialise(module: nn.Module) -> None:
+def initialise(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.kaiming_normal_(module.weight, 0.2)
 
@@ -83,11 +95,11 @@ class DCGAN(Baseline):
 
     @staticmethod
     def build(p: Params, size: int) -> Generator:
-        return Generator(p, size).apply(_initialise)
+        return Generator(p, size).apply(initialise)
 
     def learner(self, p, draw, *, seed, precision):
         with streams.weights(seed, self.name, "discriminator"):
-            discriminator = arranged(Discriminator(p, self.px).apply(_initialise)).to(self.device)
+            discriminator = arranged(Discriminator(p, self.px).apply(initialise)).to(self.device)
 
         def discriminator_loss(judge, real, fake, step, generator):
             x, y = adversarial.penalised(real, step), adversarial.penalised(fake, step)

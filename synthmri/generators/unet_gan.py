@@ -1,10 +1,10 @@
 """U-Net GAN (Schönfeld, Schiele and Khoreva 2020, arXiv 2002.12655).
 
 The discriminator is a U-Net: its encoder judges the whole picture, its decoder every pixel, and CutMix pictures teach
-it consistency. Generator and discriminator are made of residual blocks after BigGAN (Brock 2019), as in the paper,
-unconditional and without its attention. Changed from it: the relativistic loss with both gradient penalties (Huang
-2024, arXiv 2501.05441) in place of the logistic one and of spectral normalisation, under which few steps ended in one
-picture for all; differentiable augmentation and averaged weights.
+it consistency. Generator and encoder are those of `dcgan` in place of the paper's, which are BigGAN's: what sets this
+row of the comparison apart from that one is the paper's idea alone. With residual blocks, an encoder that summed over
+places, and few steps, it drew one shape for all. Changed as well: the relativistic loss with both gradient penalties
+(Huang 2024, arXiv 2501.05441); differentiable augmentation and averaged weights.
 """
 
 import torch
@@ -13,9 +13,10 @@ from pydantic import Field
 from torch import nn
 
 from synthmri import streams
+from synthmri.generators import dcgan
 from synthmri.generators.baseline import Baseline, Training, arranged
 from synthmri.generators.gan import adversarial
-from synthmri.training import distributed, loop, sampling
+from synthmri.training import sampling
 
 
 class Params(Training):
@@ -26,86 +27,28 @@ class Params(Training):
     cutmix: float = Field(ge=0, le=1)
 
 
-def _widths(p: Params, size: int) -> list[int]:
-    """Channels at size/2, size/4, ..., 4 pixels."""
-    return [min(p.width * 2**i, p.width * 8) for i in range(loop.halvings(size))]
-
-
-class UpBlock(nn.Module):
-    """Residual block of the generator: twice the resolution."""
-
-    def __init__(self, before: int, after: int):
-        super().__init__()
-        self.norm1, self.norm2 = distributed.BatchNorm2d(before), distributed.BatchNorm2d(after)
-        self.conv1, self.conv2 = nn.Conv2d(before, after, 3, 1, 1), nn.Conv2d(after, after, 3, 1, 1)
-        self.skip = nn.Conv2d(before, after, 1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = self.conv1(F.interpolate(F.relu(self.norm1(x)), scale_factor=2, mode="bilinear"))
-        return self.conv2(F.relu(self.norm2(h))) + F.interpolate(self.skip(x), scale_factor=2, mode="bilinear")
-
-
-class DownBlock(nn.Module):
-    """Residual block of the discriminator's encoder: half the resolution."""
-
-    def __init__(self, before: int, after: int):
-        super().__init__()
-        self.conv1, self.conv2 = nn.Conv2d(before, after, 3, 1, 1), nn.Conv2d(after, after, 3, 1, 1)
-        self.skip = nn.Conv2d(before, after, 1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = F.avg_pool2d(self.conv2(F.relu(self.conv1(F.relu(x)))), 2)
-        return h + self.skip(F.avg_pool2d(x, 2))
-
-
-class Generator(nn.Module):
-    """(B, latent) -> (B, 1, S, S) in [-1, 1]."""
-
-    def __init__(self, p: Params, size: int):
-        super().__init__()
-        self.latent_dim, widths = p.latent_dim, _widths(p, size)[::-1]
-        self.first = nn.Linear(p.latent_dim, widths[0] * 16)
-        pairs = zip(widths, widths[1:], strict=False)
-        self.blocks = nn.Sequential(*[UpBlock(before, after) for before, after in pairs])
-        # The last doubling is one convolution: at full resolution a block would cost as much as all others.
-        self.last = nn.Sequential(
-            distributed.BatchNorm2d(widths[-1]),
-            nn.ReLU(),
-            nn.Upsample(scale_factor=2, mode="bilinear"),
-            nn.Conv2d(widths[-1], 1, 3, 1, 1),
-        )
-
-    def forward(self, z: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(self.last(self.blocks(self.first(z).unflatten(1, (-1, 4, 4)))))
-
-
 class Discriminator(nn.Module):
     """(B, 1, S, S) -> logits of the whole (B,) and of every pixel (B, 1, S, S)."""
 
     def __init__(self, p: Params, size: int):
         super().__init__()
-        widths = _widths(p, size)
-        self.first = nn.Conv2d(1, widths[0], 4, 2, 1)
-        self.down = nn.ModuleList([DownBlock(a, b) for a, b in zip(widths, widths[1:], strict=False)])
-        self.whole = nn.Linear(widths[-1], 1)
+        widths = dcgan.widths(p, size)
+        self.encoder = dcgan.Discriminator(p, size)
         up = zip(widths[::-1], widths[-2::-1], strict=False)
         self.up = nn.ModuleList([nn.Conv2d(a + b, b, 3, 1, 1) for a, b in up])
-        self.pixels = nn.ConvTranspose2d(widths[0], 1, 4, 2, 1)
+        self.pixels = nn.Conv2d(widths[0], 1, 3, 1, 1)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        levels = [self.first(x)]
-        for block in self.down:
-            levels.append(block(levels[-1]))
+        levels = self.encoder.levels(x)
         h = levels.pop()
-        whole = self.whole(F.relu(h).sum(dim=(2, 3)))[:, 0]
+        whole = self.encoder.judgement(h)
         for convolution in self.up:
-            h = convolution(torch.cat([F.interpolate(F.relu(h), scale_factor=2), levels.pop()], dim=1))
-        return whole.float(), self.pixels(F.relu(h)).float()
+            h = F.leaky_relu(convolution(torch.cat([_doubled(h), levels.pop()], dim=1)), 0.2)
+        return whole.float(), self.pixels(_doubled(h)).float()
 
 
-def _orthogonal(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-        nn.init.orthogonal_(module.weight)
+def _doubled(x: torch.Tensor) -> torch.Tensor:
+    return F.interpolate(x, scale_factor=2, mode="bilinear")
 
 
 def cutmix_mask(size: int, generator: torch.Generator) -> torch.Tensor:
@@ -136,12 +79,12 @@ class UNetGAN(Baseline):
     kinds = adversarial.PENALTY_STEPS
 
     @staticmethod
-    def build(p: Params, size: int) -> Generator:
-        return Generator(p, size).apply(_orthogonal)
+    def build(p: Params, size: int) -> dcgan.Generator:
+        return dcgan.Generator(p, size).apply(dcgan.initialise)
 
     def learner(self, p, draw, *, seed, precision):
         with streams.weights(seed, self.name, "discriminator"):
-            discriminator = arranged(Discriminator(p, self.px)).to(self.device)
+            discriminator = arranged(Discriminator(p, self.px).apply(dcgan.initialise)).to(self.device)
 
         def discriminator_loss(judge, real, fake, step, generator):
             x, y = adversarial.penalised(real, step), adversarial.penalised(fake, step)

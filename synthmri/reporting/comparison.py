@@ -34,17 +34,25 @@ COLUMNS = {
 EFFORT = ("drawn_px", "parameters", "pretraining_images_seen", "pretraining_teraflop", "images_seen", "teraflop")
 DISTANCES = ("fd_effnet", "fd_alexnet", "fid", "fd_further")  # shown with their ratio to the floor
 SPREAD = ("fd_effnet", "kid_effnet", "coverage")  # shown with their uncertainty
+# What a first look needs, such as that of the README; the other columns stand in a second table.
+FIRST = (
+    "fd_effnet", "fd_alexnet", "fid", "kid_effnet", "recall", "coverage", "ssim", "psnr", "lpips", "memorised",
+    "manual_score", "n",
+)  # fmt: skip
 MANUAL = "manual_score"  # always shown: an empty column says that nobody has rated these images
 CAPTION = (
     "Each set is compared with slices of test people, whom nothing was trained on and no model was ranked by; ± is the "
     'standard error over them, "×" the ratio to the floor, "real, other people". FD is no FID.  \n'
     "EfficientNet decides: no training looks through it, as losses of the autoencoder and of the VAE do through "
     "AlexNet. SSIM, PSNR and LPIPS, to the nearest training slice, are resemblance and not quality.  \n"
-    '"memorised": 0.05 is what honest data gives. "level off", "seen": does an image show the level, contrast and '
-    'label that its prompt asks for? Judged by classifiers trained on training slices. "manual": blinded raters; '
-    "empty: nobody has rated; ⚠: too few.  \n"
-    "Pretraining is on simulated heads. Bold: better than every other model with {sure:.0f} % confidence over test "
-    "people; chance differences between trainings are not included. Every column: docs/evaluation.md."
+    '"memorised": 0.05 is what honest data gives. "manual": blinded raters; empty: nobody has rated; ⚠: too few.  \n'
+    "Bold: better than every other model with {sure:.0f} % confidence over test people; chance differences between "
+    "trainings are not included. Every column: docs/evaluation.md."
+)
+OTHERS = (
+    "The other columns, of the same sets. Pretraining is on simulated heads. "
+    '"level off", "seen": does an image show the level, contrast and label that its prompt asks for? Judged by '
+    "classifiers trained on training slices."
 )
 
 
@@ -137,13 +145,20 @@ def markdown(
     sure: float,
     note: str = "",
 ) -> str:
-    """The table as Markdown with arrows, uncertainties, the caption, and a note below it.
+    """The columns FIRST as Markdown with arrows, uncertainties, the caption, and a note below it; then the others.
 
     leaders: column -> the model that leads it, in bold; sure: how sure that is, from 0 to 1.
     """
-    frame = table(models, references)
-    columns = [column for column in COLUMNS if column in frame]
-    scores, rows = models | references, []
+    frame, scores = table(models, references), models | references
+    known = [column for column in COLUMNS if column in frame]
+    first = _markdown(frame, [column for column in known if column in FIRST], scores, leaders)
+    others = _markdown(frame, [column for column in known if column not in FIRST], scores, leaders)
+    parts = [first, CAPTION.format(sure=100 * sure), note, OTHERS, others]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _markdown(frame: pd.DataFrame, columns: list[str], scores: dict[str, dict], leaders: dict[str, str]) -> str:
+    rows = []
     for name, row in frame.iterrows():
         cells = []
         for column in columns:
@@ -155,8 +170,7 @@ def markdown(
                 text += f" ({_number(column, ratio)}×)"
             cells.append(f"**{text}**" if leaders.get(column) == name else text)
         rows.append([MODELS.get(name) or f"*{REFERENCES[name]}*", *cells])
-    shown = tables.markdown(["model", *(COLUMNS[column][0] for column in columns)], rows)
-    return "\n\n".join(filter(None, [shown, CAPTION.format(sure=100 * sure), note])) + "\n"
+    return tables.markdown(["model", *(COLUMNS[column][0] for column in columns)], rows)
 
 
 def _manual(row: dict[str, float]) -> str:
