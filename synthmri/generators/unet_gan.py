@@ -13,17 +13,14 @@ from pydantic import Field
 from torch import nn
 
 from synthmri import streams
-from synthmri.generators import dcgan
-from synthmri.generators.baseline import Baseline, Training, arranged
-from synthmri.generators.gan import adversarial
+from synthmri.generators.baseline import Baseline, arranged
+from synthmri.generators.gan import adversarial, networks
 from synthmri.training import sampling
 
 
-class Params(Training):
+class Params(networks.Params):
     """Section `baselines.unet_gan`."""
 
-    width: int = Field(ge=4, le=512)
-    latent_dim: int = Field(ge=2, le=4096)
     cutmix: float = Field(ge=0, le=1)
 
 
@@ -32,8 +29,8 @@ class Discriminator(nn.Module):
 
     def __init__(self, p: Params, size: int):
         super().__init__()
-        widths = dcgan.widths(p, size)
-        self.encoder = dcgan.Discriminator(p, size)
+        widths = networks.widths(p, size)
+        self.encoder = networks.Discriminator(p, size)
         up = zip(widths[::-1], widths[-2::-1], strict=False)
         self.up = nn.ModuleList([nn.Conv2d(a + b, b, 3, 1, 1) for a, b in up])
         self.pixels = nn.Conv2d(widths[0], 1, 3, 1, 1)
@@ -79,12 +76,12 @@ class UNetGAN(Baseline):
     kinds = adversarial.PENALTY_STEPS
 
     @staticmethod
-    def build(p: Params, size: int) -> dcgan.Generator:
-        return dcgan.Generator(p, size).apply(dcgan.initialise)
+    def build(p: Params, size: int) -> networks.Generator:
+        return networks.Generator(p, size).apply(networks.initialise)
 
     def learner(self, p, draw, *, seed, precision):
         with streams.weights(seed, self.name, "discriminator"):
-            discriminator = arranged(Discriminator(p, self.px).apply(dcgan.initialise)).to(self.device)
+            discriminator = arranged(Discriminator(p, self.px).apply(networks.initialise)).to(self.device)
 
         def discriminator_loss(judge, real, fake, step, generator):
             x, y = adversarial.penalised(real, step), adversarial.penalised(fake, step)

@@ -1,1 +1,1 @@
-"""What the two GANs share: how two players train, and the augmentation that both see."""
+"""What the two GANs share: their networks, how two players train, and the augmentation that both see."""
