@@ -39,7 +39,7 @@ def main(
     p = params.read(_cli.PARAMS, "sample", sampling.Sample)
     words = params.read(_cli.PARAMS, "prompt", prompts.Prompt)
     if CHOSEN.is_file() and model == MODEL:
-        p = sampling.settled(p, _files.read_json(CHOSEN))
+        p = sampling.with_choice(p, _files.read_json(CHOSEN))
     known = _shield.known(slices, features)
     train = imageset.read(slices / "train")
     trained = generators.find(comparison.FINE_TUNED).load(model, device=runtime.device)

@@ -72,7 +72,7 @@ def main(
     if pixel_mm is None and format in ("nifti", "bids", "dicom"):
         print("nobody knows how large a pixel is, so the files do not say; tell it with --pixel-mm", file=sys.stderr)
     if settings is not None:
-        p = sampling.settled(p, _files.read_json(settings))
+        p = sampling.with_choice(p, _files.read_json(settings))
     table = _drawn(prompt or [PROMPT], n, seed)
     formats.check(table, format)
     if p.guidance_scale > sampling.guidance(table["prompt"], p.guidance_scale):

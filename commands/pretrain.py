@@ -24,9 +24,7 @@ SHOWN, POINTS = 16, 20  # slices in a picture of a baseline's samples, and such 
 
 
 def main(
-    model: Annotated[
-        str, typer.Option(help="latent_diffusion, vae, dcgan, ddpm or unet_gan: by pretrain or baselines.MODEL")
-    ] = "latent_diffusion",
+    model: Annotated[str, typer.Option(help="latent_diffusion, or a model of section baselines")] = "latent_diffusion",
     images: Annotated[Path, typer.Option(help="ImageSet of heads, of `synthmri draw`")] = Path(".ckpt/heads"),
     out: Annotated[
         Path | None, typer.Option(help="folder of the weights; without it, pretrained/base, /autoencoder or /MODEL")
@@ -128,7 +126,7 @@ def main(
             # Learning a tokenizer twice may number rare pieces differently: one that is there is kept, and of several
             # processes one learns it.
             known = out / "tokenizer"
-            new = distributed.spread(lambda _: pretraining.new_tokenizer(), [] if known.is_dir() else [0])
+            new = distributed.map_items(lambda _: pretraining.new_tokenizer(), [] if known.is_dir() else [0])
             tokenizer = new[0] if new else CLIPTokenizer.from_pretrained(known)
             pipe = pretraining.new_pipeline(run, vae, tokenizer)
             pretraining.standardise(vae, heads)

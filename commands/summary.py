@@ -17,15 +17,17 @@ def main():
     data, scores = _files.read_json(metrics / "data.json"), _files.read_json(metrics / "comparison.json")
     privacy, verdicts = (_files.read_json(metrics / f"{name}.json") for name in ("privacy", "gate"))
     try:
-        use = (metrics / "utility.md").read_text(encoding="utf-8").split("\n\n")[0]
+        use, masks = (
+            (metrics / name).read_text(encoding="utf-8").split("\n\n")[0] for name in ("utility.md", "segmentation.md")
+        )
     except OSError as error:
-        raise UserError(f"metrics/utility.md cannot be read ({error.strerror}); run `dvc repro`") from None
+        raise UserError(f"{error.filename} cannot be read ({error.strerror}); run `dvc repro`") from None
     model = scores["models"]["latent_diffusion"]
     found = [
         answers.near(model, scores["references"]),
         # The line above the answers says whether the people are simulated.
         answers.safe(model, privacy["latent_diffusion"], verdicts["latent_diffusion"], simulated=False),
-        answers.helps(" ".join(use.split())),
+        answers.helps(use, masks),
     ]
     console = Console(highlight=False, soft_wrap=True)  # a terminal breaks lines where it likes, a log not at all
     counts = [f"{data[name]['images']} {name} slices of {data[name]['subjects'] or '?'} people" for name in SPLITS]
@@ -35,9 +37,8 @@ def main():
         console.print(answer.evidence, markup=False)
     console.print(comparison.finetuning(scores["models"], scores["references"]))
     console.print("\nall of it on one page: metrics/report.html\nmodels in MLflow: `make ui`, http://127.0.0.1:5000")
-    console.print(
-        "to try: `dvc exp run -S finetune.epochs=20 && dvc metrics diff`. Research only. Not for clinical use."
-    )
+    console.print("to try, after `source .venv/bin/activate`: `dvc exp run -S finetune.epochs=20 && dvc metrics diff`")
+    console.print("Research only. Not for clinical use.")
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def start() -> params.Runtime:
     runtime = params.read(PARAMS, "runtime", params.Runtime)
     import torch
 
-    settle(runtime.threads)
+    set_threads(runtime.threads)
     if runtime.device != "cpu" and int(runtime.device.partition(":")[2] or 0) >= torch.cuda.device_count():
         raise UserError(
             f"runtime.device = {runtime.device}, but torch sees {torch.cuda.device_count()} GPUs here; set it to cpu, "
@@ -112,7 +112,7 @@ def precision(runtime: params.Runtime, *, scaler: bool = False) -> str:
     return chosen
 
 
-def settle(threads: int) -> None:
+def set_threads(threads: int) -> None:
     """Set the threads of torch, here or in a worker: their number changes the rounding of sums.
 
     No stage depends on this file, so that its messages may change: after an edit of this function run `dvc repro

@@ -11,7 +11,7 @@ import pandas as pd
 from stages import _files, _watch
 from synthmri import generators, imageset, params
 from synthmri.errors import UserError
-from synthmri.registry import gate, lineage, mlflow_store
+from synthmri.registry import description, gate, lineage, mlflow_store
 from synthmri.reporting import comparison
 from synthmri.scans import prompts
 
@@ -96,13 +96,12 @@ def write_cards(folder: Path, name: str, p: gate.Registry, tree: dict, texts: li
 
     scores, data = scores_of(name), _files.read_json(METRICS / "data.json")
     failed = [why for why in gate.judge(scores, p).values() if why]
-    if gate.overridden(name, scores, p):
-        failed.append(f"a person has given their word for it: {p.override.reason}")
+    word = p.override.reason if gate.overridden(name, scores, p) else ""
     compared = _files.read_json(METRICS / "comparison.json")
     text = card.model_card(
         comparison.MODELS[name], name, generators.find(name).prompted, scores,
         compared["references"]["real"], _files.read_json(METRICS / f"training/{name}.json"),
-        failed, data, tree, texts[0], compared["models"][name],
+        description.verdict(failed, word), data, tree, texts[0], compared["models"][name],
         _files.read_json(AUTOENCODER)["after"].get("dice") if generators.find(name).prompted else None,
     )  # fmt: skip
     (folder / "README.md").write_text(text, encoding="utf-8")

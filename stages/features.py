@@ -57,7 +57,7 @@ def _piece(
 ) -> np.ndarray:
     """Features by the extractor of that name of `size` images from that number on."""
     name, start = task
-    _cli.settle(runtime.threads)
+    _cli.set_threads(runtime.threads)
     pictures = imageset.read(images).images[start : start + size]
     return features.extract(
         name, pictures, batch=evaluate.batch_size, device=runtime.device,

@@ -68,7 +68,7 @@ def main(
 
 @cli.command()
 def export(
-    model: Annotated[str, typer.Option(help="vae, dcgan, ddpm, unet_gan or latent_diffusion")],
+    model: Annotated[str, typer.Option(help=f"one of {', '.join(comparison.MODELS)}")],
     out: Annotated[Path, typer.Option(help="folder to make; it must not exist yet")],
 ) -> None:
     """Write a model of this workspace with its card and dataset sheet: a folder to push to the hub as it is.
@@ -171,7 +171,8 @@ def _aliases(client, p: gate.Registry, there: list, names: list[str], here: dict
         mlflow_store.tag(client, version, tags)
         picture = f"pictures/samples/{version.tags['model']}.png"
         commit = version.tags.get("git_commit")
-        told = description.text(picture, version.run_id, values, shown.get("fd_ratio"), failed, commit)
+        word = tags["override"] or ""
+        told = description.text(picture, version.run_id, values, shown.get("fd_ratio"), failed, commit, word)
         mlflow_store.describe(client, version, told)
     mlflow_store.point(client, names, "champion", champion)
     mlflow_store.point(client, names, "challenger", challenger)

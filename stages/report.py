@@ -21,6 +21,7 @@ from synthmri.reporting import answers, comparison, inline, page, plots
 VERSIONS = ("torch", "diffusers", "transformers", "accelerate", "torchmetrics", "lpips", "scikit-image", "dvc", "numpy")
 POOR_LPIPS = 0.1  # of test slices; above it, fine structure is lost before anything is sampled
 IN_A_ROW, WIDTH_PX = 8, 1200  # of the picture for git
+USE = ("utility.md", "segmentation.md")
 BASELINE_POINTS = 3  # of each baseline's training that are shown
 
 
@@ -47,9 +48,9 @@ def main(
     environment = Environment(autoescape=True, undefined=StrictUndefined, loader=FileSystemLoader(files))
     dots, ticks = page.distances(models, references)
     headings, table = page.short_table(models, references, privacy)
-    use = (metrics / "utility.md").read_text(encoding="utf-8").split("\n\n")[0]
+    use, masks = ((metrics / name).read_text(encoding="utf-8").split("\n\n")[0] for name in USE)
     text = environment.get_template("report.html").render(
-        answers=answers.three(models, references, privacy, verdict, use, simulated=simulated),
+        answers=answers.three(models, references, privacy, verdict, use, masks, simulated=simulated),
         simulated=simulated,
         data=data,
         model=model,
@@ -64,6 +65,7 @@ def main(
         poor=model["recon_lpips"] > POOR_LPIPS,
         swept=len(pd.read_csv(metrics / "sweep.csv")) > 1,
         bound=references["real"].get("likeness_bound"),
+        measured={name: bool(_files.read_json(metrics / f"{name}.json")) for name in ("utility", "segmentation")},
         asked={"synthetic": model.get("asked", {}), "real": model.get("asked_of_real", {})},
         efforts={name: _files.read_json(metrics / f"training/{name}.json") for name in comparison.MODELS},
         versions=[(name, importlib.metadata.version(name)) for name in VERSIONS],

@@ -36,7 +36,7 @@ def main(
     precision = _cli.precision(runtime)
     p = params.read(_cli.PARAMS, "sample", sampling.Sample)
     if settings is not None:
-        p = sampling.settled(p, _files.read_json(settings))
+        p = sampling.with_choice(p, _files.read_json(settings))
     train = imageset.read(images)
     seeds = list(range(p.seed, p.seed + p.n))
     trained = generators.find(generator).load(model, device=runtime.device)

@@ -19,7 +19,7 @@ from synthmri.training.snapshots import Progression, Store
 
 
 def main(
-    model: Annotated[str, typer.Option(help="vae, dcgan, ddpm or unet_gan")],
+    model: Annotated[str, typer.Option(help="a model of section baselines of params.yaml")],
     images: Annotated[Path, typer.Option(help="ImageSet of the training slices")],
     out: Annotated[Path, typer.Option(help="folder of the trained model")],
     snapshots: Annotated[Path, typer.Option(help="NPY of images of the same seeds over the training")],

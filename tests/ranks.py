@@ -115,7 +115,7 @@ def of_latent_diffusion(folder: Path) -> dict:
 
 
 def pretrained(folder: Path) -> dict:
-    """Both parts; the autoencoder's loss has a critic of patches, and statistics of the whole batch."""
+    """Both parts; the autoencoder's loss has a discriminator of patches, and statistics of the whole batch."""
     run, losses, later = smallest(), [], []
 
     def autoencoder(steps: int, checkpoint: Path):

@@ -225,11 +225,29 @@ def test_augmentation_lets_gradients_pass_and_is_its_generators():
     assert torch.equal(out, again)
 
 
-def test_cutout_takes_a_square_of_half_the_edge_at_most():
-    x = torch.full((50, 1, 32, 32), 1000.0)
+def test_augmentation_moves_each_picture_by_an_eighth_at_most_and_fills_with_black():
+    x = torch.rand(50, 1, 32, 32)
     out = diffaugment.augment(x, torch.Generator().manual_seed(1))
-    black = (out == 0).float().mean(dim=(1, 2, 3))
-    assert (black > 0.02).all() and (black <= 0.25 + 0.25).all()
+    moves = set()
+    for before, after in zip(x[:, 0], out[:, 0], strict=True):
+        rows, columns = (torch.arange(32) for _ in range(2))
+        found = [
+            (i, j)
+            for i in range(-4, 5)
+            for j in range(-4, 5)
+            if torch.equal(
+                after,
+                torch.where(
+                    ((rows + i >= 0) & (rows + i < 32))[:, None] & ((columns + j >= 0) & (columns + j < 32)),
+                    before.roll((-i, -j), (0, 1)),
+                    torch.tensor(-1.0),
+                ),
+            )
+        ]
+        assert len(found) == 1
+        moves |= set(found)
+    assert len(moves) > 25  # of 81
+    assert {abs(i) for move in moves for i in move} == {0, 1, 2, 3, 4}
 
 
 def test_batches_are_shifted_and_mirrored_images():
@@ -348,7 +366,7 @@ def test_a_vae_is_drawn_from_the_latents_of_its_training_slices():
     model.network.down = Encoder()
     rng = np.random.default_rng(0)
     slices = np.repeat(rng.integers(0, 256, 80), 32 * 32).reshape(80, 32, 32).astype(np.uint8)
-    model.settle(slices)
+    model.fit_prior(slices)
     assert (model.network.shares > 0).sum() == 8  # one for every ten
     model.network.decode = lambda z: z
     drawn = model.draw([torch.Generator().manual_seed(i) for i in range(4000)]).double().numpy()
@@ -356,7 +374,7 @@ def test_a_vae_is_drawn_from_the_latents_of_its_training_slices():
     np.testing.assert_allclose(drawn.mean(0), latents.mean(0), atol=0.15)
     expected = np.cov(latents, rowvar=False, bias=True) + np.exp(-4) * np.eye(3)
     np.testing.assert_allclose(np.cov(drawn, rowvar=False), expected, atol=0.3)
-    model.settle(slices[:15])  # too few for two Gaussians
+    model.fit_prior(slices[:15])  # too few for two Gaussians
     assert (model.network.shares > 0).sum() == 1 and model.network.shares[0] == 1
     assert np.isfinite(model.draw([torch.Generator().manual_seed(0)]).numpy()).all()
 
@@ -375,7 +393,7 @@ def test_the_gradient_penalty_is_that_of_a_known_discriminator():
 def test_a_pair_that_is_told_apart_costs_less():
     real, fake = torch.tensor([1.0, 2.0]), torch.tensor([0.0, 2.0])
     expected = (np.log1p(np.exp(-1)) + np.log(2)) / 2
-    torch.testing.assert_close(adversarial.beside(real, fake), torch.tensor(expected, dtype=torch.float32))
+    torch.testing.assert_close(adversarial.relativistic_loss(real, fake), torch.tensor(expected, dtype=torch.float32))
 
 
 def test_a_predicted_image_costs_what_its_v_does():

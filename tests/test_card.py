@@ -22,13 +22,14 @@ def written(rated: dict[str, float], **seen: float) -> str:
         tree = YAML(typ="safe").load(file)
     data = {split: {"images": 9, "subjects": 3} for split in ("train", "val", "test")}
     effort = {"parameters": 1e6, "images_seen": 100.0, "teraflop": 1.0} | seen
-    return card.model_card("VAE", "vae", False, {"n": 200.0}, {}, effort, [], data, tree, "a prompt", rated)
+    verdict = "It passes the gate."
+    return card.model_card("VAE", "vae", False, {"n": 200.0}, {}, effort, verdict, data, tree, "a prompt", rated)
 
 
 def test_what_opens_it_opens_it(tmp_path):
     """The lines of the card, on a model of 16 px."""
     trained = generators.find("vae").untrained(vae.Params(**SMALL), 16, seed=0)
-    trained.settle(np.random.default_rng(0).integers(0, 256, (20, 16, 16), np.uint8))
+    trained.fit_prior(np.random.default_rng(0).integers(0, 256, (20, 16, 16), np.uint8))
     trained.save(tmp_path / "vae")
     code = re.search(r"```python\n(.*?)\n```", written({}), re.DOTALL)[1]
     space: dict = {}
@@ -41,7 +42,7 @@ def test_a_model_that_draws_masks_says_which_channel_they_are():
         tree = YAML(typ="safe").load(file)
     data = {split: {"images": 9, "subjects": 3} for split in ("train", "val", "test")}
     effort = {"parameters": 1e6, "images_seen": 100.0, "teraflop": 1.0}
-    given = ("x", "latent_diffusion", True, {"n": 200.0}, {}, effort, [], data, tree, "a prompt", {})
+    given = ("x", "latent_diffusion", True, {"n": 200.0}, {}, effort, "It passes the gate.", data, tree, "a prompt", {})
     text, without = card.model_card(*given, 0.761), card.model_card(*given)
     assert "blue is the mask of its lesions" in text and "Dice 0.76 on validation slices" in text
     assert "red, green, mask = image.split()" in text

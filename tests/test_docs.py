@@ -27,12 +27,7 @@ def prose(page: Path) -> list[str]:
 
 @pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.name)
 def test_no_line_of_prose_is_longer_than_120(page):
-    inside = page.name == "README.md"  # its block of the comparison is written by stage `compare`
-    lines = prose(page)
-    if inside:
-        caption = (ROOT / "metrics/comparison.md").read_text(encoding="utf-8").splitlines()
-        lines = [line for line in lines if line not in caption]
-    assert [line for line in lines if len(line) > 120] == []
+    assert [line for line in prose(page) if len(line) > 120] == []
 
 
 def test_the_readme_is_read_in_one_go():

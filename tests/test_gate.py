@@ -42,13 +42,13 @@ def section(**change) -> gate.Registry:
 @pytest.mark.parametrize(
     ("change", "rule", "words"),
     [
-        ({"memorised": 0.11}, "memorised", "memorised = 0.11; the rule asks for at most 0.1"),
-        ({"coverage": 0.19}, "coverage", "coverage = 0.19; the rule asks for at least 0.2"),
-        ({"coverage": None}, "coverage", "coverage is not known; the rule asks for at least 0.2"),
+        ({"memorised": 0.11}, "memorised", "memorised = 0.11, where the rule asks for at most 0.1"),
+        ({"coverage": 0.19}, "coverage", "coverage = 0.19, where the rule asks for at least 0.2"),
+        ({"coverage": None}, "coverage", "coverage is not known, where the rule asks for at least 0.2"),
         ({"val_kid_effnet": None}, "val_kid_effnet", "val_kid_effnet is not known"),
         ({"fd_alexnet": math.inf}, "finite", "fd_alexnet: not finite"),
-        ({"mia_auroc": 0.61}, "mia_auroc", "mia_auroc = 0.61; the rule asks for at most 0.6"),
-        ({"mia_auroc_high": 0.71}, "mia_auroc_high", "mia_auroc_high = 0.71; the rule asks for at most 0.7"),
+        ({"mia_auroc": 0.61}, "mia_auroc", "mia_auroc = 0.61, where the rule asks for at most 0.6"),
+        ({"mia_auroc_high": 0.71}, "mia_auroc_high", "mia_auroc_high = 0.71, where the rule asks for at most 0.7"),
         ({"mia_auroc_high": None}, "mia_auroc_high", "mia_auroc_high is not known (too few people"),
         ({"memorised": math.nan}, "memorised", "memorised = nan"),
     ],
@@ -123,7 +123,7 @@ def test_stage_writes_finite_floats_and_words(tmp_path, monkeypatch, capsys):
     assert tree["ddpm"]["passed"] == 0.0 and tree["ddpm"]["rules"]["memorised"] == 0.0
     assert tree["vae"]["passed"] == 0.0 and tree["vae"]["rules"]["mia_auroc_high"] == 0.0
     assert tree["dcgan"]["override"] == 1.0 and "a person's word for it: seen by eye" in words
-    assert "memorised = 0.5; the rule asks for at most 0.1" in words
+    assert "memorised = 0.5, where the rule asks for at most 0.1" in words
     (tmp_path / "dcgan.json").write_text(json.dumps(GOOD | {"val_kid_effnet": 0.3}))  # trained anew
     (tmp_path / "privacy.json").write_text(json.dumps(attacks | {"vae": {"mia_auroc": 0.5}}))
     (tmp_path / "vae.json").write_text(json.dumps({k: v for k, v in GOOD.items() if k != "mia_auroc_high"}))

@@ -40,6 +40,20 @@ def test_the_models_are_those_of_the_pipeline():
     assert set(tree["evaluate"]["foreach"]) == {*generators.GENERATORS, "base", "base_adapted"}
 
 
+def test_a_model_is_named_where_the_docs_say():
+    """In dvc.yaml: all that knows a model by its name."""
+    tree = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+    naming = {name for name, stage in tree["stages"].items() if re.search(r"\bvae\b", json.dumps(_own(stage)))}
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    told = re.search(r"`dvc.yaml` names it in the `foreach` of (.*?);", text, re.DOTALL)[1]
+    assert naming == set(re.findall(r"`(\w+)`", told)) and len(naming) == 8
+
+
+def _own(stage: dict) -> list:
+    """Of a foreach its items, else what a stage depends on."""
+    return [*stage["foreach"]] if "foreach" in stage else stage["deps"]
+
+
 def test_a_sixth_model_is_one_file(tmp_path, monkeypatch):
     text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     module = types.ModuleType("synthmri.generators.average")

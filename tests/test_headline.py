@@ -100,7 +100,7 @@ def dvc(folder, *command) -> str:
 
 
 def test_experiments_fit_a_terminal_of_160_columns(results, tmp_path):
-    """By the README's command, where every number of the fine-tuned model changes; nothing is cut off."""
+    """By the README's command, where every number of every model changes; nothing is cut off."""
     files = [f"metrics/{name}.json" for name in ("comparison", "privacy", "utility", "summary")]
     who = ["-c", "user.name=a", "-c", "user.email=a@b"]
     dvc(tmp_path, "git", "init", "-q")
@@ -108,9 +108,9 @@ def test_experiments_fit_a_terminal_of_160_columns(results, tmp_path):
     Path("dvc.yaml").write_text("params: [params.yaml]\nmetrics: [metrics/summary.json]\n")
     for step, epochs in enumerate((5, 20)):
         Path("params.yaml").write_text(f"finetune: {{epochs: {epochs}}}\n")
-        own = {key: value * (1 + step / 7) for key, value in ROW.items()}
+        models = {name: {key: v * (1 + step / 7) for key, v in row.items()} for name, row in MODELS.items()}
         attacks = {headline.MODEL: {"mia_auroc": 0.5 + step / 70}}
-        Path(files[0]).write_text(json.dumps({"models": MODELS | {headline.MODEL: own}, "references": REFERENCES}))
+        Path(files[0]).write_text(json.dumps({"models": models, "references": REFERENCES}))
         Path(files[1]).write_text(json.dumps(PRIVACY | attacks))
         Path(files[2]).write_text(json.dumps({headline.ARM: {"100": {k: v + step for k, v in GAIN.items()}}}))
         summarise.main(*map(Path, files))
@@ -125,5 +125,5 @@ def test_experiments_fit_a_terminal_of_160_columns(results, tmp_path):
     assert all(f" {name} " in table or f"[{name}]" in table for name in wanted), table
     assert "…" not in table and "vae" not in table and max(map(len, table.splitlines())) <= 160, table
     changed = json.loads(dvc(tmp_path, "dvc", "metrics", "diff", "--json"))["metrics/summary.json"]
-    assert changed["fd_effnet"]["old"] == 30 and "vae.fd_effnet" not in changed
+    assert changed["fd_effnet"]["old"] == 30
     assert "gain_low" in changed and "fd_alexnet" in changed

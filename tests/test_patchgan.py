@@ -1,4 +1,4 @@
-"""The critic of patches, against the hinge loss worked out by hand."""
+"""The discriminator of patches, against the hinge loss worked out by hand."""
 
 import torch
 from torch import nn
@@ -21,22 +21,22 @@ def test_hinge_losses_of_known_scores():
 
 
 def test_generator_loss_moves_the_picture_and_not_the_critic():
-    critic = patch_discriminator.Discriminator()
+    discriminator = patch_discriminator.Discriminator()
     picture = torch.zeros(2, 1, 64, 64, requires_grad=True)
-    patch_discriminator.generator_loss(critic, picture).backward()
+    patch_discriminator.generator_loss(discriminator, picture).backward()
     assert picture.grad.abs().sum() > 0
-    assert all(w.grad is None and w.requires_grad for w in critic.parameters())
+    assert all(w.grad is None and w.requires_grad for w in discriminator.parameters())
 
 
 def test_critic_sees_a_patch_and_learns_texture_from_blur():
     with streams.weights(0, "critic"):
-        critic = patch_discriminator.Discriminator()
-    assert [scale.shape for scale in critic(torch.zeros(1, 1, 128, 128))] == [(1, 1, 16, 16), (1, 1, 8, 8)]
+        discriminator = patch_discriminator.Discriminator()
+    assert [scale.shape for scale in discriminator(torch.zeros(1, 1, 128, 128))] == [(1, 1, 16, 16), (1, 1, 8, 8)]
     generator = torch.Generator().manual_seed(0)
-    optimizer = torch.optim.Adam(critic.parameters(), 2e-3, betas=(0.5, 0.99))
+    optimizer = torch.optim.Adam(discriminator.parameters(), 2e-3, betas=(0.5, 0.99))
     for _ in range(60):
         sharp = torch.randn(8, 1, 32, 32, generator=generator)
-        loss = patch_discriminator.discriminator_loss(critic, sharp, nn.functional.avg_pool2d(sharp, 3, 1, 1))
+        loss = patch_discriminator.discriminator_loss(discriminator, sharp, nn.functional.avg_pool2d(sharp, 3, 1, 1))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -21,7 +21,7 @@ from synthmri import generators
 
 # No dependency of any stage: how a command starts, shares work and fails, how parameters are read (DVC knows their
 # values), and what an import passes through. All of it holds messages, and none of it changes a byte of a result but
-# `_cli.settle`, which says so itself.
+# `_cli.set_threads`, which says so itself.
 NEUTRAL = {
     "synthmri/torchvision_cpu.py", "synthmri/errors.py", "synthmri/params.py",
     "stages/_cli.py", "stages/_launch.py", "stages/_watch.py", "stages/_workers.py",

@@ -288,7 +288,7 @@ def test_a_version_is_described_and_its_run_took_as_long_as_the_training(project
         "| 9 | 0.1 | 0.3 | 0.9 | 0.55 |" in text
         and "is 3 times the floor, which real slices of other people set at 3." in text
     )
-    assert "The gate refuses it: memorised = 0.9; the rule asks for at most 0.1." in text
+    assert "The gate refuses it: memorised = 0.9, where the rule asks for at most 0.1." in text
     assert f"`git checkout {git(project, 'rev-parse', 'HEAD')} && dvc checkout`" in text
 
 
@@ -465,7 +465,7 @@ def test_a_model_that_copies_cannot_become_champion_unless_a_person_says_so(proj
     register._sync()
     assert where("champion") == ("synthmri-vae", "1")
     tags = state()["synthmri-latent_diffusion"][0][1][0]
-    assert tags["gate"] == "refused" and "memorised = 1; the rule asks for at most 0.1" in tags["gate_reasons"]
+    assert tags["gate"] == "refused" and "memorised = 1, where the rule asks for at most 0.1" in tags["gate_reasons"]
     with pytest.raises(UserError, match="needs a reason"):
         register._override("latent_diffusion", "")
     with pytest.raises(UserError, match="no model"):
@@ -856,7 +856,7 @@ def test_export_is_a_folder_for_the_hub(project, capsys):
     assert card.data.library_name == "diffusers" and "simulated-data" in card.data.tags
     values = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert values["val_kid_effnet"] == 0.2 and values["memorised"] == 0.02
-    assert "not for clinical use" in card.text and "passed the gate" in card.text
+    assert "not for clinical use" in card.text and "passes the gate" in card.text
     assert " 8 slices" not in card.text
     seen = json.loads((ROOT / "metrics/data.json").read_text())["train"]
     assert f"{seen['images']} slices of {seen['subjects']} subjects" in card.text
@@ -966,7 +966,7 @@ def test_what_the_gate_refuses_of_people_does_not_go_to_another_machine(elsewher
     assert tags["override"] == "all ten closest pairs looked at: none is a copy" and tags["gate"] == "refused"
     register.export(model="dcgan", out=Path("out"))
     text = Path("out/README.md").read_text()
-    assert "refused it: memorised = 0.9" in text and "their word for it: all ten closest pairs" in text
+    assert "refuses it: memorised = 0.9" in text and "their word for it: all ten closest pairs" in text
 
     score("dcgan", val_kid_effnet=0.01, memorised=0.95)  # scored anew: nobody has looked at that
     lock()
@@ -993,7 +993,7 @@ def test_simulated_people_need_no_guard(elsewhere, monkeypatch):
     register._sync()
     assert set(sent(monkeypatch)) == {f"synthmri-{name}" for name in comparison.MODELS}
     register.export(model="dcgan", out=Path("out"))
-    assert "refused it: " in Path("out/README.md").read_text()
+    assert "refuses it: " in Path("out/README.md").read_text()
 
 
 def test_a_store_here_that_puts_its_files_elsewhere_is_not_here(project, capsys):

@@ -18,6 +18,7 @@ from PIL import Image
 from stages import report
 from synthmri import imageset
 from synthmri.evaluation import downstream, usefulness
+from synthmri.registry import description
 from synthmri.reporting import answers, comparison, inline, page
 
 ROOT = Path(__file__).parent.parent
@@ -144,10 +145,18 @@ def test_safe_is_what_the_gate_says_about_people(verdict, attack, short, tone):
     found = answers.safe({"memorised": 0.02}, attack, verdict, simulated=False)
     assert found.short.startswith(short) and found.tone == tone and "simulated" not in found.evidence
     assert found.evidence.startswith("2 % of its slices")
-    assert ("AUROC 0.55 (up to 0.65" in found.evidence) == bool(attack)
+    assert ("AUROC 0.55 (0.5 is chance); the 95 % intervals of both end below 0.65" in found.evidence) == bool(attack)
     for rule, words in answers.RULES.items():
         assert (words in found.evidence) == (not verdict["rules"][rule] or rule in verdict.get("unknown", {}))
     assert "nobody is at risk" in answers.safe({"memorised": 0.02}, attack, verdict, simulated=True).evidence
+
+
+def test_a_word_for_a_model_that_passes_takes_nothing_from_it():
+    found = answers.safe({"memorised": 0.02}, ATTACK, {"rules": HOLDS, "override": 1.0}, simulated=False)
+    assert found.short == "Nothing was found against it" and "The gate lets it pass" in found.evidence
+    assert "A person has chosen it" in found.evidence
+    said = description.verdict([], "the sharper of two.")
+    assert said == "It passes the gate: every rule holds. A person has given their word for it: the sharper of two."
 
 
 def test_every_rule_of_the_gate_has_words():
@@ -181,6 +190,26 @@ def test_help_is_told_from_the_sentence_of_the_utility(arms, short):
         sentence = usefulness.sentence(result, ["lesions", "none"])
         assert "did harm" in sentence and answers.helps(sentence).short == "Yes"
     assert answers.helps("Whether synthetic slices help a classifier was not measured: why.").short == "Not measured"
+
+
+@pytest.mark.parametrize(
+    ("use", "masks", "short", "tone"),
+    [
+        ("**Synthetic slices did not measurably help** a. With 5 % **they helped**: b.", "", "Not measurably, but with "
+         "fewer people", "mixed"),
+        ("**Synthetic slices did not measurably help** a.", "**Synthetic pairs helped** to draw.", "Not measurably; to "
+         "draw masks, yes", "mixed"),
+        ("**Synthetic slices helped** a.", "**Synthetic pairs did harm** to draw.", "Yes; to draw masks, they do harm",
+         "mixed"),
+        ("**Synthetic slices did harm** a.", "**Synthetic pairs did harm** to draw.", "No, they do harm; to draw "
+         "masks, they do harm", "bad"),
+        ("**Synthetic slices helped** a.", "Whether pairs help was not measured: no masks.", "Yes", "good"),
+    ],
+)  # fmt: skip
+def test_help_with_few_people_and_with_masks_is_in_the_answer(use, masks, short, tone):
+    found = answers.helps(use, masks)
+    assert (found.short, found.tone) == (short, tone)
+    assert ("draw" in found.evidence) == ("draw" in masks)
 
 
 # Parts of the page

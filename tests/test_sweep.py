@@ -120,10 +120,10 @@ def test_choice(gain, spread, people, best):
 
 
 def test_chosen_settings_replace_those_of_section_sample():
-    p = sampling.settled(own(), {"guidance_scale": 2.0, "steps": 7, "scheduler": "ddim"})
+    p = sampling.with_choice(own(), {"guidance_scale": 2.0, "steps": 7, "scheduler": "ddim"})
     assert combinations([p]) == [(2.0, 7, "ddim")] and p.n == own().n
     with pytest.raises(UserError, match="sample.guidance_scale = 0"):
-        sampling.settled(own(), {"guidance_scale": 0.0})
+        sampling.with_choice(own(), {"guidance_scale": 0.0})
 
 
 def test_heat_map_frames_the_chosen(tmp_path):

@@ -36,8 +36,8 @@ def sentence(result: dict[str, dict[str, dict]], names: list[str]) -> str:
         more = f"; {harm} of {len(arms)} arms with synthetic slices did harm" if harm and harm < len(arms) else ""
         parts.append(f"**Synthetic slices {verb}** {task}: of {len(arms)} arms with all real people, {change}{more}.")
     if len(parts) == 1 and len(result[RIVALS[0]]) > 1:
-        parts.append("Nor did they measurably with fewer people." if "**Synthetic slices helped" not in parts[0] else
-                     "With fewer people they did not measurably.")  # fmt: skip
+        helped = "**Synthetic slices helped" in parts[0]
+        parts.append(f"With fewer people they did not measurably help{'' if helped else ' either'}.")
     return " ".join(parts)
 
 

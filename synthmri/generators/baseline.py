@@ -37,7 +37,7 @@ class Training(Section):
     learning_rate: float = Field(gt=0, le=0.1)
 
 
-def arranged(network: nn.Module) -> nn.Module:
+def channels_last(network: nn.Module) -> nn.Module:
     """With the channels of a pixel side by side in memory, which few channels are quicker with on a processor."""
     return network.to(memory_format=torch.channels_last)
 
@@ -72,7 +72,7 @@ class Baseline(Generator):
     def learner(self, p: Training, draw: Draw, *, seed: int, precision: Precision) -> tuple[dict, Update]:
         """What trains the network in place: whatever of it has a state_dict, by name, and the update of one step."""
 
-    def settle(self, images: np.ndarray) -> None:
+    def fit_prior(self, images: np.ndarray) -> None:
         """What is learnt of the training slices, uint8 (N, px, px), once the weights stand: nothing, of most models."""
 
     @abstractmethod
@@ -84,7 +84,7 @@ class Baseline(Generator):
         """For slices of `size` pixels, drawn with image_px where these are fewer; initial weights from `seed`."""
         px = min(size, image_px or size)
         with streams.weights(seed, cls.name, "weights"):
-            network = arranged(cls.build(p, px))
+            network = channels_last(cls.build(p, px))
         return cls(network, {"params": p.model_dump(), "size": size, "px": px, "target": cls.target})
 
     @classmethod
@@ -131,14 +131,14 @@ class Baseline(Generator):
             return losses
 
         def shown(point: int) -> None:
-            averaged.settle(images)
+            averaged.fit_prior(images)
             snapshot(point, averaged)
 
         history, operations = loop.run(
             {"network": model.network, "average": average} | parts, averaging, name=cls.name, seed=seed, steps=p.steps,
             points=points, checkpoint=checkpoint, tick=tick, snapshot=shown, kinds=cls.kinds,
         )  # fmt: skip
-        averaged.settle(images)
+        averaged.fit_prior(images)
         return averaged, history, operations
 
     @property
@@ -217,7 +217,7 @@ class Baseline(Generator):
         try:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             cls._check_target(config)
-            network = arranged(cls.build(cls.Params.model_validate(config["params"], strict=False), _px(config)))
+            network = channels_last(cls.build(cls.Params.model_validate(config["params"], strict=False), _px(config)))
             network.load_state_dict(load_file(folder / "model.safetensors"))
         except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(f"the model in {folder} cannot be opened ({error}); run `dvc repro`") from None

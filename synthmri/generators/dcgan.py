@@ -10,7 +10,7 @@ augmentation and averaged weights.
 import torch
 
 from synthmri import streams
-from synthmri.generators.baseline import Baseline, arranged
+from synthmri.generators.baseline import Baseline, channels_last
 from synthmri.generators.gan import adversarial, networks
 from synthmri.training import sampling
 
@@ -31,17 +31,17 @@ class DCGAN(Baseline):
 
     def learner(self, p, draw, *, seed, precision):
         with streams.weights(seed, self.name, "discriminator"):
-            discriminator = arranged(networks.Discriminator(p, self.px).apply(networks.initialise)).to(self.device)
+            discriminator = channels_last(networks.Discriminator(p, self.px).apply(networks.initialise)).to(self.device)
 
         def discriminator_loss(judge, real, fake, step, generator):
             x, y = adversarial.penalised(real, step), adversarial.penalised(fake, step)
             theirs, ours = judge(x).float(), judge(y).float()
-            return adversarial.beside(theirs, ours) + adversarial.penalty(step, (theirs, x), (ours, y))
+            return adversarial.relativistic_loss(theirs, ours) + adversarial.penalty(step, (theirs, x), (ours, y))
 
         def generator_loss(judge, real, fake):
             with torch.no_grad():
                 theirs = judge(real).float()
-            return adversarial.beside(judge(fake).float(), theirs)
+            return adversarial.relativistic_loss(judge(fake).float(), theirs)
 
         return adversarial.two_players(
             self.network, discriminator, draw, discriminator_loss, generator_loss, p, precision=precision

@@ -164,7 +164,7 @@ def draw(
 
     own, pipe.scheduler = pipe.scheduler, scheduler
     try:
-        return np.concatenate(distributed.spread(one, range(0, len(seeds), p.batch_size), progress))
+        return np.concatenate(distributed.map_items(one, range(0, len(seeds), p.batch_size), progress))
     finally:  # also where the images are not finite, or the one who asked has gone: a server draws again
         pipe.scheduler = own
 

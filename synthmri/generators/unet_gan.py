@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import nn
 
 from synthmri import streams
-from synthmri.generators.baseline import Baseline, arranged
+from synthmri.generators.baseline import Baseline, channels_last
 from synthmri.generators.gan import adversarial, networks
 from synthmri.training import sampling
 
@@ -25,15 +25,19 @@ class Params(networks.Params):
 
 
 class Discriminator(nn.Module):
-    """(B, 1, S, S) -> logits of the whole (B,) and of every pixel (B, 1, S, S)."""
+    """(B, 1, S, S) -> logits of the whole (B,) and of every pixel (B, 1, S, S).
+
+    The decoder has half the encoder's channels at each resolution: as wide, it would cost three times the encoder.
+    """
 
     def __init__(self, p: Params, size: int):
         super().__init__()
         widths = networks.widths(p, size)
         self.encoder = networks.Discriminator(p, size)
-        up = zip(widths[::-1], widths[-2::-1], strict=False)
-        self.up = nn.ModuleList([nn.Conv2d(a + b, b, 3, 1, 1) for a, b in up])
-        self.pixels = nn.Conv2d(widths[0], 1, 3, 1, 1)
+        skips = widths[-2::-1]
+        below = [widths[-1], *(width // 2 for width in skips)]
+        self.up = nn.ModuleList([nn.Conv2d(a + b, b // 2, 3, 1, 1) for a, b in zip(below, skips, strict=False)])
+        self.pixels = nn.Conv2d(below[-1], 1, 3, 1, 1)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         levels = self.encoder.levels(x)
@@ -66,7 +70,7 @@ def verdict(whole: torch.Tensor, pixels: torch.Tensor, signs: torch.Tensor) -> t
 
 def beside_mixed(mask: torch.Tensor, mixed: torch.Tensor, real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
     """Eq. 6, of pixels: those of a mixture that are real (mask 1) beside generated ones, and the others beside real."""
-    return adversarial.beside(mask * mixed + (1 - mask) * real, mask * fake + (1 - mask) * mixed)
+    return adversarial.relativistic_loss(mask * mixed + (1 - mask) * real, mask * fake + (1 - mask) * mixed)
 
 
 class UNetGAN(Baseline):
@@ -81,13 +85,15 @@ class UNetGAN(Baseline):
 
     def learner(self, p, draw, *, seed, precision):
         with streams.weights(seed, self.name, "discriminator"):
-            discriminator = arranged(Discriminator(p, self.px).apply(networks.initialise)).to(self.device)
+            discriminator = channels_last(Discriminator(p, self.px).apply(networks.initialise)).to(self.device)
 
         def discriminator_loss(judge, real, fake, step, generator):
             x, y = adversarial.penalised(real, step), adversarial.penalised(fake, step)
             (whole_real, pixels_real), (whole_fake, pixels_fake) = judge(x), judge(y)
             # Eqs. 3 and 4: the whole and every pixel.
-            loss = adversarial.beside(whole_real, whole_fake) + adversarial.beside(pixels_real, pixels_fake)
+            loss = adversarial.relativistic_loss(whole_real, whole_fake) + adversarial.relativistic_loss(
+                pixels_real, pixels_fake
+            )
             signs = torch.randint(0, 2, pixels_real.shape[1:], generator=generator).to(x) * 2 - 1
             verdicts = [
                 (verdict(whole, pixels, signs), images)
@@ -99,7 +105,7 @@ class UNetGAN(Baseline):
             if torch.rand((), generator=generator) < share:
                 mask = cutmix_mask(real.shape[-1], generator).to(real)
                 whole, pixels = judge(mask * real + (1 - mask) * fake)
-                loss = loss + adversarial.beside(whole_real, whole)
+                loss = loss + adversarial.relativistic_loss(whole_real, whole)
                 loss = loss + beside_mixed(mask, pixels, pixels_real, pixels_fake)
                 # Eq. 8: the verdict on the mixture is the mixture of the verdicts.
                 loss = loss + F.mse_loss(pixels, mask * pixels_real + (1 - mask) * pixels_fake)
@@ -109,7 +115,9 @@ class UNetGAN(Baseline):
             with torch.no_grad():
                 whole_real, pixels_real = judge(real)
             whole, pixels = judge(fake)
-            return adversarial.beside(whole, whole_real) + adversarial.beside(pixels, pixels_real)  # eq. 5
+            return adversarial.relativistic_loss(whole, whole_real) + adversarial.relativistic_loss(
+                pixels, pixels_real
+            )  # eq. 5
 
         return adversarial.two_players(
             self.network, discriminator, draw, discriminator_loss, generator_loss, p, precision=precision

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import nn
 
 from synthmri import streams
-from synthmri.generators.baseline import Baseline, Training, arranged
+from synthmri.generators.baseline import Baseline, Training, channels_last
 from synthmri.imageset import evenly, to_uint8
 from synthmri.training import distributed, loop, patch_discriminator, perceptual, resolution, sampling
 from synthmri.training.precision import Precision, autocast
@@ -22,7 +22,7 @@ from synthmri.training.precision import Precision, autocast
 PERCEPTUAL, ADVERSARIAL = 0.2, 0.02  # weights beside the evidence bound of a pixel, in nats
 MIXTURE = 10  # Gaussians at most
 SLICES_A_PART = 10  # training slices to each Gaussian of the mixture, at least: fewer, and it would be of single people
-MOST_SETTLED = 2000  # training slices that the mixture is fitted to
+MOST_FITTED = 2000  # training slices that the mixture is fitted to
 DRAWS = 4  # latents of each from its posterior
 
 
@@ -90,7 +90,7 @@ class VAE(Baseline):
     def learner(self, p, draw, *, seed, precision):
         network, share = self.network, distributed.share(p.batch_size)
         with streams.weights(seed, self.name, "discriminator"):
-            discriminator = arranged(patch_discriminator.Discriminator()).to(self.device)
+            discriminator = channels_last(patch_discriminator.Discriminator()).to(self.device)
         optimizer = torch.optim.Adam(network.parameters(), lr=p.learning_rate)
         discriminator_optimizer = torch.optim.Adam(discriminator.parameters(), lr=p.learning_rate, betas=(0.5, 0.99))
         lpips = perceptual.lpips_model(device=self.device)
@@ -121,7 +121,7 @@ class VAE(Baseline):
         return parts, update
 
     @torch.no_grad()
-    def settle(self, images):
+    def fit_prior(self, images):
         """Fit the mixture to latents drawn from the posteriors of training slices.
 
         Latents, not posterior means: their noise keeps a Gaussian from closing in on single slices.
@@ -129,7 +129,7 @@ class VAE(Baseline):
         from sklearn.mixture import GaussianMixture
 
         self.network.eval()
-        rows, generator, latents = evenly(len(images), MOST_SETTLED), streams.generator(0, "mixture"), []
+        rows, generator, latents = evenly(len(images), MOST_FITTED), streams.generator(0, "mixture"), []
         for start in range(0, len(rows), 64):
             mean, log_variance = self.network.encode(loop.to_tensor(images[rows[start : start + 64]]).to(self.device))
             noise = torch.randn(DRAWS, *mean.shape, generator=generator).to(mean)

@@ -2,31 +2,43 @@
 
 from urllib.parse import quote
 
+from synthmri.reporting import tables
+
 NUMBERS = ("fd_effnet", "kid_effnet", "coverage", "memorised", "mia_auroc")
 
 
 def text(
-    picture: str, run: str, scores: dict[str, float], ratio: float | None, why: list[str], commit: str | None
+    picture: str,
+    run: str,
+    scores: dict[str, float],
+    ratio: float | None,
+    why: list[str],
+    commit: str | None,
+    word: str = "",
 ) -> str:
     """Markdown. picture: an artifact of the run with this id, which every MLflow server shows under this address.
 
     ratio: of fd_effnet to the floor's; why: the rules of the gate that the version fails, in words; commit: of git,
-    None while no commit holds the version.
+    None while no commit holds the version; word: why a person chose it whatever the gate says, "" if none did.
     """
     known = [name for name in NUMBERS if name in scores]
-    rows = [known, ["---"] * len(known), [f"{scores[name]:.3g}" for name in known]]
     floor = "The floor, what real slices of other people reach, is not known."
     if ratio and "fd_effnet" in scores:
         floor = (
             f"Its fd_effnet is {ratio:.2g} times the floor, which real slices of other people set at "
             f"{scores['fd_effnet'] / ratio:.3g}."
         )
-    verdict = f"The gate refuses it: {'; '.join(why)}." if why else "It passes the gate: every rule holds."
     back = f"`git checkout {commit} && dvc checkout`" if commit else "commit dvc.lock, then `synthmri registry --sync`"
     parts = [
         f"![samples](get-artifact?path={quote(picture, safe='')}&run_uuid={run})",
-        "\n".join(f"| {' | '.join(row)} |" for row in rows) if known else "",
-        f"{floor} {verdict}",
+        tables.markdown(known, [[f"{scores[name]:.3g}" for name in known]]) if known else "",
+        f"{floor} {verdict(why, word)}",
         f"To get it back: {back}. Research only, not for clinical use.",
     ]
     return "\n\n".join(filter(None, parts))
+
+
+def verdict(why: list[str], word: str) -> str:
+    """Sentences on a model that fails the gate for these reasons, or for none; word: as in `text`."""
+    gate = f"The gate refuses it: {'; '.join(why)}." if why else "It passes the gate: every rule holds."
+    return gate + (f" A person has given their word for it: {word.rstrip('.')}." if word else "")

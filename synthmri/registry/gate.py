@@ -82,11 +82,11 @@ def judge(scores: dict[str, float], p: Registry) -> dict[str, str]:
     bad = sorted(name for name, value in scores.items() if not math.isfinite(value))
     reasons = {"finite": f"{', '.join(bad)}: not finite" if bad else ""}
     for name, rule in RULES.items():
-        asked = f"the rule asks for {rule.asked.format(p=p)}"
+        asked = f"where the rule asks for {rule.asked.format(p=p)}"
         if name not in scores and not rule.admits(rule.worst, p):
-            reasons[name] = f"{name} is not known{f' ({rule.unknown})' if rule.unknown else ''}; {asked}"
+            reasons[name] = f"{name} is not known{f' ({rule.unknown})' if rule.unknown else ''}, {asked}"
         elif name in scores and not (math.isfinite(scores[name]) and rule.admits(scores[name], p)):
-            reasons[name] = f"{name} = {scores[name]:.4g}; {asked}"
+            reasons[name] = f"{name} = {scores[name]:.4g}, {asked}"
         else:
             reasons[name] = ""
     return reasons

@@ -35,13 +35,15 @@ class Answer(NamedTuple):
     tone: Literal["good", "mixed", "bad", "unknown"]
 
 
-def three(models: dict, references: dict, privacy: dict, verdict: dict, use: str, *, simulated: bool) -> list[Answer]:
+def three(
+    models: dict, references: dict, privacy: dict, verdict: dict, use: str, masks: str, *, simulated: bool
+) -> list[Answer]:
     """Of the fine-tuned model, from metrics/comparison.json (models, references), privacy.json, its block of gate.json
-    and the first paragraph of utility.md.
+    and the first paragraphs of utility.md and segmentation.md.
     """
     model = models[comparison.FINE_TUNED]
     attack = privacy.get(comparison.FINE_TUNED, {})
-    return [near(model, references), safe(model, attack, verdict, simulated=simulated), helps(use)]
+    return [near(model, references), safe(model, attack, verdict, simulated=simulated), helps(use, masks)]
 
 
 def near(model: dict[str, float], references: dict[str, dict[str, float]]) -> Answer:
@@ -61,7 +63,8 @@ def near(model: dict[str, float], references: dict[str, dict[str, float]]) -> An
     evidence = (
         f"The distance to the test people (FD) is {times(model['fd_effnet'], real)} that of other real people; that of "
         f"real slices, blurred, is {times(blurred['fd_effnet'], real)}. {_percent(model['coverage'])} of the test "
-        f"slices have a synthetic slice among their like; of real slices, {_percent(real['coverage'])} have one."
+        "slices have a synthetic slice as near as their neighbours, "
+        f"{_percent(real['coverage'])} a real one of other people."
     )
     if "manual_score" in model:
         theirs = f", to real ones {real['manual_score']:.1f}" if "manual_score" in real else ""
@@ -89,25 +92,39 @@ def safe(model: dict[str, float], attack: dict[str, float], verdict: dict, *, si
     )
     evidence += "(5 % is what honest data gives). "
     if "mia_auroc" in attack:
-        evidence += f"The better of two attacks tells who was trained on with AUROC {attack['mia_auroc']:.2f}"
-        evidence += f" (up to {attack['mia_auroc_high']:.2f}" if "mia_auroc_high" in attack else " (bound not known"
-        evidence += "; 0.5 is chance). "
+        evidence += f"The better of two attacks tells who was trained on with AUROC {attack['mia_auroc']:.2f} (0.5 is "
+        if "mia_auroc_high" in attack:
+            evidence += f"chance); the 95 % intervals of both end below {_above(attack['mia_auroc_high'])}. "
+        else:
+            evidence += "chance; how sure that is, is not known). "
     else:
         evidence += "Nobody could be attacked, so what an attacker would find is not known. "
     why = "; ".join([*(RULES[rule] for rule in failed), *(f"not known: {RULES[rule]}" for rule in unknown)])
     evidence += f"The gate refuses it: {why}." if why else "The gate lets it pass, which is no proof."
-    if verdict.get("override"):
+    if verdict.get("override") and why:
         evidence += " A person has given their word for it all the same."
         short, tone = "By a person's word alone", "mixed"
+    elif verdict.get("override"):
+        evidence += " A person has chosen it besides."
     if simulated:
         evidence += " The people here are simulated, so nobody is at risk: of real ones this is what it would mean."
     return Answer("Is it safe to share?", short, evidence, tone)
 
 
-def helps(sentence: str) -> Answer:
-    """Whether training on its slices helps; sentence: the first of metrics/utility.md, which gives the numbers."""
-    short, tone = next((answer for words, answer in USE.items() if words in sentence), ("See the numbers", "unknown"))
-    return Answer("Does it help?", short, " ".join(re.sub(r"\*\*|`", "", sentence).split()), tone)
+def helps(use: str, masks: str = "") -> Answer:
+    """Whether training on its slices helps to tell labels and to draw masks.
+
+    use, masks: the first paragraphs of metrics/utility.md and segmentation.md, which give the numbers; "": not tried.
+    """
+    short, tone = next((answer for words, answer in USE.items() if words in use), ("See the numbers", "unknown"))
+    if tone in ("mixed", "bad") and "**they helped**" in use:
+        short, tone = f"{short}, but with fewer people", "mixed"
+    if "**Synthetic pairs helped**" in masks and tone != "good":
+        short, tone = f"{short}; to draw masks, yes", "mixed"
+    elif "**Synthetic pairs did harm**" in masks:
+        short, tone = f"{short}; to draw masks, they do harm", "mixed" if tone == "good" else "bad"
+    parts = [use] if "was not measured" in masks else [use, masks]
+    return Answer("Does it help?", short, " ".join(re.sub(r"\*\*|`", "", " ".join(parts)).split()), tone)
 
 
 def times(distance: float, real: dict[str, float]) -> str:
@@ -115,6 +132,10 @@ def times(distance: float, real: dict[str, float]) -> str:
     return (
         f"{distance / real['fd_effnet']:.1f} times" if real["fd_effnet"] > 0 else f"{distance:.3g}, not comparable with"
     )
+
+
+def _above(bound: float) -> str:
+    return f"{math.ceil(100 * bound) / 100:.2f}"
 
 
 def _percent(share: float) -> str:

@@ -56,7 +56,7 @@ def model_card(
     scores: dict[str, float],
     floor: dict[str, float],
     effort: dict[str, float],
-    failed: list[str],
+    verdict: str,
     data: dict,
     tree: dict,
     prompt: str,
@@ -67,9 +67,9 @@ def model_card(
 
     title: its name; code: its name in synthmri.generators; prompted: whether prompts steer it; scores, floor: its
     scores and those of real slices of other people; effort: parameters, images_seen, teraflop, and where weights were
-    pretrained, theirs; failed: reasons of the gate; data: counts as `preprocess` writes them; tree: all parameters;
-    prompt: one of training; rated: its row of metrics/comparison.json, with what raters said; dice: of the masks of
-    validation slices that it draws, None where it draws none.
+    pretrained, theirs; verdict: what the gate says, a sentence; data: counts as `preprocess` writes them; tree: all
+    parameters; prompt: one of training; rated: its row of metrics/comparison.json, with what raters said; dice: of
+    the masks of validation slices that it draws, None where it draws none.
     """
     simulated = tree["data"]["source"] == "simulated"
     source = "simulated brain MRI" if simulated else "private brain MRI"
@@ -95,11 +95,6 @@ def model_card(
     bare = sampling.unlabelled(prompt, [*data["train"].get("label", ())])
     opening = OPEN[prompted].format(code=code, prompt=prompt, bare=bare, **_drawing(tree)) + (
         "" if dice is None else SPLIT
-    )
-    gate = (
-        "It passed the gate of the registry."
-        if not failed
-        else f"The gate of the registry refused it: {'; '.join(failed)}."
     )
     people = ", ".join(_count(data, split) for split in ("train", "val", "test"))
     body = f"""# {title}: synthetic brain MRI
@@ -134,7 +129,9 @@ Of {scores["n"]:.0f} images; ± is the standard error over test people, and hold
 
 {_raters(rated)}
 
-{gate} Memorisation and membership are tests of privacy and no proof: look at the nearest training slices before images
+{
+        verdict
+    } Memorisation and membership are tests of privacy and no proof: look at the nearest training slices before images
 are passed on. `synthmri generate` draws again what is too like a training slice, or implausible, and states how often:
 that protects the images that are passed on, not these weights, from which anybody draws without it.
 

@@ -41,18 +41,18 @@ FIRST = (
 )  # fmt: skip
 MANUAL = "manual_score"  # always shown: an empty column says that nobody has rated these images
 CAPTION = (
-    "Each set is compared with slices of test people, whom nothing was trained on and no model was ranked by; ± is the "
-    'standard error over them, "×" the ratio to the floor, "real, other people". FD is no FID.  \n'
-    "EfficientNet decides: no training looks through it, as losses of the autoencoder and of the VAE do through "
-    "AlexNet. SSIM, PSNR and LPIPS, to the nearest training slice, are resemblance and not quality.  \n"
-    '"memorised": 0.05 is what honest data gives. "manual": blinded raters; empty: nobody has rated; ⚠: too few.  \n'
-    "Bold: better than every other model with {sure:.0f} % confidence over test people; chance differences between "
-    "trainings are not included. Every column: docs/evaluation.md."
+    "Against slices of test people, whom no training and no choice saw. ±: standard error over them; ×: ratio to the "
+    "floor.  \n"
+    "FD EffNet, no FID, decides: no loss looks through it. SSIM, PSNR, LPIPS: likeness to the nearest training "
+    "slice.  \n"
+    '"memorised": honest data gives 0.05. "manual": blinded raters; empty: nobody has rated; ⚠: too few.  \n'
+    "Bold: better than all others with {sure:.0f} % confidence over test people, not over trainings. All columns: "
+    "docs/evaluation.md"
 )
 OTHERS = (
     "The other columns, of the same sets. Pretraining is on simulated heads. "
-    '"level off", "seen": does an image show the level, contrast and label that its prompt asks for? Judged by '
-    "classifiers trained on training slices."
+    '"level off", "seen": does an image show\nthe level, contrast and label that its prompt asks for? Judged by '
+    "classifiers of training slices."
 )
 
 
@@ -84,7 +84,7 @@ def finetuning(models: dict[str, dict[str, float]], references: dict[str, dict[s
         return "unchanged" if round(share) == 0 else f"{share:.0f} % {'less' if after < before else 'more'}"
 
     return (
-        f"fd_effnet is {base:.3g} for the base, {adapted:.3g} ({change(base, adapted)}) with its decoder adapted, and "
+        f"FD EffNet is {base:.3g} for the base, {adapted:.3g} ({change(base, adapted)}) with its decoder adapted, and "
         f"{tuned:.3g} ({change(adapted, tuned)}) after fine-tuning (N = {models['latent_diffusion']['n']:.0f})."
     )
 

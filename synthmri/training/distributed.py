@@ -131,7 +131,7 @@ def sum_gradients(weights: Iterable[torch.Tensor]) -> None:
         gradient.copy_(part.view(gradient.shape))
 
 
-def spread(make: Callable, items: Sequence, progress: Callable = lambda items, total: items) -> list:
+def map_items(make: Callable, items: Sequence, progress: Callable = lambda items, total: items) -> list:
     """[make(item) for item in items], each made by one process and then known to all.
 
     What `make` gives back is pickled, so tensors should be on the CPU. progress(items, total) passes them on.
@@ -156,7 +156,7 @@ def ahead(make: Callable[[int], object]) -> Callable[[int], object]:
         if i not in made:
             following = range(i, i + count())
             made.clear()
-            made.update(zip(following, spread(make, following), strict=True))
+            made.update(zip(following, map_items(make, following), strict=True))
         return made[i]
 
     return get

@@ -1,4 +1,4 @@
-"""A critic of patches, which keeps a decoder from blurring (Isola 2017), with the hinge loss (Lim and Ye 2017).
+"""A discriminator of patches, which keeps a decoder from blurring (Isola 2017), with the hinge loss (Lim and Ye 2017).
 
 Two of them: one sees the image, one its half, as in Wang 2018 (arXiv 1711.11585): texture and structure.
 """
@@ -31,15 +31,15 @@ def _one() -> nn.Sequential:
     return nn.Sequential(*layers, spectral_norm(nn.Conv2d(channels[-1], 1, 3, padding=1)))
 
 
-def discriminator_loss(critic: nn.Module, real: torch.Tensor, generated: torch.Tensor) -> torch.Tensor:
+def discriminator_loss(discriminator: nn.Module, real: torch.Tensor, generated: torch.Tensor) -> torch.Tensor:
     """E[max(0, 1 - D(real))] + E[max(0, 1 + D(generated))], over patches and then scales; both (B, 1, H, W)."""
-    pairs = zip(critic(real), critic(generated.detach()), strict=True)
+    pairs = zip(discriminator(real), discriminator(generated.detach()), strict=True)
     return sum(F.relu(1 - theirs).mean() + F.relu(1 + ours).mean() for theirs, ours in pairs) / SCALES
 
 
-def generator_loss(critic: nn.Module, generated: torch.Tensor) -> torch.Tensor:
-    """-E[D(generated)]; the critic's own weights get no gradient."""
-    critic.requires_grad_(False)
-    value = -sum(scale.mean() for scale in critic(generated)) / SCALES
-    critic.requires_grad_(True)
+def generator_loss(discriminator: nn.Module, generated: torch.Tensor) -> torch.Tensor:
+    """-E[D(generated)]; the discriminator's own weights get no gradient."""
+    discriminator.requires_grad_(False)
+    value = -sum(scale.mean() for scale in discriminator(generated)) / SCALES
+    discriminator.requires_grad_(True)
     return value

@@ -29,7 +29,7 @@ class Sample(Section):
     batch_size: int = Field(ge=1, le=1024)
 
 
-def settled(p: Sample, choice: dict) -> Sample:
+def with_choice(p: Sample, choice: dict) -> Sample:
     """`p` with the guidance, steps and scheduler that were chosen for it. Raises UserError for other values."""
     if not isinstance(choice, dict):
         raise UserError(f"what stage `sweep` chose is no map of settings but {choice!r}; run `dvc repro sweep`")
@@ -100,7 +100,7 @@ def in_batches(
             raise UserError("the model draws values that are not finite; train it again with a lower learning rate")
         return to_uint8((images / 2 + 0.5).numpy())
 
-    return np.concatenate(distributed.spread(one, range(0, len(seeds), batch_size), progress))
+    return np.concatenate(distributed.map_items(one, range(0, len(seeds), batch_size), progress))
 
 
 def noise(generators: list[torch.Generator], size: int) -> torch.Tensor:

@@ -15,7 +15,7 @@ from synthmri.training import distributed, loop
 from synthmri.training.precision import Precision, autocast
 
 Judge = Callable[[torch.Tensor], torch.Tensor | tuple[torch.Tensor, ...]]
-PENALTY = 1.0  # weight of the gradient penalties
+PENALTY = 0.05  # weight of the gradient penalties
 PENALTY_STEPS = 4  # every so many, the gradient penalties count as often (Karras 2020, arXiv 1912.04958, section 3.1)
 
 
@@ -66,7 +66,7 @@ def two_players(
     return parts, update
 
 
-def beside(better: torch.Tensor, worse: torch.Tensor) -> torch.Tensor:
+def relativistic_loss(better: torch.Tensor, worse: torch.Tensor) -> torch.Tensor:
     """-log of the probability that `better` is found the more real, over logits in the same place; a scalar."""
     return F.softplus(worse - better).mean()
 
