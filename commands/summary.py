@@ -37,8 +37,10 @@ def main():
         console.print(answer.evidence, markup=False)
     console.print(comparison.finetuning(scores["models"], scores["references"]))
     console.print("\nall of it on one page: metrics/report.html\nmodels in MLflow: `make ui`, http://127.0.0.1:5000")
-    console.print("to try, after `source .venv/bin/activate`: `dvc exp run -S finetune.epochs=20 && dvc metrics diff`")
-    console.print("Research only. Not for clinical use.")
+    console.print(
+        "to try, after `source .venv/bin/activate`: `dvc exp run -S finetune.epochs=20 && dvc metrics diff`. "
+        "Research only. Not for clinical use."
+    )
 
 
 if __name__ == "__main__":

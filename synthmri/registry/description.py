@@ -2,8 +2,6 @@
 
 from urllib.parse import quote
 
-from synthmri.reporting import tables
-
 NUMBERS = ("fd_effnet", "kid_effnet", "coverage", "memorised", "mia_auroc")
 
 
@@ -31,7 +29,7 @@ def text(
     back = f"`git checkout {commit} && dvc checkout`" if commit else "commit dvc.lock, then `synthmri registry --sync`"
     parts = [
         f"![samples](get-artifact?path={quote(picture, safe='')}&run_uuid={run})",
-        tables.markdown(known, [[f"{scores[name]:.3g}" for name in known]]) if known else "",
+        " · ".join(f"{name} **{scores[name]:.3g}**" for name in known),  # a table's columns stand too close there
         f"{floor} {verdict(why, word)}",
         f"To get it back: {back}. Research only, not for clinical use.",
     ]
