@@ -11,7 +11,7 @@ import pandas as pd
 import typer
 
 from reader_study import design, imrmc, packet, ratings, store
-from stages import _cli, _files
+from stages import _cli, _files, _secrets
 from synthmri import imageset, params
 from synthmri.errors import UserError
 from synthmri.reporting import comparison
@@ -39,7 +39,9 @@ def create(
     home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=home, prefix=".") as part:
         folder, key = Path(part) / "packet", Path(part) / "key.csv"
-        name = packet.write(folder, key, items, images, p, secret=_files.secret(home / ".secret"), simulated=simulated)
+        name = packet.write(
+            folder, key, items, images, p, secret=_secrets.secret(home / ".secret"), simulated=simulated
+        )
         target, target_key = home / f"packet-{name}", home / f"key-{name}.csv"
         if not target.exists():
             key.replace(target_key)
@@ -194,7 +196,7 @@ def _open(home: Path, name: str) -> tuple[packet.Packet, store.Store]:
     database = store.Store(home / f"ratings-{opened.hash}.db", opened.hash, len(opened.orders), opened.design)
     for file in (database.path, home / f"key-{opened.hash}.csv"):
         if file.exists():  # the key may be elsewhere, away from the raters
-            _files.warn_if_open(file)
+            _secrets.warn_if_open(file)
     return opened, database
 
 

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from stages._files import REMEDIES, refused
+from stages._replacing import REMEDIES, refused
 from synthmri import params
 from synthmri.errors import UserError
 

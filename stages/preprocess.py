@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.progress import Progress
 
-from stages import _cli, _files, _workers
+from stages import _cli, _files, _secrets, _workers
 from synthmri import imageset, params
 from synthmri.errors import UserError
 from synthmri.scans import identity, inventory, likeness, read, scan, slicing, splits, wording
@@ -156,7 +156,7 @@ def _salt(raw: Path, data: slicing.Data) -> str:
     """What pseudonyms are hashed with: a random secret that stays among the scans. Simulated people have no secrets."""
     if data.source == "simulated":
         return "simulated"
-    return _files.secret(raw / ".salt")
+    return _secrets.secret(raw / ".salt")
 
 
 def _failures(skipped: list[scan.BadFile]) -> int:

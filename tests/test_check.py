@@ -12,7 +12,7 @@ from test_preprocess import contents, head, here, nifti, parameters, picture, ru
 from test_readers import AXIAL, save_dicom, volume
 
 from commands import _console, check
-from stages import _files
+from stages import _secrets
 from synthmri import params
 from synthmri.errors import UserError
 from synthmri.scans import inventory, likeness, participants, read, slicing
@@ -343,7 +343,7 @@ def test_a_secret_that_is_none_says_so(tmp_path):
     (tmp_path / "dead").symlink_to("nothing")
     for name in ("folder", "utf16", "dead"):
         with pytest.raises(UserError, match=f"{name} .*remove it for a new secret"):
-            _files.secret(tmp_path / name)
+            _secrets.secret(tmp_path / name)
 
 
 def test_alike_files_are_one_line_and_who_loses_all_is_named(here, capfd):  # noqa: F811

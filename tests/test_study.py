@@ -31,7 +31,7 @@ from starlette.testclient import TestClient
 from commands import study as commands
 from reader_study import app, design, packet, ratings
 from reader_study.store import Store
-from stages import _files
+from stages import _secrets
 from stages import raters as scores
 from synthmri import imageset
 from synthmri.errors import UserError
@@ -558,7 +558,7 @@ def test_what_is_for_its_owner_is_made_so_and_older_files_are_warned_of(tmp_path
     before = os.umask(0o022)
     try:
         home = tmp_path / "home"
-        folder = write_packet(home, secret=_files.secret(tmp_path / "home-secret"))
+        folder = write_packet(home, secret=_secrets.secret(tmp_path / "home-secret"))
         opened, db = commands._open(home, "")
         with closing(sqlite3.connect(db.path)) as reading:  # an open one keeps the log from being put away
             reading.execute("SELECT * FROM reader").fetchone()
@@ -570,7 +570,7 @@ def test_what_is_for_its_owner_is_made_so_and_older_files_are_warned_of(tmp_path
         for file in kept:
             file.chmod(0o644)
         commands._open(home, folder.name)
-        _files.secret(tmp_path / "home-secret")
+        _secrets.secret(tmp_path / "home-secret")
         said = capsys.readouterr().err
         assert all(f"others on this machine can read {file}; close it with `chmod 600" in said for file in kept)
     finally:
