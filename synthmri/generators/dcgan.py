@@ -9,44 +9,26 @@ augmentation and averaged weights.
 
 import torch
 
-from synthmri import streams
-from synthmri.generators.baseline import Baseline, channels_last
 from synthmri.generators.gan import adversarial, networks
-from synthmri.training import sampling
 
 
 class Params(networks.Params):
     """Section `baselines.dcgan`."""
 
 
-class DCGAN(Baseline):
+class DCGAN(adversarial.Adversarial):
     """Both players by the relativistic loss."""
 
-    name, Params, architecture = "dcgan", Params, ("width", "latent_dim")
-    kinds = adversarial.PENALTY_STEPS
+    name, Params, discriminator = "dcgan", Params, networks.Discriminator
 
     @staticmethod
-    def build(p: Params, size: int) -> networks.Generator:
-        return networks.Generator(p, size).apply(networks.initialise)
+    def discriminator_loss(judge, real, fake, step, generator, p):
+        x, y = adversarial.penalised(real, step), adversarial.penalised(fake, step)
+        theirs, ours = judge(x).float(), judge(y).float()
+        return adversarial.relativistic_loss(theirs, ours) + adversarial.penalty(step, (theirs, x), (ours, y))
 
-    def learner(self, p, draw, *, seed, precision):
-        with streams.weights(seed, self.name, "discriminator"):
-            discriminator = channels_last(networks.Discriminator(p, self.px).apply(networks.initialise)).to(self.device)
-
-        def discriminator_loss(judge, real, fake, step, generator):
-            x, y = adversarial.penalised(real, step), adversarial.penalised(fake, step)
-            theirs, ours = judge(x).float(), judge(y).float()
-            return adversarial.relativistic_loss(theirs, ours) + adversarial.penalty(step, (theirs, x), (ours, y))
-
-        def generator_loss(judge, real, fake):
-            with torch.no_grad():
-                theirs = judge(real).float()
-            return adversarial.relativistic_loss(judge(fake).float(), theirs)
-
-        return adversarial.two_players(
-            self.network, discriminator, draw, discriminator_loss, generator_loss, p, precision=precision
-        )
-
-    def draw(self, generators):
-        """Batch normalisation by the statistics of training."""
-        return self.network(sampling.noise(generators, self.network.latent_dim).to(self.device))
+    @staticmethod
+    def generator_loss(judge, real, fake):
+        with torch.no_grad():
+            theirs = judge(real).float()
+        return adversarial.relativistic_loss(judge(fake).float(), theirs)

@@ -12,10 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
-from synthmri import streams
-from synthmri.generators.baseline import Baseline, channels_last
 from synthmri.generators.gan import adversarial, networks
-from synthmri.training import sampling
 
 
 class Params(networks.Params):
@@ -73,56 +70,41 @@ def beside_mixed(mask: torch.Tensor, mixed: torch.Tensor, real: torch.Tensor, fa
     return adversarial.relativistic_loss(mask * mixed + (1 - mask) * real, mask * fake + (1 - mask) * mixed)
 
 
-class UNetGAN(Baseline):
+class UNetGAN(adversarial.Adversarial):
     """Both heads of the discriminator by the relativistic loss: pixels beside pixels in the same place."""
 
-    name, Params, architecture = "unet_gan", Params, ("width", "latent_dim")
-    kinds = adversarial.PENALTY_STEPS
+    name, Params, discriminator = "unet_gan", Params, Discriminator
 
     @staticmethod
-    def build(p: Params, size: int) -> networks.Generator:
-        return networks.Generator(p, size).apply(networks.initialise)
+    def discriminator_loss(judge, real, fake, step, generator, p):
+        x, y = adversarial.penalised(real, step), adversarial.penalised(fake, step)
+        (whole_real, pixels_real), (whole_fake, pixels_fake) = judge(x), judge(y)
+        # Eqs. 3 and 4: the whole and every pixel.
+        loss = adversarial.relativistic_loss(whole_real, whole_fake)
+        loss = loss + adversarial.relativistic_loss(pixels_real, pixels_fake)
+        signs = torch.randint(0, 2, pixels_real.shape[1:], generator=generator).to(x) * 2 - 1
+        verdicts = [
+            (verdict(whole, pixels, signs), images)
+            for whole, pixels, images in ((whole_real, pixels_real, x), (whole_fake, pixels_fake, y))
+        ]
+        loss = loss + adversarial.penalty(step, *verdicts)
+        # The share of steps with CutMix grows over the first half of the training, as in the paper; there is none in
+        # those whose cost is counted.
+        share = p.cutmix * min(1.0, 2 * step / p.steps) * (step >= adversarial.PENALTY_STEPS)
+        if torch.rand((), generator=generator) < share:
+            mask = cutmix_mask(real.shape[-1], generator).to(real)
+            whole, pixels = judge(mask * real + (1 - mask) * fake)
+            loss = loss + adversarial.relativistic_loss(whole_real, whole)
+            loss = loss + beside_mixed(mask, pixels, pixels_real, pixels_fake)
+            # Eq. 8: the verdict on the mixture is the mixture of the verdicts.
+            loss = loss + F.mse_loss(pixels, mask * pixels_real + (1 - mask) * pixels_fake)
+        return loss
 
-    def learner(self, p, draw, *, seed, precision):
-        with streams.weights(seed, self.name, "discriminator"):
-            discriminator = channels_last(Discriminator(p, self.px).apply(networks.initialise)).to(self.device)
-
-        def discriminator_loss(judge, real, fake, step, generator):
-            x, y = adversarial.penalised(real, step), adversarial.penalised(fake, step)
-            (whole_real, pixels_real), (whole_fake, pixels_fake) = judge(x), judge(y)
-            # Eqs. 3 and 4: the whole and every pixel.
-            loss = adversarial.relativistic_loss(whole_real, whole_fake) + adversarial.relativistic_loss(
-                pixels_real, pixels_fake
-            )
-            signs = torch.randint(0, 2, pixels_real.shape[1:], generator=generator).to(x) * 2 - 1
-            verdicts = [
-                (verdict(whole, pixels, signs), images)
-                for whole, pixels, images in ((whole_real, pixels_real, x), (whole_fake, pixels_fake, y))
-            ]
-            loss = loss + adversarial.penalty(step, *verdicts)
-            # The share of steps with CutMix grows over the first half of the training, as in the paper.
-            share = p.cutmix * min(1.0, 2 * step / p.steps) * (step >= self.kinds)  # in none whose cost is counted
-            if torch.rand((), generator=generator) < share:
-                mask = cutmix_mask(real.shape[-1], generator).to(real)
-                whole, pixels = judge(mask * real + (1 - mask) * fake)
-                loss = loss + adversarial.relativistic_loss(whole_real, whole)
-                loss = loss + beside_mixed(mask, pixels, pixels_real, pixels_fake)
-                # Eq. 8: the verdict on the mixture is the mixture of the verdicts.
-                loss = loss + F.mse_loss(pixels, mask * pixels_real + (1 - mask) * pixels_fake)
-            return loss
-
-        def generator_loss(judge, real, fake):
-            with torch.no_grad():
-                whole_real, pixels_real = judge(real)
-            whole, pixels = judge(fake)
-            return adversarial.relativistic_loss(whole, whole_real) + adversarial.relativistic_loss(
-                pixels, pixels_real
-            )  # eq. 5
-
-        return adversarial.two_players(
-            self.network, discriminator, draw, discriminator_loss, generator_loss, p, precision=precision
-        )
-
-    def draw(self, generators):
-        """Batch normalisation by the statistics of training."""
-        return self.network(sampling.noise(generators, self.network.latent_dim).to(self.device))
+    @staticmethod
+    def generator_loss(judge, real, fake):
+        with torch.no_grad():
+            whole_real, pixels_real = judge(real)
+        whole, pixels = judge(fake)
+        return adversarial.relativistic_loss(whole, whole_real) + adversarial.relativistic_loss(
+            pixels, pixels_real
+        )  # eq. 5

@@ -1,69 +1,91 @@
-"""Two players, augmented alike, one step each: how the adversarial models train.
+"""Two players, augmented alike, one step each: what adversarial models are.
 
 Each image is judged beside one of the other kind, with both gradient penalties (Huang 2024, arXiv 2501.05441, eq. 2):
 under that loss training converges and keeps its variety.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from synthmri.generators.gan import diffaugment
-from synthmri.training import distributed, loop
-from synthmri.training.precision import Precision, autocast
+from synthmri import streams
+from synthmri.generators.baseline import Baseline, channels_last
+from synthmri.generators.gan import diffaugment, networks
+from synthmri.training import distributed, loop, sampling
+from synthmri.training.precision import autocast
 
-Judge = Callable[[torch.Tensor], torch.Tensor | tuple[torch.Tensor, ...]]
+Judge = Callable[[torch.Tensor], torch.Tensor | tuple[torch.Tensor, ...]]  # the discriminator, of (B, 1, S, S)
 PENALTY = 0.05  # weight of the gradient penalties
 PENALTY_STEPS = 4  # every so many, the gradient penalties count as often (Karras 2020, arXiv 1912.04958, section 3.1)
 
 
-def two_players(
-    network: nn.Module,
-    discriminator: nn.Module,
-    draw: Callable[[torch.Generator], torch.Tensor],
-    discriminator_loss: Callable[[Judge, torch.Tensor, torch.Tensor, int, torch.Generator], torch.Tensor],
-    generator_loss: Callable[[Judge, torch.Tensor, torch.Tensor], torch.Tensor],
-    p,
-    *,
-    precision: Precision,
-) -> tuple[dict, Callable[[int, torch.Generator], dict[str, float]]]:
-    """What `Baseline.learner` returns, for a network that makes (B, 1, S, S) in [-1, 1] of (B, network.latent_dim).
+class Adversarial(Baseline):
+    """The generator of `networks` beside a discriminator of its own; images that losses get are augmented."""
 
-    discriminator_loss(judge, real, fake, step, generator) and generator_loss(judge, real, fake) are of augmented images
-    (B, 1, S, S); judge is the discriminator under autocast. p: `Training` parameters.
-    """
-    share, device = distributed.share(p.batch_size), next(network.parameters()).device
-    optimizer, discriminator_optimizer = optimizers = [
-        torch.optim.Adam(player.parameters(), lr=p.learning_rate, betas=(0.0, 0.99))
-        for player in (network, discriminator)
-    ]
+    architecture = ("width", "latent_dim")
+    kinds = PENALTY_STEPS
 
-    def judge(x: torch.Tensor):
-        with autocast(device, precision):
-            return discriminator(x)
+    @staticmethod
+    @abstractmethod
+    def discriminator(p: networks.Params, size: int) -> nn.Module:
+        """The untrained discriminator of images (B, 1, size, size)."""
 
-    def update(step: int, generator: torch.Generator) -> dict[str, float]:
-        for each in optimizers:
-            loop.set_rate(each, p.learning_rate * loop.warm_cosine(step, p.steps, min(10, p.steps)))
-        real = diffaugment.augment(draw(generator), generator, share)
-        z = torch.randn(p.batch_size, network.latent_dim, generator=generator)[share.rows].to(device)
-        with autocast(device, precision):
-            fake = network(z).float()
-        detached = diffaugment.augment(fake.detach(), generator, share)
-        theirs = share.weight * discriminator_loss(judge, real, detached, step, generator)
-        loop.descend(discriminator_optimizer, theirs)
-        discriminator.requires_grad_(False)
-        ours = share.weight * generator_loss(judge, real, diffaugment.augment(fake, generator, share))
-        loop.descend(optimizer, ours)
-        discriminator.requires_grad_(True)
-        return {"loss": ours.item(), "discriminator": theirs.item()}
+    @staticmethod
+    @abstractmethod
+    def discriminator_loss(
+        judge: Judge, real: torch.Tensor, fake: torch.Tensor, step: int, generator: torch.Generator, p: networks.Params
+    ) -> torch.Tensor:
+        """A scalar, of images (B, 1, S, S); generator: the random numbers of this step."""
 
-    parts = {
-        "discriminator": discriminator, "optimizer": optimizer, "discriminator_optimizer": discriminator_optimizer,
-    }  # fmt: skip
-    return parts, update
+    @staticmethod
+    @abstractmethod
+    def generator_loss(judge: Judge, real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+        """A scalar, of images (B, 1, S, S)."""
+
+    @staticmethod
+    def build(p, size):
+        return networks.Generator(p, size).apply(networks.initialise)
+
+    def learner(self, p, draw, *, seed, precision):
+        with streams.weights(seed, self.name, "discriminator"):
+            discriminator = channels_last(self.discriminator(p, self.px).apply(networks.initialise)).to(self.device)
+        share = distributed.share(p.batch_size)
+        optimizer, discriminator_optimizer = optimizers = [
+            torch.optim.Adam(player.parameters(), lr=p.learning_rate, betas=(0.0, 0.99))
+            for player in (self.network, discriminator)
+        ]
+
+        def judge(x: torch.Tensor):
+            with autocast(self.device, precision):
+                return discriminator(x)
+
+        def update(step: int, generator: torch.Generator) -> dict[str, float]:
+            for each in optimizers:
+                loop.set_rate(each, p.learning_rate * loop.warm_cosine(step, p.steps, min(10, p.steps)))
+            real = diffaugment.augment(draw(generator), generator, share)
+            z = torch.randn(p.batch_size, p.latent_dim, generator=generator)[share.rows].to(self.device)
+            with autocast(self.device, precision):
+                fake = self.network(z).float()
+            detached = diffaugment.augment(fake.detach(), generator, share)
+            theirs = share.weight * self.discriminator_loss(judge, real, detached, step, generator, p)
+            loop.descend(discriminator_optimizer, theirs)
+            discriminator.requires_grad_(False)
+            ours = share.weight * self.generator_loss(judge, real, diffaugment.augment(fake, generator, share))
+            loop.descend(optimizer, ours)
+            discriminator.requires_grad_(True)
+            return {"loss": ours.item(), "discriminator": theirs.item()}
+
+        parts = {
+            "discriminator": discriminator, "optimizer": optimizer, "discriminator_optimizer": discriminator_optimizer,
+        }  # fmt: skip
+        return parts, update
+
+    def draw(self, generators):
+        """Batch normalisation by the statistics of training."""
+        return self.network(sampling.noise(generators, self.network.latent_dim).to(self.device))
 
 
 def relativistic_loss(better: torch.Tensor, worse: torch.Tensor) -> torch.Tensor:
