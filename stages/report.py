@@ -65,7 +65,7 @@ def main(
         poor=model["recon_lpips"] > POOR_LPIPS,
         swept=len(pd.read_csv(metrics / "sweep.csv")) > 1,
         bound=references["real"].get("likeness_bound"),
-        measured={name: bool(_files.read_json(metrics / f"{name}.json")) for name in ("utility", "segmentation")},
+        measured={"utility": answers.measured(use), "segmentation": answers.measured(masks)},
         asked={"synthetic": model.get("asked", {}), "real": model.get("asked_of_real", {})},
         efforts={name: _files.read_json(metrics / f"training/{name}.json") for name in comparison.MODELS},
         versions=[(name, importlib.metadata.version(name)) for name in VERSIONS],

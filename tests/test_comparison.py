@@ -65,7 +65,7 @@ def test_markdown_has_arrows_uncertainty_ratios_and_one_bold_cell():
 @pytest.mark.parametrize(
     "values, words",
     [
-        ((100, 80, 20), "100 for the base, 80 (20 % less) with its decoder adapted, and 20 (75 % less) after"),
+        ((100, 80, 20), "100 of the base, 80 (20 % less) with its decoder adapted, 20 (75 % less) fine-tuned"),
         ((100, 100.2, 130), "100 for the base, 100 (unchanged) with its decoder adapted, and 130 (30 % more) after"),
     ],
 )

@@ -20,7 +20,7 @@ def test_hinge_losses_of_known_scores():
     assert patch_discriminator.generator_loss(Known(), generated).item() == (1.5 + 0.5) / 2
 
 
-def test_generator_loss_moves_the_picture_and_not_the_critic():
+def test_generator_loss_moves_the_picture_and_not_the_discriminator():
     discriminator = patch_discriminator.Discriminator()
     picture = torch.zeros(2, 1, 64, 64, requires_grad=True)
     patch_discriminator.generator_loss(discriminator, picture).backward()
@@ -28,7 +28,7 @@ def test_generator_loss_moves_the_picture_and_not_the_critic():
     assert all(w.grad is None and w.requires_grad for w in discriminator.parameters())
 
 
-def test_critic_sees_a_patch_and_learns_texture_from_blur():
+def test_the_discriminator_sees_a_patch_and_learns_texture_from_blur():
     with streams.weights(0, "critic"):
         discriminator = patch_discriminator.Discriminator()
     assert [scale.shape for scale in discriminator(torch.zeros(1, 1, 128, 128))] == [(1, 1, 16, 16), (1, 1, 8, 8)]

@@ -24,8 +24,7 @@ from synthmri import generators
 # `_cli.set_threads`, which says so itself.
 NEUTRAL = {
     "synthmri/torchvision_cpu.py", "synthmri/errors.py", "synthmri/params.py",
-    "stages/_cli.py", "stages/_launch.py", "stages/_replacing.py", "stages/_secrets.py", "stages/_watch.py",
-    "stages/_workers.py",
+    "stages/_cli.py", "stages/_launch.py", "stages/_replacing.py", "stages/_watch.py", "stages/_workers.py",
 }  # fmt: skip
 
 

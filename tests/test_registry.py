@@ -142,14 +142,14 @@ def pipeline() -> dict:
         ldm = name == "latent_diffusion"
         own, words = (["finetune", "prompt"], ["prompt"]) if ldm else ([f"baselines.{name}"], [])
         reads = [splits[0], f"models/{name}", *(["models/sampling.json"] if ldm else [])]
-        stages[f"train_{name}"] = (["runtime", *own], splits[:1], [f"models/{name}"])
+        stages[f"train_{name}"] = (["runtime", *own], splits[:1], [f"models/{name}", f"metrics/training/{name}.json"])
         drawn = ["runtime", "sample.n", "sample.seed", "sample.batch_size", *words]
         stages[f"sample_{name}"] = (drawn, reads, [f"data/samples/{name}"])
         stages[f"evaluate_{name}"] = (["evaluate"], [f"data/samples/{name}"], [f"metrics/{name}.json"])
     settings = ["sample.guidance_scale", "sample.steps", "sample.scheduler"]
     stages["sweep"] = (settings, ["models/latent_diffusion"], ["models/sampling.json"])
     scores = [f"metrics/{name}.json" for name in comparison.MODELS]
-    stages["scores"] = ([], scores, [f"metrics/{name}.json" for name in _results.OF_SCORES])
+    stages["scores"] = ([], [*scores, "metrics/training"], [f"metrics/{name}.json" for name in _results.OF_SCORES])
     tree = {
         name: {"cmd": "false", "params": asked, "deps": deps, "outs": [{path: {"cache": False}} for path in outs]}
         for name, (asked, deps, outs) in stages.items()
@@ -505,6 +505,20 @@ def test_a_new_model_does_not_go_out_with_the_scores_of_the_one_before(project):
     assert "synthmri-vae" not in state() and not Path("out").exists()
     Path("dvc.lock").write_text(text)
     register.export(model="vae", out=Path("out"))
+
+
+def test_a_folder_of_outputs_that_scores_were_made_from_is_the_one_of_now(project):
+    """A training's effort is written anew, by its own stage alone: the comparison tells the old one."""
+    from dvc.repo import Repo
+
+    effort = Path("metrics/training/vae.json")
+    effort.write_text(json.dumps(json.loads(effort.read_text()) | {"images_seen": 7}))
+    with Repo(".") as repo:
+        stage = next(stage for stage in repo.index.stages if stage.addressing.endswith("train_vae"))
+        stage.save()
+        stage.dump(update_pipeline=False)
+    with pytest.raises(UserError, match="was made from another metrics/training than the one of now"):
+        register._sync()
 
 
 def test_a_version_tells_how_to_restore_it_and_a_commit_its_versions(project, capsys):

@@ -204,6 +204,10 @@ def test_help_is_told_from_the_sentence_of_the_utility(arms, short):
         ("**Synthetic slices did harm** a.", "**Synthetic pairs did harm** to draw.", "No, they do harm; to draw "
          "masks, they do harm", "bad"),
         ("**Synthetic slices helped** a.", "Whether pairs help was not measured: no masks.", "Yes", "good"),
+        ("Whether slices help was not measured: why.", "**Synthetic pairs did not measurably help** to draw. They "
+         "helped with 10 % of the people.", "Not measured; to draw masks, with fewer people", "mixed"),
+        ("Whether slices help was not measured: why.", "**Synthetic pairs did not measurably help** to draw.",
+         "Not measured; to draw masks, not measurably", "mixed"),
     ],
 )  # fmt: skip
 def test_help_with_few_people_and_with_masks_is_in_the_answer(use, masks, short, tone):

@@ -3,8 +3,9 @@
 The discriminator is a U-Net: its encoder judges the whole picture, its decoder every pixel, and CutMix pictures teach
 it consistency. Generator and encoder are those of `dcgan` in place of the paper's, which are BigGAN's: what sets this
 row of the comparison apart from that one is the paper's idea alone. With residual blocks, an encoder that summed over
-places, and few steps, it drew one shape for all. Changed as well: the relativistic loss with both gradient penalties
-(Huang 2024, arXiv 2501.05441); differentiable augmentation and averaged weights.
+places, and few steps, it drew one shape for all. Changed as well: a decoder of half the encoder's width; the
+relativistic loss with both gradient penalties (Huang 2024, arXiv 2501.05441); differentiable augmentation and averaged
+weights.
 """
 
 import torch

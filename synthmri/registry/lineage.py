@@ -4,7 +4,7 @@ The lock file is read by DVC itself. DVC is imported when it is used: that takes
 """
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,11 @@ def check(repo, paths: list[Path]) -> None:
             raise UserError(f"{path} is not what dvc.lock says; run `dvc checkout` to restore it, or `dvc repro`")
     for stage in _makers(repo, paths):
         for dep in stage.deps:
-            if dep.hash_info.value != locked.get(dep.def_path, dep.hash_info.value):
+            if dep.def_path in locked:
+                stale = dep.hash_info.value != locked[dep.def_path]
+            else:  # a folder of outputs, of which the lock file has no hash but this stage's
+                stale = bool(_below(dep.def_path, outs)) and dep.changed_checksum()
+            if stale:
                 made = stage.outs[0].def_path
                 raise UserError(f"{made} was made from another {dep.def_path} than the one of now; run `dvc repro`")
 
@@ -92,8 +96,13 @@ def _makers(repo, paths: list[Path]) -> list:
         stage = maker.get(todo.pop(0))
         if stage is not None and stage.addressing not in found:
             found[stage.addressing] = stage
-            todo += [dep.def_path for dep in stage.deps]
+            for dep in stage.deps:
+                todo += [dep.def_path, *_below(dep.def_path, maker)]
     return list(found.values())
+
+
+def _below(folder: str, paths: Iterable[str]) -> list[str]:
+    return [path for path in paths if path.startswith(f"{folder}/")]
 
 
 def git(root: Path, *command: str) -> str:

@@ -111,6 +111,11 @@ def safe(model: dict[str, float], attack: dict[str, float], verdict: dict, *, si
     return Answer("Is it safe to share?", short, evidence, tone)
 
 
+def measured(sentence: str) -> bool:
+    """Whether the first paragraph of metrics/utility.md or segmentation.md says what was found."""
+    return bool(sentence) and "was not measured" not in sentence
+
+
 def helps(use: str, masks: str = "") -> Answer:
     """Whether training on its slices helps to tell labels and to draw masks.
 
@@ -119,12 +124,16 @@ def helps(use: str, masks: str = "") -> Answer:
     short, tone = next((answer for words, answer in USE.items() if words in use), ("See the numbers", "unknown"))
     if tone in ("mixed", "bad") and "**they helped**" in use:
         short, tone = f"{short}, but with fewer people", "mixed"
-    if "**Synthetic pairs helped**" in masks and tone != "good":
-        short, tone = f"{short}; to draw masks, yes", "mixed"
-    elif "**Synthetic pairs did harm**" in masks:
+    if "**Synthetic pairs did harm**" in masks:
         short, tone = f"{short}; to draw masks, they do harm", "mixed" if tone == "good" else "bad"
-    parts = [use] if "was not measured" in masks else [use, masks]
-    return Answer("Does it help?", short, " ".join(re.sub(r"\*\*|`", "", " ".join(parts)).split()), tone)
+    elif "**Synthetic pairs helped**" in masks and tone != "good":
+        short, tone = f"{short}; to draw masks, yes", "mixed"
+    elif "They helped with" in masks and tone != "good":
+        short, tone = f"{short}; to draw masks, with fewer people", "mixed"
+    elif measured(masks) and tone == "unknown":
+        short, tone = f"{short}; to draw masks, not measurably", "mixed"
+    evidence = " ".join([use, masks] if measured(masks) else [use])
+    return Answer("Does it help?", short, " ".join(re.sub(r"\*\*|`", "", evidence).split()), tone)
 
 
 def times(distance: float, real: dict[str, float]) -> str:

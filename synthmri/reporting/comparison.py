@@ -41,8 +41,8 @@ FIRST = (
 )  # fmt: skip
 MANUAL = "manual_score"  # always shown: an empty column says that nobody has rated these images
 CAPTION = (
-    "Against slices of test people, whom no training and no choice saw. ±: standard error over them; ×: ratio to the "
-    "floor.  \n"
+    "Against test people, whom no training saw and no model was ranked by. ±: standard error over them; ×: ratio to "
+    '"real".  \n'
     "FD EffNet, no FID, decides: no loss looks through it. SSIM, PSNR, LPIPS: likeness to the nearest training "
     "slice.  \n"
     '"memorised": honest data gives 0.05. "manual": blinded raters; empty: nobody has rated; ⚠: too few.  \n'
@@ -84,8 +84,8 @@ def finetuning(models: dict[str, dict[str, float]], references: dict[str, dict[s
         return "unchanged" if round(share) == 0 else f"{share:.0f} % {'less' if after < before else 'more'}"
 
     return (
-        f"FD EffNet is {base:.3g} for the base, {adapted:.3g} ({change(base, adapted)}) with its decoder adapted, and "
-        f"{tuned:.3g} ({change(adapted, tuned)}) after fine-tuning (N = {models['latent_diffusion']['n']:.0f})."
+        f"FD EffNet: {base:.3g} of the base, {adapted:.3g} ({change(base, adapted)}) with its decoder adapted, "
+        f"{tuned:.3g} ({change(adapted, tuned)}) fine-tuned (N = {models['latent_diffusion']['n']:.0f})."
     )
 
 
@@ -128,7 +128,7 @@ def raters_note(raters: dict[str, dict]) -> str:
         parts.append(f"{missing:.0f} raters saw too few controls to say whether they attended.")
     if left_out := counts["of_other_images"]:
         parts.append(f"{left_out:.0f} ratings are of images that are no longer here, and are left out.")
-    return " ".join(parts)
+    return "  \n".join(parts)
 
 
 def _proportion(group: dict[str, float]) -> str:
