@@ -18,7 +18,7 @@ from synthmri.simulation import pretraining
 from synthmri.training import distributed, sampling
 
 SMALL = {
-    "vae": dict(width=4, latent_dim=4, learning_rate=1e-3), "dcgan": dict(width=4, latent_dim=4),
+    "vae": dict(width=4, latent_dim=4, learning_rate=1e-3), "dcgan": dict(width=4, latent_dim=4, learning_rate=5e-5),
     "unet_gan": dict(width=4, latent_dim=4, cutmix=1.0),
     "ddpm": dict(channels=(16, 32), sample_steps=2),
 }  # fmt: skip
@@ -42,6 +42,10 @@ def baselines(folder: Path) -> dict:
         model, history, _ = generator.fit(
             images, p, seed=0, points=1, checkpoint=folder / f"{name}.pt", tick=lambda step, loss, rate: None,
             snapshot=lambda point, model: None,
+        )  # fmt: skip
+        generator.fit(
+            images, p.model_copy(update={"steps": 1}), seed=0, points=1, checkpoint=folder / f"{name}-first.pt",
+            tick=lambda step, loss, rate: None, snapshot=lambda point, model: None,
         )  # fmt: skip
         made[name] = flat(model.network)
         made[f"{name} losses"] = torch.tensor([list(row.values()) for row in history])

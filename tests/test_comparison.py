@@ -66,7 +66,7 @@ def test_markdown_has_arrows_uncertainty_ratios_and_one_bold_cell():
     "values, words",
     [
         ((100, 80, 20), "100 of the base, 80 (20 % less) with its decoder adapted, 20 (75 % less) fine-tuned"),
-        ((100, 100.2, 130), "100 for the base, 100 (unchanged) with its decoder adapted, and 130 (30 % more) after"),
+        ((100, 100.2, 130), "100 of the base, 100 (unchanged) with its decoder adapted, 130 (30 % more) fine-tuned"),
     ],
 )
 def test_a_sentence_tells_the_decoder_from_fine_tuning_and_worse_from_better(values, words):

@@ -70,6 +70,14 @@ def test_gradients_and_losses_are_those_of_one_process(made, name):
     torch.testing.assert_close(two[f"{name} losses"], one[f"{name} losses"], rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("name", ranks.SMALL)
+def test_the_first_gradient_is_that_of_one_process_to_rounding(made, name):
+    """Before Adam, which divides by a gradient's size, has carried rounding on."""
+    folder, *_ = made
+    expected, got = (gradients(folder / f"{count}/{name}-first.pt") for count in ("one", "two"))
+    assert expected.norm() > 0 and (got - expected).norm() < 1e-5 * expected.norm()
+
+
 @pytest.mark.parametrize("name", TRAININGS)
 def test_processes_end_with_the_same_weights_to_the_bit(made, name):
     _, one, first, second = made

@@ -344,7 +344,7 @@ def test_repro_makes_what_it_promises(repro):
     rebuilt = json.loads((repro / "metrics/latent_diffusion.json").read_text())
     assert ("This is poor" in page) == (rebuilt["recon_lpips"] > 0.1)
     text = run(repro, "python", "-m", "commands.summary")
-    assert "after fine-tuning (N = 8)" in text and "Not for clinical use" in text
+    assert "fine-tuned (N = 8)" in text and "Not for clinical use" in text
 
 
 @pytest.mark.slow
@@ -408,7 +408,7 @@ def test_notebook_runs(repro, tmp_path, monkeypatch):
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": repro / "notebooks"}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     text = "".join(output.get("text", "") for output in outputs)
-    assert "up to date" in text and "for the base" in text and (repro / "dvc.lock").read_bytes() == before
+    assert "up to date" in text and "of the base" in text and (repro / "dvc.lock").read_bytes() == before
     shown = [output["data"] for output in outputs if output.output_type == "display_data"]
     assert sum("image/png" in data for data in shown) == 4
     assert "latent diffusion" in shown[-1]["text/markdown"]
