@@ -145,7 +145,9 @@ def test_safe_is_what_the_gate_says_about_people(verdict, attack, short, tone):
     found = answers.safe({"memorised": 0.02}, attack, verdict, simulated=False)
     assert found.short.startswith(short) and found.tone == tone and "simulated" not in found.evidence
     assert found.evidence.startswith("2 % of its slices")
-    assert ("AUROC 0.55 (0.5 is chance); the 95 % intervals of both end below 0.65" in found.evidence) == bool(attack)
+    assert ("AUROC 0.55 (0.5 is chance); the 95 % intervals of both end at or below 0.65" in found.evidence) == bool(
+        attack
+    )
     for rule, words in answers.RULES.items():
         assert (words in found.evidence) == (not verdict["rules"][rule] or rule in verdict.get("unknown", {}))
     assert "nobody is at risk" in answers.safe({"memorised": 0.02}, attack, verdict, simulated=True).evidence

@@ -94,7 +94,7 @@ def safe(model: dict[str, float], attack: dict[str, float], verdict: dict, *, si
     if "mia_auroc" in attack:
         evidence += f"The better of two attacks tells who was trained on with AUROC {attack['mia_auroc']:.2f} (0.5 is "
         if "mia_auroc_high" in attack:
-            evidence += f"chance); the 95 % intervals of both end below {_above(attack['mia_auroc_high'])}. "
+            evidence += f"chance); the 95 % intervals of both end at or below {_above(attack['mia_auroc_high'])}. "
         else:
             evidence += "chance; how sure that is, is not known). "
     else:
@@ -144,6 +144,7 @@ def times(distance: float, real: dict[str, float]) -> str:
 
 
 def _above(bound: float) -> str:
+    """To two digits, rounded up: what is said to bound a number must not be below it."""
     return f"{math.ceil(100 * bound) / 100:.2f}"
 
 

@@ -129,10 +129,9 @@ Of {scores["n"]:.0f} images; ± is the standard error over test people, and hold
 
 {_raters(rated)}
 
-{
-        verdict
-    } Memorisation and membership are tests of privacy and no proof: look at the nearest training slices before images
-are passed on. `synthmri generate` draws again what is too like a training slice, or implausible, and states how often:
+{verdict}
+Memorisation and membership are tests of privacy and no proof: look at the nearest training slices before images are
+passed on. `synthmri generate` draws again what is too like a training slice, or implausible, and states how often:
 that protects the images that are passed on, not these weights, from which anybody draws without it.
 
 ## Training
