@@ -22,8 +22,20 @@ def checkpoints(root: Path, data: Sequence[Path], *settings: object) -> Iterator
     if distributed.is_main():
         for other in root.iterdir() if root.is_dir() else ():
             if other != whose:
-                shutil.rmtree(other) if other.is_dir() else other.unlink()
+                _discard(other)
+        for left in whose.glob(".*.part"):  # by a kill in the middle of the removal below
+            _discard(left)
     folder.mkdir(parents=True, exist_ok=True)
     yield folder
     if distributed.is_main():
-        shutil.rmtree(folder)
+        _discard(folder)
+
+
+def _discard(path: Path) -> None:
+    """Remove it under another name: killed on the way, what is left of it is not taken for a training to go on with."""
+    if path.suffix != ".part":
+        part = path.with_name(f".{path.name}.part")
+        if part.is_dir():  # of a removal that was killed
+            shutil.rmtree(part)
+        path = path.replace(part)
+    shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -20,7 +20,7 @@ from forks import ROOT, Forks
 from ruamel.yaml import YAML
 
 from commands import draw
-from stages import _files
+from stages import _files, _unfinished
 from synthmri import imageset, params, streams
 from synthmri.errors import UserError
 from synthmri.reporting import comparison
@@ -307,6 +307,31 @@ def test_a_checkpoint_belongs_to_its_code(tmp_path, monkeypatch):
     assert _files.code() == before
     (tmp_path / "stages/x.py").write_text("a = 2\n")
     assert _files.code() != before
+
+
+@pytest.mark.parametrize("again", ["the same data", "other data"])
+def test_a_training_half_removed_is_not_gone_on_with(tmp_path, monkeypatch, again):
+    """A kill while the checkpoints of a training that is done are removed left some of its files behind."""
+    people, root = tmp_path / "people", tmp_path / "checkpoints"
+    people.mkdir()
+    (people / "a").write_text("1")
+
+    def remove_some(folder: Path) -> None:
+        next(file for file in folder.rglob("*") if file.is_file()).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(shutil, "rmtree", remove_some)
+        with _unfinished.checkpoints(root, [people], 1) as folder:
+            (folder / "snapshots").mkdir()
+            (folder / "snapshots/0.npy").write_text("drawn")
+            (folder / "train.pt").write_text("learnt")
+    assert [file for file in root.rglob("*") if file.is_file()]
+    if again == "other data":
+        (people / "a").write_text("2")
+    with _unfinished.checkpoints(root, [people], 1) as folder:
+        assert [file for file in root.rglob("*") if file.is_file()] == list(folder.iterdir()) == []
+    assert not litter(root)
 
 
 def test_an_error_of_the_program_stays_one(tmp_path):
