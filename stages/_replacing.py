@@ -72,6 +72,7 @@ def _refusal(error: Exception, part: Path) -> OSError | None:
 
 
 def refused(path: Path | str, error: OSError) -> str:
+    """What is said of a path that the file system refuses, with the remedy."""
     return f"{path}: {error.strerror[0].lower()}{error.strerror[1:]}; {REMEDIES[error.errno]}, then run it again"
 
 

@@ -92,6 +92,7 @@ def entry(
 
 
 def write_cards(folder: Path, name: str, p: gate.Registry, tree: dict, texts: list[str]) -> None:
+    """Write README.md, the card of the model, and DATASET.md. texts: prompts of training, whose first the card shows."""
     from synthmri.reporting import card  # and with it huggingface_hub
 
     scores, data = scores_of(name), _files.read_json(METRICS / "data.json")
@@ -121,6 +122,7 @@ def held_back(name: str, p: gate.Registry, tree: dict) -> str:
 
 
 def simulated(tree: dict) -> bool:
+    """Whether these parameters make everything of the simulated cohort, and nothing of people."""
     return tree["data"]["source"] == "simulated"
 
 
@@ -165,6 +167,7 @@ def made_with(repo, name: str) -> dict[str, str]:
 
 
 def scores_of(name: str) -> dict[str, float]:
+    """All numbers of a model that the gate may ask for: its scores and what attacks on it found."""
     return _files.read_scores(METRICS / f"{name}.json") | _files.read_json(PRIVACY)[name]
 
 
@@ -213,10 +216,12 @@ def _requirements() -> list[str]:
 
 
 def registered(p: gate.Registry, name: str) -> str:
+    """What MLflow calls the model."""
     return f"{p.prefix}-{name}"
 
 
 def check(name: str) -> None:
+    """Raise UserError unless there is a model of this name."""
     if name not in comparison.MODELS:
         raise UserError(f"{name!r} is no model; use one of {', '.join(comparison.MODELS)}")
 

@@ -15,6 +15,7 @@ def root() -> Path:
 
 
 def uri(p: gate.Registry) -> str:
+    """Its address: what the environment says goes before params.yaml."""
     return os.environ.get("MLFLOW_TRACKING_URI") or p.tracking_uri or f"sqlite:///{root() / 'mlflow.db'}"
 
 

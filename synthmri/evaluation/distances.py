@@ -161,6 +161,7 @@ def _features(x, y) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_shape(x, y) -> None:
+    """Raise UserError unless both are features (N, D), of two rows or more each, and of one D."""
     if np.ndim(x) != 2 or np.ndim(y) != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
         raise UserError(
             f"features are two sets (N, D) of at least 2 rows and one D; these are {np.shape(x)} and {np.shape(y)}"

@@ -107,6 +107,7 @@ def dice(masks: np.ndarray, references: np.ndarray) -> float:
 
 
 def check_images(images, references) -> None:
+    """Raise UserError unless both are uint8 (N, H, W), of one H and W."""
     for array in (images, references):
         if array.dtype != np.uint8 or array.ndim != 3:
             raise UserError(f"scores of images take uint8 (N, H, W); these are {array.dtype} {array.shape}")

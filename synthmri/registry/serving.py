@@ -42,6 +42,7 @@ class Model(PythonModel):
     """Any of the project's models, drawing on request; one request at a time."""
 
     def load_context(self, context) -> None:
+        """Open the model once, as MLflow calls for it before all requests."""
         import torch
 
         from synthmri import generators

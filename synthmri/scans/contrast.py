@@ -33,6 +33,7 @@ _SUFFIXES = {
 
 
 def is_contrast_word(word: str) -> bool:
+    """Whether it says a contrast by itself, in lower case: "flair", "t1w"."""
     return any(word in words for words in WORDS.values())
 
 

@@ -71,10 +71,12 @@ class File(NamedTuple):
 
     @property
     def patient(self) -> str:
+        """PatientID, "" where there is none."""
         return str(self.head.get("PatientID") or "")
 
     @property
     def series(self) -> str:
+        """SeriesInstanceUID; the folder stands in for it where there is none."""
         return str(self.head.get("SeriesInstanceUID") or self.path.parent)
 
     @property

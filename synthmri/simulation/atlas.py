@@ -57,6 +57,7 @@ class Atlas:
     hull_sites: torch.Tensor
 
     def to(self, device) -> "Atlas":
+        """With all its tensors on a device."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return Atlas(**{k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in values.items()})
 

@@ -27,6 +27,7 @@ CORTEX_MM = 2.6  # thickness of the grey matter of new folds (Fischl and Dale 20
 
 
 def ordered(value: Range) -> Range:
+    """The range itself. Raises ValueError where its lower end is above the upper one."""
     if value[0] > value[1]:
         raise ValueError(f"the lower end {value[0]} is above the upper end {value[1]}; swap them")
     return value
@@ -80,6 +81,7 @@ class Head:
     masses: list[lesions.Mass]
 
     def to(self, device) -> "Head":
+        """With all its tensors and shapes on a device."""
         values = {k: v.to(device) if hasattr(v, "to") else v for k, v in vars(self).items()}
         return Head(**values)
 

@@ -97,6 +97,7 @@ class Parts(NamedTuple):
     matrices: torch.Tensor
 
     def to(self, device) -> "Parts":
+        """With all its tensors on a device."""
         return Parts(self.rows, *(value.to(device) for value in self[1:]))
 
     def grown(self, factor: float) -> "Parts":

@@ -152,9 +152,11 @@ class Operations:
         self.total, self.of_kind = 0, {}
 
     def state_dict(self) -> dict:
+        """For a checkpoint."""
         return {"total": self.total, "of_kind": dict(self.of_kind)}
 
     def load_state_dict(self, state: dict) -> None:
+        """Go on counting from a checkpoint."""
         self.total, self.of_kind = state["total"], dict(state["of_kind"])
 
     def run(self, step: Callable, kind: str = ""):

@@ -92,6 +92,7 @@ def read_arrays(path: Path, sha256: str) -> dict:
 
 
 def check_sha256(data: bytes, sha256: str, path: Path) -> None:
+    """Raise UserError unless the bytes that were read from `path` are the pinned ones."""
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
         raise UserError(f"{path} has SHA-256 {found}, not the pinned {sha256}; reinstall the package it belongs to")
