@@ -92,7 +92,7 @@ def entry(
 
 
 def write_cards(folder: Path, name: str, p: gate.Registry, tree: dict, texts: list[str]) -> None:
-    """Write README.md, the card of the model, and DATASET.md. texts: prompts of training, whose first the card shows."""
+    """Write README.md, the model's card, and DATASET.md. texts: prompts of training, whose first the card shows."""
     from synthmri.reporting import card  # and with it huggingface_hub
 
     scores, data = scores_of(name), _files.read_json(METRICS / "data.json")
