@@ -18,12 +18,14 @@ from typing import Annotated
 import numpy as np
 import typer
 import yaml
+from scipy import stats
 
 from benchmarks import arms, measure
 from stages import _cli, _files
 from synthmri import imageset
 from synthmri.errors import UserError
-from synthmri.evaluation import downstream
+from synthmri.evaluation import auroc, downstream
+from synthmri.reporting import tables
 
 STAGES = ("adapt", "encode", "finetune", "sample@latent_diffusion")  # as dvc.lock has them, with their commands
 
@@ -33,13 +35,13 @@ def main(
     folder: Annotated[Path, typer.Option(help="where `dvc repro` has run: slices, models/base, params.yaml, dvc.lock")],
     scratch: Annotated[Path, typer.Option(help="folder outside the repository for the trainings, which is kept")],
     people: Annotated[list[int], typer.Option(min=1, help="numbers of training people")],
-    draws: Annotated[int, typer.Option(min=1, help="of people, for each number")] = 2,
+    draws: Annotated[int, typer.Option(min=1, help="of people, for each number")] = 5,
 ):
     """Write benchmarks/results/few_people_NAME.json: the arms for each number of people and draw."""
     train = imageset.read(folder / "data/slices/train")
-    subjects = set(train.manifest["subject"]) - {""}
-    if len(subjects) <= max(people):
-        raise UserError(f"{len(subjects)} training people are known, and --people asks for {max(people)} of them")
+    known = len(set(whose(train)))
+    if known <= max(people):
+        raise UserError(f"{known} training people are known, and --people asks for {max(people)} of them")
     result: dict = {}
     for number in people:
         for draw in range(draws):
@@ -51,17 +53,36 @@ def main(
             result.setdefault(str(number), {})[str(draw)] = tree
             print(f"{number} people, draw {draw}: {(place / 'utility.md').read_text(encoding='utf-8').splitlines()[0]}")
     measure.write(f"few_people_{name}", result)
+    print(table(result))
+
+
+def whose(train: imageset.ImageSet) -> np.ndarray:
+    """(N,): a number for each person; of pictures that nobody knows, for each run of files that no split divides."""
+    return auroc.people(train.manifest, train.meta.get("data", {}).get("border_gap", 1))
+
+
+def table(result: dict) -> str:
+    """Markdown: of each arm with synthetic slices the gain over its rival, mean over draws and its 95 % interval."""
+    rows = []
+    for number, draws in result.items():
+        trees = list(draws.values())
+        for arm in (name for name in downstream.ARMS if name not in downstream.RIVALS):
+            gains = [tree[arm][share]["auroc_gain"] for tree in trees for share in tree.get(arm, {})]
+            if len(gains) > 1:
+                half = stats.t.ppf(0.975, len(gains) - 1) * np.std(gains, ddof=1) / len(gains) ** 0.5
+                cells = f"{np.mean(gains):+.3f} ({np.mean(gains) - half:+.3f} to {np.mean(gains) + half:+.3f})"
+                rows.append([number, downstream.ARMS[arm].title, cells, str(len(gains))])
+    return tables.markdown(["people", "arm", "AUROC gained", "draws"], rows)
 
 
 def chosen(train: imageset.ImageSet, number: int, draw: int) -> imageset.ImageSet:
     """All slices of about `number` people, of each kind in its share and at least one."""
-    rows = np.flatnonzero(train.manifest["subject"] != "")
-    labels, names = np.unique(train.manifest["label"].to_numpy(str)[rows], return_inverse=True)[::-1]
-    who = np.unique(train.manifest["subject"].to_numpy(str)[rows], return_inverse=True)[1]
+    labels, names = np.unique(train.manifest["label"].to_numpy(str), return_inverse=True)[::-1]
+    who = np.unique(whose(train), return_inverse=True)[1]
     if len(names) < 2:
         raise UserError(f"the training slices have {len(names)} label(s), and a classifier needs two")
     share = number / (int(who.max()) + 1)
-    return train.take(rows[downstream.few(labels, who, share, draw)])
+    return train.take(downstream.few(labels, who, share, draw))
 
 
 def prepared(folder: Path, place: Path, train: imageset.ImageSet) -> None:

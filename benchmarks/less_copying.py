@@ -97,7 +97,7 @@ def compared(
 ) -> dict[str, dict[str, float]]:  # fmt: skip
     """Way -> means over trainings of the scores against the validation slices and of copying."""
     p = params.read(_cli.PARAMS, "finetune", finetuning.Finetune)
-    p = p.model_copy(update={"epochs": epochs, "train_text_encoder": False, "compile": False})
+    p = p.model_copy(update={"epochs": epochs, "compile": False})
     drawing = params.read(_cli.PARAMS, "sample", sampling.Sample)
     privacy = params.read(_cli.PARAMS, "privacy", membership.Privacy)
     images, theirs = np.array(train.images), np.array(val.images)

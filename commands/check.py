@@ -30,6 +30,8 @@ def main(
     held = inventory.take(raw, data)
     if not held.rows:
         raise UserError(f"{raw} holds no scans; put there {scan.FORMATS}")
+    if not held.edited:  # a kill between the two leaves a new one of what was written beside no table of before, which
+        (raw / inventory.TABLE).unlink(missing_ok=True)  # would look as if a person had edited it
     for name in (inventory.TABLE,) if held.edited else (inventory.WRITTEN, inventory.TABLE):
         with _files.replacing(raw / name) as part:
             part.write_text(inventory.text(held.rows), encoding="utf-8", errors="surrogateescape")

@@ -3,6 +3,7 @@
 Resumable: pieces of PIECE slices, each of a seed of its own, wait beside the output until all are there.
 """
 
+import os
 import shutil
 from functools import partial
 from pathlib import Path
@@ -38,14 +39,21 @@ def main(
     )  # fmt: skip
     for _ in _cli.progress(drawn, f"pieces of {PIECE} slices", len(missing)):
         pass
-    loaded = [np.load(pieces / f"{number}.npz", allow_pickle=False) for number in numbers]  # opened, not read
-    manifest = pd.concat(
-        [pd.DataFrame({name: piece[name] for name in piece.files if name != "images"}) for piece in loaded]
-    )
+    manifest = pd.concat([_words(pieces, number) for number in numbers])
     shape, meta = (run.image_size, run.image_size), {"simulated": True} | drawn_by(run)
     with _files.replacing(out) as folder:
-        imageset.write_pieces(folder, (piece["images"] for piece in loaded), shape, manifest, meta)
+        imageset.write_pieces(folder, (_images(pieces, number) for number in numbers), shape, manifest, meta)
     shutil.rmtree(pieces)
+
+
+def _images(pieces: Path, number: int) -> np.ndarray:
+    with np.load(pieces / f"{number}.npz", allow_pickle=False) as piece:
+        return piece["images"]
+
+
+def _words(pieces: Path, number: int) -> pd.DataFrame:
+    with np.load(pieces / f"{number}.npz", allow_pickle=False) as piece:
+        return pd.DataFrame({name: piece[name] for name in piece.files if name != "images"})
 
 
 def drawn_by(run: pretraining.Pretrain) -> dict:
@@ -78,6 +86,8 @@ def _piece(number: int, *, run: pretraining.Pretrain, folder: Path) -> None:
             images=heads.images,
             **{name: heads.manifest[name].to_numpy(dtype=str) for name in heads.manifest},
         )
+        file.flush()
+        os.fsync(file.fileno())  # without it a power cut leaves a name that is there and empty
 
 
 if __name__ == "__main__":

@@ -123,11 +123,16 @@ def main(
         if pipe is None:
             from transformers import CLIPTokenizer
 
-            # Learning a tokenizer twice may number rare pieces differently: one that is there is kept, and of several
-            # processes one learns it.
-            known = out / "tokenizer"
+            # Learning a tokenizer twice may number rare pieces differently, and what the UNet learns is of these
+            # numbers: the one of its checkpoint is kept, else one that is in `out`; of several processes one learns it.
+            beside = second.with_suffix(".tokenizer")
+            known = beside if beside.is_dir() else out / "tokenizer"
             new = distributed.map_items(lambda _: pretraining.new_tokenizer(), [] if known.is_dir() else [0])
             tokenizer = new[0] if new else CLIPTokenizer.from_pretrained(known)
+            distributed.total(0.0)  # all have looked
+            if distributed.is_main() and known != beside:
+                with _files.replacing(beside) as folder:
+                    tokenizer.save_pretrained(folder)
             pipe = pretraining.new_pipeline(run, vae, tokenizer)
             pretraining.standardise(vae, heads)
         elif part == "all":  # its encoder has moved

@@ -32,7 +32,8 @@ def main(
     references |= _files.read_json(scores / "references.json")
     references["real"] |= comparison.asked(models["latent_diffusion"], "asked_of_real")
     if "implausible_of_real" in models["latent_diffusion"]:
-        references["real"]["implausible"] = models["latent_diffusion"]["implausible_of_real"]
+        for name in ("implausible", "refused"):
+            references["real"][name] = models["latent_diffusion"][f"{name}_of_real"]
     for row in (models["latent_diffusion"], *(references[name] for name in comparison.BASES)):
         row |= comparison.asked(row)
     raters = _files.read_json(scores / "raters.json")

@@ -11,14 +11,14 @@ import typer
 from stages import _cli, _files
 from synthmri import generators, imageset, params
 from synthmri.errors import UserError
-from synthmri.evaluation import conditioning, copies, distances, features, pairs, plausibility, scorecard
+from synthmri.evaluation import conditioning, copies, distances, features, pairs, scorecard, shield
 from synthmri.reporting import plots
 from synthmri.training import perceptual
 
 Set = Annotated[Path, typer.Option(help="ImageSet to read")]
 Features = Annotated[Path, typer.Option(help="features of that set, folder of stages.features")]
 CLOSEST = 10  # pairs of a generated and a train image that are shown
-EXAMINED = 100  # slices of a set, at even steps, whose plausibility is judged
+EXAMINED = 100  # slices of a set, at even steps, that the shield of `synthmri generate` judges
 RECONSTRUCTED = 100  # test slices, at even steps, that go through the autoencoder
 
 
@@ -67,9 +67,11 @@ def main(
     )
     if len(seen) >= p.min_images:
         result |= scorecard.validation(values[scorecard.JUDGE], rows, theirs, scorecard.known(seen.manifest), p)
-        known = plausibility.real(seen.images, theirs, ours)
-        result["implausible"] = implausible(made.images, values, known)
-        result["implausible_of_real"] = implausible(reference_set.test, reference_set.test_features, known)
+        known = shield.known(reference_set.train, seen.images, ours, theirs)
+        odd, alike = judged(made.images, values, known)
+        result |= {"implausible": float(odd.mean()), "refused": float((odd | alike).mean())}
+        odd, alike = judged(reference_set.test, reference_set.test_features, known)
+        result |= {"implausible_of_real": float(odd.mean()), "refused_of_real": float((odd | alike).mean())}
     else:
         print(
             f"{validation} holds {len(seen)} images, below evaluate.min_images = {p.min_images}: no "
@@ -78,11 +80,11 @@ def main(
         )
     if generators.find(generator).prompted:
         examiner = ours, imageset.read(train).manifest
-        judged = {
+        examined = {
             "asked": conditioning.agreement(*examiner, values[scorecard.JUDGE], made.manifest),
             "asked_of_real": conditioning.agreement(*examiner, theirs, seen.manifest),
         }
-        result |= {name: scores for name, scores in judged.items() if scores}
+        result |= {name: scores for name, scores in examined.items() if scores}
     result |= rebuilt(generator, model, reference_set, lpips, p, device=runtime.device, precision=precision)
     couples, captions, which_pairs = nearest(made.images, reference_set.train, found.pairs)
     # Simulated data is called simulated, here too.
@@ -128,11 +130,12 @@ def reference(
     return scorecard.Reference(train_set.images, test_set.images, train_values, test_values, subjects, honest)
 
 
-def implausible(images: np.ndarray, values: dict[str, np.ndarray], known: plausibility.Real) -> float:
-    """Share of the images, with their features, that lie farther from real slices than real ones do."""
+def judged(images: np.ndarray, values: dict[str, np.ndarray], known: shield.Known) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the images, with their features, are no plausible heads, and which are too like a training slice: of
+    EXAMINED of them, bool each."""
     some = imageset.evenly(len(images), EXAMINED)
-    off = plausibility.implausibility(imageset.rows(images, some), values[scorecard.JUDGE][some], known)
-    return float(np.mean(off > known.bound))
+    _, alike, odd = shield.judge(imageset.rows(images, some), known, values[scorecard.JUDGE][some])
+    return odd, alike
 
 
 def rebuilt(

@@ -22,6 +22,7 @@ from synthmri.errors import UserError
 from synthmri.scans import identity, inventory, likeness, read, scan, slicing, splits, wording
 
 COLUMNS = ["subject", "source", "contrast", "plane", "label", "slice_mm", "depth_mm", "split"]
+FEW_PEOPLE = 5  # as membership.LEAST_PEOPLE, which a test holds it to
 ORIENTATION = {
     "axial": "anterior up, left of the patient on the right",
     "coronal": "superior up, left of the patient on the right",
@@ -115,12 +116,19 @@ def main(
         counts["simulated"] = int(data.source == "simulated")
         metrics_part.write_text(json.dumps(counts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         _sheet(sets).save(sheet_part, format="PNG")
-    for warning in _warnings({name: len(part) for name, part in sets.items()}, least, data):
+    for warning in _warnings(counts, least, data):
         console.print(f"warning: {warning}")
 
 
-def _warnings(images: dict[str, int], least: int, data: slicing.Data) -> Iterator[str]:
-    """What will stop a later stage, after minutes of training."""
+def _warnings(counts: dict[str, dict], least: int, data: slicing.Data) -> Iterator[str]:
+    """What will stop a later stage, after minutes of training, or make its answer one that nobody can use."""
+    images = {name: counts[name]["images"] for name in splits.SPLITS}
+    if 0 < counts["train"]["subjects"] < FEW_PEOPLE:
+        yield (
+            f"{counts['train']['subjects']} people to train on: so few cannot be protected, since what fits their "
+            "slices fits them, and how surely an attack fails is not known below "
+            f"{FEW_PEOPLE}; share nothing that is learnt from them, or add people"
+        )
     for name in ("train", "test"):
         if images[name] < least:
             yield (

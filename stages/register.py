@@ -191,7 +191,8 @@ def _aliases(client, p: gate.Registry, there: list, names: list[str], here: dict
 def _ui(port: int, open_: bool) -> None:
     """The pages that matter, and MLflow's server; its own default refuses foreign hosts and posts from other pages."""
     p = params.read(_cli.PARAMS, "registry", gate.Registry)
-    client, experiment = _store.connect(p)
+    with _store.lock():
+        client, experiment = _store.connect(p)
     live = client.get_experiment_by_name(_watch.experiment(p))
     names = [_results.registered(p, name) for name in comparison.MODELS]
     found = pages.links(client, experiment, live and live.experiment_id, names, headline.OWN)
@@ -218,7 +219,8 @@ def _ui(port: int, open_: bool) -> None:
 def _show(model: str, which: str) -> None:
     _results.check(model)
     p = params.read(_cli.PARAMS, "registry", gate.Registry)
-    client, _ = _store.connect(p)
+    with _store.lock():
+        client, _ = _store.connect(p)
     name = _results.registered(p, model)
     found = mlflow_store.versions(client, name)
     aliases = client.get_registered_model(name).aliases if found else {}
@@ -250,7 +252,8 @@ def _commit(revision: str) -> None:
     with lineage.opened(_store.root(), revision) as repo:
         locked = lineage.outputs(repo)
     p = params.read(_cli.PARAMS, "registry", gate.Registry)
-    client, _ = _store.connect(p)
+    with _store.lock():
+        client, _ = _store.connect(p)
     for model in comparison.MODELS:
         identity = _results.identity(locked.get(f"{MODELS / model}"), locked.get(f"{SAMPLES / model}"))
         version = mlflow_store.find(client, _results.registered(p, model), identity)

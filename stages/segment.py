@@ -37,7 +37,7 @@ def main(
 ) -> None:
     """A network that draws masks, trained on real pairs, synthetic ones and both, by Dice on the test people.
 
-    Size and steps are those of section `utility`.
+    Its size is that of section `utility`, its steps are twice those.
     """
     _cli.start()
     p, seed = params.read(_cli.PARAMS, "utility", downstream.Utility), _cli.seed()
@@ -65,7 +65,7 @@ def main(
         text = f"Whether synthetic pairs of image and mask help was not measured: {why}.\n"
     else:
         arms = segmentation.measured(
-            *parts.values(), p.steps, seed=seed,
+            *parts.values(), segmentation.LONGER * p.steps, seed=seed,
             progress=lambda plans, count: _cli.progress(plans, "trained networks", count),
         )  # fmt: skip
         people = len(segmentation.ill(parts["test"]))

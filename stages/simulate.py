@@ -54,7 +54,8 @@ def _one(i: int, p: cohort.Cohort, folder: Path) -> tuple[str, ...]:
 def _write(folder: Path, volumes: dict[str, np.ndarray], affine: np.ndarray) -> None:
     import nibabel
 
-    folder.mkdir(parents=True, exist_ok=True)  # of a worker that was killed
+    for made in (folder.parent, folder):  # a worker that was killed may have made them; above them nothing is made
+        made.mkdir(exist_ok=True)
     for name, volume in volumes.items():
         image = nibabel.Nifti1Image(volume, affine)
         image.header.set_xyzt_units("mm")

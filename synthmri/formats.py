@@ -5,6 +5,7 @@ images, 255 inside; the same give the same bytes. Slices are independent: what s
 """
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
@@ -208,7 +209,9 @@ def dataset(image: np.ndarray, drawing: Drawing, row: int, *, series: int, numbe
     ds.PatientIdentityRemoved, ds.DeidentificationMethod = "YES", "drawn by a generative model"
     ds.StudyDate = ds.StudyTime = ds.StudyID = ds.AccessionNumber = ds.ReferringPhysicianName = ""
     ds.SeriesNumber, ds.InstanceNumber, ds.Modality = series, number, "MR" if geometry else "OT"
-    ds.SeriesDescription, ds.BodyPartExamined = SYNTHETIC, "BRAIN"
+    # Viewers list series by it. LO: at most 64 characters, of which a backslash would begin another value.
+    ds.SeriesDescription = re.sub(r"[\\\x00-\x1f]", " ", f"SYNTHETIC: {drawn['prompt']}")[:64].rstrip()
+    ds.BodyPartExamined = "BRAIN"
     ds.Manufacturer, ds.ManufacturerModelName = "synthmri", drawing.model[:64]
     ds.SoftwareVersions = [f"synthmri {VERSION}", f"model {drawing.version}"]
     ds.ImageType = ["DERIVED", "SECONDARY", "OTHER", "SYNTHETIC"]

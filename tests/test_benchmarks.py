@@ -329,11 +329,20 @@ def test_real_slices_are_run_by_what_is_committed_and_told_with_its_commit(small
     for name in ("data", "autoencoder", "latent_diffusion", *real.TABLES):
         (metrics / f"{name}.json").write_text(json.dumps({"of": name}))
         (metrics / f"{name}.md").write_text(f"table of {name}")
+    (metrics / "data.json").write_text(json.dumps({s: {"images": 9, "subjects": 0} for s in ("train", "val", "test")}))
+    (metrics / "training").mkdir()
+    (metrics / "training/latent_diffusion.json").write_text('{"epoch_kept": 2}')
+    (metrics / "fd_progression.csv").write_text("epoch,images_seen,kid_effnet,kept\n0,0,0.25,0\n2,18,0.125,1\n")
     np.save(made / "images.npy", evaluation.textures(30, seed=0)[:, :64, :64])
+    (made / "manifest.csv").write_text("prompt\nFLAIR a\nFLAIR a\nFLAIR b\n")
     ran, failed = [], 1
 
     def run(command, **how):
-        ran.append((command[-1], how["cwd"]))
+        ran.append((Path(command[-1]).name, how["cwd"]))
+        if "commands.generate" in command:
+            assert command[command.index("--n") + 1] == "50" and command.count("--prompt") == 2
+            command[-1].mkdir()
+            (command[-1] / "manifest.csv").write_text("seed,drawn,alike,implausible\n1,7,3,2\n2,7,3,2\n")
         return SimpleNamespace(stdout="abc1234\n", returncode=failed)
 
     monkeypatch.setattr(real.subprocess, "run", run)
@@ -341,10 +350,13 @@ def test_real_slices_are_run_by_what_is_committed_and_told_with_its_commit(small
         real.main("open_ms", small / "scratch")
     ran, failed = [], 0
     real.main("open_ms", small / "scratch")
-    assert ran == [("repro", metrics.parent), ("HEAD", metrics.parent)]
+    assert ran == [(name, metrics.parent) for name in ("repro", "HEAD", ".shielded.part")]
     found = result("real_open_ms")
     assert found["commit"] == "abc1234" and found["gate"] == {"of": "gate"}
+    assert found["shield"] == {"drawn": 7, "alike": 3, "implausible": 2, "passed": 2}
     page = Path("docs/real_open_ms.md").read_text()
+    assert "Nobody knows whose" in page and "drew 7 slices to pass 2: 3 were too like" in page
+    assert "of ? people" in page and "0.125" in page
     assert "of commit abc1234" in page and all(f"table of {name}" in page for name in real.TABLES)
     assert Image.open("docs/real_open_ms.png").size == (8 * 68 - 4, 3 * 68 - 4)
     Path("lgg-flair").mkdir()
@@ -571,7 +583,8 @@ def test_few_people_train_the_generator_too_and_it_goes_on(small, monkeypatch):
 
     def utility(place, sets):
         calls.append(imageset.read(sets["train"]).manifest["subject"].nunique())
-        (place / "utility.json").write_text('{"classes": 2.0}')
+        tree = {"classes": 2.0, "real": {"100": {}}, "both_1": {"100": {"auroc_gain": 0.1 * int(place.name[-1])}}}
+        (place / "utility.json").write_text(json.dumps(tree))
         (place / "utility.md").write_text("said")
 
     monkeypatch.setattr(arms, "utility", utility)
@@ -579,5 +592,11 @@ def test_few_people_train_the_generator_too_and_it_goes_on(small, monkeypatch):
         few_people.main("x", folder, small / "scratch", [2, 4], 2)
     assert calls == [2, 2, 4, 4] and set(result("few_people_x")) == {"2", "4", "machine"}
     assert (small / "scratch/2_0/ran").read_text().split() == list(few_people.STAGES)
+    found = result("few_people_x")
+    _, _, *rows = few_people.table({number: found[number] for number in ("2", "4")}).splitlines()
+    # Of 0 and 0.1: Student's t of one degree of freedom, 12.71, times the error of the mean, 0.05.
+    assert [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows] == [
+        [number, "real and synthetic 1 : 1", "+0.050 (-0.585 to +0.685)", "2"] for number in ("2", "4")
+    ]
     with pytest.raises(UserError, match="8 training people are known, and --people asks for 8"):
         few_people.main("x", folder, small / "scratch", [8], 1)

@@ -130,6 +130,7 @@ def test_dicom_holds_the_pixels_and_says_that_they_are_synthetic(tmp_path, kind)
         assert (
             "SYNTHETIC" in ds.ImageType and "SYNTHETIC" in ds.SeriesDescription and "SYNTHETIC" in str(ds.PatientName)
         )
+        assert ds.SeriesDescription == f"SYNTHETIC: {PROMPTS[row]}"[:64].rstrip()
         assert PROMPTS[row] in ds.ImageComments and f"seed {7 + row}" in ds.ImageComments
         assert "0123456789abcdef" in ds.ImageComments and "model 0123456789abcdef" in ds.SoftwareVersions
         assert "steps 14, scheduler ddim" in ds.DerivationDescription

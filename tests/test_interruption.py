@@ -316,8 +316,11 @@ def test_a_training_half_removed_is_not_gone_on_with(tmp_path, monkeypatch, agai
     people.mkdir()
     (people / "a").write_text("1")
 
+    def kept() -> list[Path]:
+        return [file for file in root.rglob("*") if file.is_file() and file.name != _unfinished.LOCK]
+
     def remove_some(folder: Path) -> None:
-        next(file for file in folder.rglob("*") if file.is_file()).unlink()
+        next(file for file in folder.rglob("*") if file.is_file()).unlink()  # of the checkpoints' folder alone
         raise KeyboardInterrupt
 
     with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
@@ -326,12 +329,28 @@ def test_a_training_half_removed_is_not_gone_on_with(tmp_path, monkeypatch, agai
             (folder / "snapshots").mkdir()
             (folder / "snapshots/0.npy").write_text("drawn")
             (folder / "train.pt").write_text("learnt")
-    assert [file for file in root.rglob("*") if file.is_file()]
+    assert kept()
     if again == "other data":
         (people / "a").write_text("2")
     with _unfinished.checkpoints(root, [people], 1) as folder:
-        assert [file for file in root.rglob("*") if file.is_file()] == list(folder.iterdir()) == []
+        assert kept() == list(folder.iterdir()) == []
     assert not litter(root)
+
+
+def test_two_processes_do_not_train_by_the_same_checkpoints(tmp_path, monkeypatch):
+    """As after a kill of DVC alone, which leaves its stage alive."""
+    monkeypatch.setattr(_unfinished, "WAIT_S", 0.3)
+    (tmp_path / "a").write_text("1")
+    with _unfinished.checkpoints(tmp_path / "checkpoints", [tmp_path / "a"], 1) as folder:
+        (folder / "train.pt").write_text("learnt")
+        with pytest.raises(
+            UserError, match=r"another process trains by .*checkpoints .*\.lock.*wait for it, or end it"
+        ):
+            with _unfinished.checkpoints(tmp_path / "checkpoints", [tmp_path / "a"], 2):
+                pass
+        assert (folder / "train.pt").is_file()
+    with _unfinished.checkpoints(tmp_path / "checkpoints", [tmp_path / "a"], 2):
+        pass
 
 
 def test_an_error_of_the_program_stays_one(tmp_path):

@@ -46,7 +46,7 @@ def made(tmp_path_factory):
             torch.set_num_threads(1)
             one = ranks.everything(folder / "one")
             torch.set_num_threads(threads)
-        assert two.wait() == 0, (folder / "log").read_text()
+        assert two.wait(timeout=900) == 0, (folder / "log").read_text()
     return folder, one, *[torch.load(folder / f"two/{rank}.pt") for rank in range(2)]
 
 

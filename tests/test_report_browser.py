@@ -69,8 +69,9 @@ def test_nothing_scrolls_sideways_but_the_wide_tables(tab, width):
     assert wide.evaluate("(box) => box.scrollWidth > box.clientWidth")
     wide.focus()
     page.keyboard.press("ArrowRight")
-    page.wait_for_timeout(300)
-    assert wide.evaluate("(box) => box.scrollLeft > 0")
+    wide.evaluate(  # the scrolling is animated
+        """async (box) => { while (!box.scrollLeft) await new Promise((done) => requestAnimationFrame(done)); }"""
+    )
 
 
 def test_the_training_is_gone_through_by_keyboard(tab):

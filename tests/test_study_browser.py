@@ -172,7 +172,7 @@ def test_window_level_zoom_pause_and_reset(served, tab):
     page.mouse.move(400, 500, steps=4)  # level up: darker
     page.mouse.up()
     until(page, "view.level > 170")
-    page.wait_for_timeout(100)
+    until(page, "!planned")  # it is drawn
     assert grey(page)[0] < neutral[0] - 10
     page.keyboard.press("0")
     page.mouse.wheel(0, -400)
@@ -185,7 +185,7 @@ def test_window_level_zoom_pause_and_reset(served, tab):
     page.keyboard.press("Shift+ArrowLeft")
     until(page, "view.x !== 0")
     page.keyboard.press("0")
-    page.wait_for_timeout(100)
+    until(page, "!planned")  # it is drawn
     assert grey(page) == neutral
     page.keyboard.press("p")
     assert page.locator("#paused").is_visible() and grey(page)[1] == 0  # nothing to go on looking at
@@ -325,7 +325,7 @@ def test_both_images_of_a_pair_are_windowed_and_zoomed_alike(paired, tab):
     page.mouse.move(200, 500, steps=4)
     page.mouse.up()
     until(page, "view.level > 170")
-    page.wait_for_timeout(100)
+    until(page, "!planned")  # it is drawn
     assert all(now < before - 10 for now, before in zip(halves(page), neutral, strict=True))
     page.keyboard.press("0")
     for place in (0.25, 0.75):  # what is in the middle of either image stays there when the wheel turns over it
@@ -339,7 +339,7 @@ def test_both_images_of_a_pair_are_windowed_and_zoomed_alike(paired, tab):
     page.keyboard.press("+")
     until(page, "view.zoom > 1")
     page.keyboard.press("0")
-    page.wait_for_timeout(100)
+    until(page, "!planned")  # it is drawn
     assert halves(page) == neutral
 
 

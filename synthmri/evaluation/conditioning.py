@@ -31,10 +31,8 @@ def agreement(
     learnt, asked = ours != "", theirs != ""
     if learnt.sum() >= LEAST and asked.any():
         examiner = make_pipeline(StandardScaler(), RidgeCV(PENALTIES))
-        levels = ours[learnt].astype(float)
-        examiner.fit(known[learnt], levels)
-        # What it has never seen, it cannot see.
-        seen = examiner.predict(features[asked]).clip(levels.min(), levels.max())
+        examiner.fit(known[learnt], ours[learnt].astype(float))
+        seen = examiner.predict(features[asked])
         wanted = theirs[asked].astype(float)
         error_cm, level_cm = np.abs(seen - wanted) / 10, np.floor(wanted / 10 + 0.5).astype(int)
         result["level_error_cm"] = float(error_cm.mean())

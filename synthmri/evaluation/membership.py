@@ -122,7 +122,12 @@ def markdown(result: dict[str, dict[str, float]], titles: dict[str, str]) -> str
     lows = {model: [v for k, v in scores.items() if k.endswith("_auroc_low")] for model, scores in result.items()}
     told = [titles[model] for model, ends in lows.items() if max(ends, default=0.0) > 0.5]
     if not any(lows.values()):
-        verdict = f"Nothing can be said: one side has fewer than {LEAST_PEOPLE} people."
+        worst = max(result, key=lambda model: result[model]["mia_auroc"])
+        verdict = (
+            f"One side has fewer than {LEAST_PEOPLE} people, so nobody knows how far these numbers hold. The "
+            f"best attack is on {titles[worst]}, with an AUROC of {result[worst]['mia_auroc']:.3f}. So few people "
+            "cannot be protected: what fits their slices fits them."
+        )
     elif told:
         verdict = f"An attack tells training slices from other people's better than chance for: {', '.join(told)}."
     else:

@@ -21,6 +21,7 @@ from synthmri.reporting import tables
 from synthmri.training import loop, masks, resolution
 
 SHARES = (0.1, 1.0)  # of the real training people, at least one who has lesions
+LONGER = 2  # times the steps of a classifier on features that are there: this network begins with nothing
 TRAININGS = 3  # of each arm and share: other people, other batches
 BATCH, CROP_PX, LEARNING_RATE = 8, 64, 3e-3
 GAIN = 0.15  # largest change of brightness in training

@@ -54,10 +54,11 @@ class Verdict(NamedTuple):
     implausible: np.ndarray
 
 
-def judge(images: np.ndarray, known: Known) -> Verdict:
-    """What is to be said of uint8 (N, H, W)."""
+def judge(images: np.ndarray, known: Known, values: np.ndarray | None = None) -> Verdict:
+    """What is to be said of uint8 (N, H, W). values: the judge's features of them, (N, D), where they are there."""
     likeness = copies.likeness(images, known.train).largest
-    off = plausibility.implausibility(images, features.extract(JUDGE, images), known.real)
+    values = features.extract(JUDGE, images) if values is None else values
+    off = plausibility.implausibility(images, values, known.real)
     return Verdict(likeness, likeness > known.most_alike, off > known.real.bound)
 
 

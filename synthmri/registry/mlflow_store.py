@@ -280,9 +280,9 @@ def _nothing_if_there():
 
 def describe(client, version, text: str) -> None:
     """Set what a person reads first about a version and about its run; what is as it should be is left."""
-    if version.description != text:
-        client.update_model_version(version.name, version.version, text)
+    if version.description != text:  # the version last: it is what is looked at, so a kill in between is mended
         client.set_tag(version.run_id, "mlflow.note.content", text)
+        client.update_model_version(version.name, version.version, text)
 
 
 def tag(client, version, tags: dict[str, str | None]) -> None:
@@ -290,12 +290,13 @@ def tag(client, version, tags: dict[str, str | None]) -> None:
     for key, value in tags.items():
         if version.tags.get(key) == value:
             continue
-        if value is None:
+        if value is None:  # the version last, as in `describe`
+            if key in client.get_run(version.run_id).data.tags:
+                client.delete_tag(version.run_id, key)
             client.delete_model_version_tag(version.name, version.version, key)
-            client.delete_tag(version.run_id, key)
         else:
-            client.set_model_version_tag(version.name, version.version, key, value)
             client.set_tag(version.run_id, key, value)
+            client.set_model_version_tag(version.name, version.version, key, value)
 
 
 def pointed(client, names: list[str], alias: str) -> str | None:

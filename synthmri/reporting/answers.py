@@ -96,7 +96,7 @@ def safe(model: dict[str, float], attack: dict[str, float], verdict: dict, *, si
         if "mia_auroc_high" in attack:
             evidence += f"chance); the 95 % intervals of both end at or below {_above(attack['mia_auroc_high'])}. "
         else:
-            evidence += "chance; how sure that is, is not known). "
+            evidence += "chance; how sure that is, is not known, of so few people). So few cannot be protected. "
     else:
         evidence += "Nobody could be attacked, so what an attacker would find is not known. "
     why = "; ".join([*(RULES[rule] for rule in failed), *(f"not known: {RULES[rule]}" for rule in unknown)])

@@ -17,6 +17,7 @@ NAMED = {
     "precision": "precision", "recall": "recall", "density": "density", "coverage": "coverage",
     "memorised": "share of images that look memorised (honest data: 0.05; what it misses: docs/evaluation.md)",
     "implausible": "share of images that are no plausible head (of 100; real slices of other people: beside)",
+    "refused": "share that the shield of `synthmri generate` draws again: these, and near copies (of 100)",
     "mia_auroc": "best attack on membership, AUROC (0.5 is chance)",
     "mia_auroc_high": "largest upper 95 % bound of the attacks",
     "largest_correlation": "largest correlation of pixels with a training slice",

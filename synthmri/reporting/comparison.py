@@ -23,7 +23,7 @@ COLUMNS = {
     "fd_further": ("FD further ↓", -1), "kid_effnet": ("KID ↓", -1), "precision": ("precision ↑", 1),
     "recall": ("recall ↑", 1), "density": ("density ↑", 1), "coverage": ("coverage ↑", 1), "ssim": ("SSIM", 0),
     "psnr": ("PSNR dB", 0), "lpips": ("LPIPS", 0), "ms_ssim": ("MS-SSIM within", 0), "memorised": ("memorised", 0),
-    "implausible": ("implausible", 0),
+    "implausible": ("implausible", 0), "refused": ("refused by the shield", 0),
     "largest_correlation": ("largest r", 0), "level_error_cm": ("level off by cm", 0),
     "contrast_seen": ("contrast seen", 0), "label_seen": ("label seen", 0), "manual_score": ("manual 1-5 ↑", 1),
     "n": ("N", 0), "drawn_px": ("drawn with px", 0), "parameters": ("parameters", 0),
@@ -48,6 +48,12 @@ CAPTION = (
     '"memorised": honest data gives 0.05. "manual": blinded raters; empty: nobody has rated; ⚠: too few.  \n'
     "Bold: better than all others with {sure:.0f} % confidence over test people, not over trainings. All columns: "
     "docs/evaluation.md"
+)
+ADDED = (  # to the papers that the names are of
+    "What these have beside their papers. VAE: LPIPS (AlexNet), a patch discriminator, a Gaussian mixture for prior. "
+    "DCGAN: the\nrelativistic loss with R1 and R2, shifted copies, averaged weights, bilinear upsampling. DDPM: a stem "
+    "of 2 px, a shifted schedule\nof zero terminal SNR, the image predicted under the loss of v. U-Net GAN: generator "
+    "and encoder of the DCGAN, with what that has.\nLatent diffusion: AutoencoderTiny, v-prediction, zero terminal SNR."
 )
 OTHERS = (
     "The other columns, of the same sets. Pretraining is on simulated heads. "
@@ -153,7 +159,7 @@ def markdown(
     known = [column for column in COLUMNS if column in frame]
     first = _markdown(frame, [column for column in known if column in FIRST], scores, leaders)
     others = _markdown(frame, [column for column in known if column not in FIRST], scores, leaders)
-    parts = [first, CAPTION.format(sure=100 * sure), note, OTHERS, others]
+    parts = [first, CAPTION.format(sure=100 * sure), note, OTHERS, others, ADDED]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 

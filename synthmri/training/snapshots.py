@@ -58,8 +58,8 @@ class Store:
             return np.stack([np.load(self.folder / f"{point}.npy") for point in range(count)])
         except (OSError, ValueError) as error:
             raise UserError(
-                f"{self.folder} has lost images of a training that was interrupted ({error}); remove it and "
-                f"{self.folder}.pt, and the training starts anew"
+                f"{self.folder} has lost images of a training that was interrupted ({error}); remove "
+                f"{self.folder.parent}, with its checkpoint, and the training starts anew"
             ) from None
 
 
