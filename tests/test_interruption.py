@@ -343,11 +343,9 @@ def test_two_processes_do_not_train_by_the_same_checkpoints(tmp_path, monkeypatc
     (tmp_path / "a").write_text("1")
     with _unfinished.checkpoints(tmp_path / "checkpoints", [tmp_path / "a"], 1) as folder:
         (folder / "train.pt").write_text("learnt")
-        with pytest.raises(
-            UserError, match=r"another process trains by .*checkpoints .*\.lock.*wait for it, or end it"
-        ):
-            with _unfinished.checkpoints(tmp_path / "checkpoints", [tmp_path / "a"], 2):
-                pass
+        second = _unfinished.checkpoints(tmp_path / "checkpoints", [tmp_path / "a"], 2)
+        with pytest.raises(UserError, match=r"another process .*checkpoints .*\.lock.*wait for it, or end it"), second:
+            pass
         assert (folder / "train.pt").is_file()
     with _unfinished.checkpoints(tmp_path / "checkpoints", [tmp_path / "a"], 2):
         pass

@@ -153,6 +153,39 @@ def test_a_unet_is_trained_on_the_latents_of_its_autoencoder(run, tmp_path, monk
         stage.main(out=tmp_path / "models", start=None, checkpoints=tmp_path / "checkpoints")
 
 
+def test_a_training_that_was_killed_keeps_its_tokenizer(run, tmp_path, monkeypatch):
+    """Learnt once more it may number pieces otherwise, and the embeddings that were trained would be of other words."""
+    import yaml
+
+    from commands import pretrain as stage
+    from synthmri.generators import latent_diffusion
+    from synthmri.training import perceptual
+
+    monkeypatch.setattr(perceptual, "lpips_model", lambda device: l2)
+    copy_parameters(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    _cli.PRETRAINING.write_text(yaml.safe_dump({"pretrain": run.model_dump(mode="json")}), encoding="utf-8")
+    write_heads(run, tmp_path / "heads")
+    whole, learnt, fit = pretraining.new_tokenizer, [], pretraining.fit_unet
+
+    def learn():
+        assert not learnt, "it was learnt before"
+        learnt.append(whole())
+        return learnt[0]
+
+    def killed(*given, **how):
+        raise Killed
+
+    monkeypatch.setattr(pretraining, "new_tokenizer", learn)
+    monkeypatch.setattr(pretraining, "fit_unet", killed)
+    how = dict(out=tmp_path / "base", start=None, checkpoints=tmp_path / "checkpoints", images=tmp_path / "heads")
+    with pytest.raises(Killed):
+        stage.main(**how)
+    monkeypatch.setattr(pretraining, "fit_unet", fit)
+    stage.main(**how)
+    assert latent_diffusion.load(tmp_path / "base").tokenizer.get_vocab() == learnt[0].get_vocab()
+
+
 def test_an_autoencoder_is_a_folder_of_its_own_that_training_and_a_unet_start_from(run, tmp_path, monkeypatch):
     import yaml
 

@@ -192,7 +192,11 @@ def test_what_no_interval_is_known_of_does_not_pass_the_gate():
     good = {"val_kid_effnet": 0.02, "memorised": 0.05, "coverage": 0.3}
     p = params.read("params.yaml", "registry", gate.Registry)
     assert gate.judge(good | found, p)["mia_auroc_high"].startswith("mia_auroc_high is not known")
-    assert "| 0.500 (interval not known) | 0.000 |" in membership.markdown({"vae": found}, {"vae": "VAE"})
+    worse = found | {"mia_auroc": 0.96}
+    said = membership.markdown({"vae": found, "dcgan": worse}, {"vae": "VAE", "dcgan": "DCGAN"})
+    assert "| 0.500 (interval not known) | 0.000 |" in said
+    assert said.startswith("One side has fewer than 5 people") and "on DCGAN, with an AUROC of 0.960" in said
+    assert "So few people cannot be protected" in said
     off = p.model_copy(update={"largest_mia_auroc_high": 1.0})
     assert not any(gate.judge(good | found, off).values())
 
