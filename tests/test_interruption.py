@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -23,6 +24,7 @@ from commands import draw
 from stages import _files, _unfinished
 from synthmri import imageset, params, streams
 from synthmri.errors import UserError
+from synthmri.registry import mlflow_store
 from synthmri.reporting import comparison
 from synthmri.simulation import pretraining
 from synthmri.training import loop
@@ -349,6 +351,54 @@ def test_two_processes_do_not_train_by_the_same_checkpoints(tmp_path, monkeypatc
         assert (folder / "train.pt").is_file()
     with _unfinished.checkpoints(tmp_path / "checkpoints", [tmp_path / "a"], 2):
         pass
+
+
+@pytest.mark.parametrize("change", [{"gate": "refused"}, {"experiment": None}, "told otherwise"])
+def test_killed_between_a_run_and_its_version_the_next_sync_mends_both(change):
+    """Either is written first; what is looked at, the version, is written last."""
+    run, version = {"gate": "passed", "experiment": "a", "mlflow.note.content": "told"}, None
+
+    class Client:
+        dying = True
+
+        def get_run(self, run_id):
+            return SimpleNamespace(data=SimpleNamespace(tags=dict(run)))
+
+        def set_tag(self, run_id, key, value):
+            run[key] = value
+
+        def delete_tag(self, run_id, key):
+            del run[key]
+
+        def set_model_version_tag(self, name, number, key, value):
+            self.die()
+            version.tags[key] = value
+
+        def delete_model_version_tag(self, name, number, key):
+            self.die()
+            del version.tags[key]
+
+        def update_model_version(self, name, number, text):
+            self.die()
+            version.description = text
+
+        def die(self):
+            if self.dying:
+                raise KeyboardInterrupt
+
+    tags = {"gate": "passed", "experiment": "a"}
+    version = SimpleNamespace(name="m", version=1, run_id="r", description="told", tags=tags)
+    client = Client()
+    write = mlflow_store.describe if isinstance(change, str) else mlflow_store.tag
+    with pytest.raises(KeyboardInterrupt):
+        write(client, version, change)
+    client.dying = False
+    write(client, version, change)
+    if isinstance(change, str):
+        assert version.description == run["mlflow.note.content"] == change
+    else:
+        assert version.tags == {key: run[key] for key in ("gate", "experiment") if key in run}
+        assert all(version.tags.get(key) == value for key, value in change.items())
 
 
 def test_an_error_of_the_program_stays_one(tmp_path):

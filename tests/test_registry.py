@@ -382,54 +382,6 @@ def test_killed_in_the_middle_and_synced_again(project, template):
     assert seen == state()
 
 
-@pytest.mark.parametrize("change", [{"gate": "refused"}, {"experiment": None}, "told otherwise"])
-def test_killed_between_a_run_and_its_version_the_next_sync_mends_both(change):
-    """Either is written first; what is looked at, the version, is written last."""
-    run, version = {"gate": "passed", "experiment": "a", "mlflow.note.content": "told"}, None
-
-    class Client:
-        dying = True
-
-        def get_run(self, run_id):
-            return SimpleNamespace(data=SimpleNamespace(tags=dict(run)))
-
-        def set_tag(self, run_id, key, value):
-            run[key] = value
-
-        def delete_tag(self, run_id, key):
-            del run[key]
-
-        def set_model_version_tag(self, name, number, key, value):
-            self.die()
-            version.tags[key] = value
-
-        def delete_model_version_tag(self, name, number, key):
-            self.die()
-            del version.tags[key]
-
-        def update_model_version(self, name, number, text):
-            self.die()
-            version.description = text
-
-        def die(self):
-            if self.dying:
-                raise KeyboardInterrupt
-
-    tags = {"gate": "passed", "experiment": "a"}
-    version = SimpleNamespace(name="m", version=1, run_id="r", description="told", tags=tags)
-    client = Client()
-    write = mlflow_store.describe if isinstance(change, str) else mlflow_store.tag
-    with pytest.raises(KeyboardInterrupt):
-        write(client, version, change)
-    client.dying = False
-    write(client, version, change)
-    if isinstance(change, str):
-        assert version.description == run["mlflow.note.content"] == change
-    else:
-        assert version.tags == {key: run[key] for key in ("gate", "experiment") if key in run}
-        assert all(version.tags.get(key) == value for key, value in change.items())
-
-
 def test_two_experiments_register_at_once(project, template):
     """As the queue does: from folders of their own into the store of the repository."""
     other = project.parent / "other"
