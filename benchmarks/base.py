@@ -3,7 +3,8 @@
 python -m benchmarks.base --model pretrained/base
 
 The floor is the distance between two sets of such heads, none of which was trained on: every head is drawn anew, from
-seeds that training does not use. `ratio` is the samples' distance to one of the sets against that floor.
+seeds that training does not use. `ratio_*` is the samples' distance to one of the sets against that floor, by either
+extractor.
 """
 
 from pathlib import Path
@@ -34,14 +35,15 @@ def simulated_slices(run: pretraining.Pretrain, n: int, seed: int) -> tuple[np.n
 def main(
     model: Annotated[Path, typer.Option(help="pipeline in Stable Diffusion format")] = Path("pretrained/base"),
     n: Annotated[int, typer.Option(min=8, help="images of each set")] = 200,
-    steps: Annotated[int, typer.Option(min=1, help="denoising steps; all else as section `sample` says")] = 40,
+    steps: Annotated[int | None, typer.Option(min=1, help="denoising steps; else as section `sample` says")] = None,
     sheet: Annotated[Path | None, typer.Option(help="PNG to write: some of the heads beside some samples")] = None,
 ):
     """Write benchmarks/results/base.json."""
     runtime = _cli.start()
     precision = _cli.precision(runtime)
     run = params.read(_cli.PRETRAINING, "pretrain", pretraining.Pretrain)
-    p = params.read(_cli.PARAMS, "sample", sampling.Sample).model_copy(update={"steps": steps})
+    p = params.read(_cli.PARAMS, "sample", sampling.Sample)
+    p = p.model_copy(update={"steps": steps or p.steps})
     first, texts = simulated_slices(run, n, SEED)
     second, _ = simulated_slices(run, n, 2 * SEED)
     pipe = latent_diffusion.load(model, device=runtime.device)
@@ -54,17 +56,19 @@ def main(
     )[:, 0]
     rebuilt = autoencoder.reconstruct(pipe.vae, second, batch_size=16, precision=precision)
     sets = {"other heads": first, "rebuilt": rebuilt, "samples": drawn}
-    reference = features.alexnet(second, device=runtime.device)
-    found = {name: features.alexnet(images, device=runtime.device) for name, images in sets.items()}
-    rows = {
-        name: {
-            "fd_alexnet": round(distances.frechet_distance(values, reference), 4),
-            "kid_alexnet": round(distances.kernel_distance(values, reference), 5),
-        }
-        for name, values in found.items()
+    rows: dict[str, dict[str, float]] = {name: {} for name in sets}
+    for extractor in ("effnet", "alexnet"):
+        reference = features.extract(extractor, second, device=runtime.device)
+        for name, images in sets.items():
+            values = features.extract(extractor, images, device=runtime.device)
+            rows[name][f"fd_{extractor}"] = round(distances.frechet_distance(values, reference), 4)
+            rows[name][f"kid_{extractor}"] = round(distances.kernel_distance(values, reference), 5)
+    floor, made = rows["other heads"], rows["samples"]
+    ratios = {
+        f"ratio_{extractor}": round(made[f"fd_{extractor}"] / floor[f"fd_{extractor}"], 2)
+        for extractor in ("effnet", "alexnet")
     }
-    ratio = rows["samples"]["fd_alexnet"] / rows["other heads"]["fd_alexnet"]
-    measure.write("base", {"n": n, "steps": p.steps, "scheduler": p.scheduler, **rows, "ratio": round(ratio, 2)})
+    measure.write("base", {"n": n, "steps": p.steps, "scheduler": p.scheduler, **rows, **ratios})
     if sheet:
         plots.save(plots.real_against_synthetic(first, drawn, title="simulated heads, never trained on"), sheet)
 

@@ -245,9 +245,9 @@ def test_base_against_heads_of_its_own_distribution(small, tiny_model, monkeypat
     )
     base.main(model=tiny_model, n=20, steps=2, sheet=small / "sheet.png")
     found = result("base")
-    assert found["ratio"] == pytest.approx(
-        found["samples"]["fd_alexnet"] / found["other heads"]["fd_alexnet"], abs=0.01
-    )
+    for extractor in ("effnet", "alexnet"):
+        made, floor = (found[name][f"fd_{extractor}"] for name in ("samples", "other heads"))
+        assert found[f"ratio_{extractor}"] == pytest.approx(made / floor, abs=0.01)
     assert found["other heads"]["fd_alexnet"] < found["rebuilt"]["fd_alexnet"]  # through an untrained autoencoder
 
 
