@@ -13,6 +13,7 @@ once with real slices of open-ms and t1ce-tumor in half of each batch; both are 
 
 import copy
 import io
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -34,15 +35,22 @@ from synthmri.simulation import pretraining
 from synthmri.simulation.atlas import load_atlas
 from synthmri.training import masks, perceptual
 
+COLUMNS = {
+    "n": "N", "psnr": "PSNR dB", "ssim": "SSIM", "lpips": "LPIPS", "fd_effnet": "FD EffNet",
+    "fd_alexnet": "FD AlexNet (LPIPS looks through it)",
+}  # fmt: skip
+EVERY = {"open-ms": 1, "t1ce-tumor": 20, "lgg-flair": 9}  # so many files are passed over for one, of volumes none
+
 
 def real_sets(root: Path, data: slicing.Data) -> dict[str, np.ndarray]:
-    """Every 5th axial slice of open-ms in every contrast and every 20th picture of t1ce-tumor, preprocessed."""
+    """Every 5th axial slice of open-ms in every contrast, and some pictures of the two others, preprocessed as those of
+    a user are: uint8 (N, S, S) each."""
     wide = data.model_copy(update={"contrasts": (), "slice_step": 5})
     found = {}
-    for name in ("open-ms", "t1ce-tumor"):
+    for name, every in EVERY.items():
         sources, _ = read.find(root / name)
         parts = []
-        for source in sources if name == "open-ms" else sources[::20]:
+        for source in sources[::every]:
             scan = read.read(source)
             made = (
                 slicing.from_pictures(scan.data, wide)
@@ -52,12 +60,6 @@ def real_sets(root: Path, data: slicing.Data) -> dict[str, np.ndarray]:
             parts.append(made.images)
         found[name] = np.concatenate(parts)
     return found
-
-
-def unseen(root: Path) -> np.ndarray:
-    """Every 9th picture of lgg-flair, as it is: uint8 (N, 256, 256)."""
-    files = sorted((root / "lgg-flair").rglob("*.png"))[::9]
-    return np.stack([np.asarray(Image.open(file).convert("L")) for file in files])
 
 
 def trained_on(vae, run: pretraining.Pretrain, steps: int, real: np.ndarray | None, lpips, precision: str):
@@ -115,16 +117,22 @@ def main(
     show: Annotated[
         Path | None, typer.Option(help="folder for pictures of the real slices; keep it out of git")
     ] = None,
+    printed: Annotated[
+        bool, typer.Option("--table", help="print the table of the result file, measure nothing")
+    ] = False,
 ):
     """Mean PSNR, SSIM and LPIPS of slices against themselves through the autoencoder, and of the ceiling if asked for.
 
     Of several models the first has the ceiling, and rows without a name. Writes benchmarks/results/reconstruction.json.
     """
+    if printed:
+        print(table(json.loads((measure.RESULTS / "reconstruction.json").read_text(encoding="utf-8"))))
+        return
     precision = _cli.precision(_cli.start())
     how = params.read(_cli.PARAMS, "adapt", autoencoder_training.Adapt)
     data = params.read(_cli.PARAMS, "data", slicing.Data)
     root = os.environ.get("REAL_MRI")
-    sets = real_sets(Path(root), data) | {"lgg-flair": unseen(Path(root))} if root else {}
+    sets = real_sets(Path(root), data) if root else {}
     if (simulated / "images.npy").is_file():
         sets["simulated"] = np.asarray(imageset.read(simulated).images)
     vae, *further = (autoencoder.load(each / "vae" if (each / "vae").is_dir() else each) for each in model)
@@ -132,7 +140,9 @@ def main(
 
     def row(decoded: np.ndarray, images: np.ndarray) -> dict[str, float]:
         values = pairs.resemblance(decoded, images, lpips)
-        values["fd_effnet"] = distances.frechet_distance(features.effnet(decoded), features.effnet(images))
+        for name in ("effnet", "alexnet"):
+            both = (features.extract(name, each) for each in (decoded, images))
+            values[f"fd_{name}"] = distances.frechet_distance(*both)
         return {"n": len(images)} | {key: round(value, 4) for key, value in values.items()}
 
     if mixed and root:
@@ -176,6 +186,11 @@ def main(
             pair = np.concatenate([images[some], decoded[some]])
             plots.save(plots.contact_sheet(pair, columns=8), show / f"reconstruction_{name}.png")
     measure.write("reconstruction", rows)
+
+
+def table(result: dict) -> str:
+    """Markdown: a row for each set and what rebuilt it."""
+    return measure.columns("slices", {name: row for name, row in result.items() if name != "machine"}, COLUMNS)
 
 
 if __name__ == "__main__":

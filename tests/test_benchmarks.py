@@ -309,6 +309,7 @@ def test_reconstruction_and_its_yardsticks(small, tiny_model, monkeypatch):
     assert found["simulated, vae"] == found["simulated"]  # of the pipeline, and opened alone
     assert found["simulated"]["psnr"] < found["simulated, linear"]["psnr"]  # an untrained autoencoder
     assert 0 < found["simulated, WebP"]["bits_a_pixel"] < 8
+    assert f"{found['simulated, WebP']['fd_alexnet']:g}" in reconstruction.table(found)
 
 
 def test_real_slices_are_run_by_what_is_committed_and_told_with_its_commit(small, monkeypatch):
