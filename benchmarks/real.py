@@ -112,9 +112,9 @@ def shielded(clone: Path) -> dict[str, int]:
         prompts = pd.read_csv(clone / "data/samples/latent_diffusion/manifest.csv", dtype=str)["prompt"].value_counts()
         asked = [word for text in prompts.index[:DRAWN] for word in ("--prompt", text)]
         each = max(1, DRAWN // len(prompts.index[:DRAWN]))
-        subprocess.run(
-            [sys.executable, "-m", "commands.generate", "--n", str(each), *asked, "--format", "npy", "--out", out],
-            cwd=clone, check=True,
+        subprocess.run(  # by the code that is here, of which the clone may hold an older version
+            [sys.executable, "-P", "-m", "commands.generate", *asked, "--n", str(each), "--format=npy", "--out", out],
+            cwd=clone, env=os.environ | {"PYTHONPATH": str(Path.cwd())}, check=True,
         )  # fmt: skip
         table = pd.read_csv(out / "manifest.csv")
     counts = {name: int(table[name].iloc[0]) for name in ("drawn", "alike", "implausible")}

@@ -28,6 +28,12 @@ def generator(seed: int, *purpose: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(number(seed, *purpose))
 
 
+def of_image(seed: int) -> torch.Generator:
+    """torch's generator of one image, on the CPU, where it heeds the lowest 32 bits of a seed alone: one from 2^32 on
+    is hashed, so that it is another image than that of the same lowest bits."""
+    return torch.Generator().manual_seed(seed if seed < 2**32 else number(seed, "image"))
+
+
 @contextmanager
 def weights(seed: int, *purpose: str | int) -> Iterator[None]:
     """Within it, torch draws the initial weights of networks from the stream of one purpose; afterwards as before."""

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
 from synthmri.evaluation import features, plausibility, shield
+from synthmri.training import sampling
 
 
 @pytest.fixture
@@ -46,6 +48,19 @@ def test_copies_and_broken_heads_are_drawn_again(world):
     assert (made.likeness <= known.most_alike).all()
     off = plausibility.implausibility(made.images, features.extract("", made.images), known.real)
     assert (off <= known.real.bound).all()
+
+
+@pytest.mark.parametrize("seed", [0, 1_000_000, 2**40])
+def test_what_is_drawn_again_is_another_image(seed):
+    """torch's generator on a processor heeds the lowest 32 bits of a seed alone."""
+    p = sampling.Sample(n=1, seed=0, steps=1, guidance_scale=1.0, scheduler="ddpm", batch_size=4)
+
+    def draw(generators):
+        return torch.stack([torch.rand((1, 4, 4), generator=generator) for generator in generators])
+
+    seeds = [seed + attempt * shield.AGAIN for attempt in range(shield.ATTEMPTS)]
+    images = sampling.in_batches(draw, seeds, p.batch_size, torch.device("cpu"), "fp32")
+    assert len({image.tobytes() for image in images}) == shield.ATTEMPTS
 
 
 def test_what_never_passes_is_left_out(world):

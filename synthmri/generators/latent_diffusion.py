@@ -10,6 +10,7 @@ from typing import Self
 import numpy as np
 import torch
 
+from synthmri import streams
 from synthmri.errors import UserError
 from synthmri.generators import autoencoder
 from synthmri.generators.base import Generator
@@ -151,7 +152,7 @@ def draw(
             decoded = pipe(
                 prompt=[texts[i] for i in rows],
                 negative_prompt=[sampling.unlabelled(texts[i], known) for i in rows],
-                generator=[torch.Generator().manual_seed(int(seeds[i])) for i in rows],
+                generator=[streams.of_image(int(seeds[i])) for i in rows],
                 num_inference_steps=p.steps,
                 guidance_scale=sampling.guidance(texts, p.guidance_scale),
                 height=size,

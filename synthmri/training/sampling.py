@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from synthmri import params
+from synthmri import params, streams
 from synthmri.errors import UserError
 from synthmri.imageset import to_uint8
 from synthmri.params import Section
@@ -94,7 +94,7 @@ def in_batches(
     def one(start: int) -> np.ndarray:
         rows = [min(start + k, len(seeds) - 1) for k in range(batch_size)]
         with torch.no_grad(), autocast(device, precision):
-            images = draw([torch.Generator().manual_seed(int(seeds[i])) for i in rows])
+            images = draw([streams.of_image(int(seeds[i])) for i in rows])
         images = images[: len(seeds) - start, 0].float().cpu()
         if not torch.isfinite(images).all():
             raise UserError("the model draws values that are not finite; train it again with a lower learning rate")
