@@ -36,9 +36,8 @@ def main():
         console.print(f"[bold]{answer.question} {answer.short}.[/]", end=" ")
         console.print(answer.evidence, markup=False)
     console.print(comparison.finetuning(scores["models"], scores["references"]))
-    console.print(
-        "\nall of it on one page: metrics/report.html\nmodels in MLflow: `make ui`, which prints the addresses"
-    )
+    console.print("\nall of it on one page: metrics/report.html")
+    console.print("models in MLflow: `make ui`, which prints the addresses of their pages at http://127.0.0.1:5000")
     console.print(
         "to try, after `source .venv/bin/activate`: `dvc exp run -S finetune.epochs=20 && dvc metrics diff`. "
         "Research only. Not for clinical use."

@@ -14,7 +14,7 @@ from skimage import data
 
 from stages import _cli, evaluate, features, references
 from synthmri import imageset
-from synthmri.evaluation import copies, distances, pairs, scorecard
+from synthmri.evaluation import conditioning, copies, distances, pairs, scorecard
 
 PARAMS = {
     "seed": 0,
@@ -148,7 +148,7 @@ def test_metrics_are_finite_floats(evaluated):
     assert set(tree) == compared | {f"{name}_std" for name in compared} | {
         "ssim", "psnr", "lpips", "memorised", "largest_correlation", "n", "test_people",
         "recon_ssim", "recon_psnr", "recon_lpips", "recon_fd_effnet", "val_kid_effnet", "val_kid_effnet_std",
-        "implausible", "implausible_of_real",
+        "implausible", "implausible_of_real", "refused", "refused_of_real",
     }  # fmt: skip
     assert all(type(value) is float and np.isfinite(value) for value in tree.values())
     assert all(value == float(f"{value:.6g}") for value in tree.values())
@@ -163,7 +163,16 @@ def test_what_prompts_ask_for_is_looked_for_in_samples_and_in_real_slices(worksp
     assert _evaluate() == 0
     tree = json.loads((workspace / "metrics/m.json").read_text())
     assert set(tree["asked"]) == set(tree["asked_of_real"]) == {"level_error_cm", "levels"}
-    assert 0 < tree["asked"]["level_error_cm"] < 4
+    values, manifests = (
+        {name: read(workspace / folder / name) for name in ("train", "validation", "samples")}
+        for folder, read in (
+            ("features", lambda path: np.load(path / "effnet.npy")),
+            ("data", lambda path: imageset.read(path).manifest),
+        )
+    )
+    for whose, name in (("asked", "samples"), ("asked_of_real", "validation")):
+        found = conditioning.agreement(values["train"], manifests["train"], values[name], manifests[name])
+        assert tree[whose]["level_error_cm"] == pytest.approx(found["level_error_cm"], rel=1e-4) and found["levels"]
 
 
 def test_the_validation_kid_is_of_the_validation_set(evaluated):
