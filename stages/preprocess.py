@@ -22,7 +22,7 @@ from synthmri.errors import UserError
 from synthmri.scans import identity, inventory, likeness, read, scan, slicing, splits, wording
 
 COLUMNS = ["subject", "source", "contrast", "plane", "label", "slice_mm", "depth_mm", "split"]
-FEW_PEOPLE = 5  # as membership.LEAST_PEOPLE, which a test holds it to
+FEW_PEOPLE = 5  # as answers.LEAST_PEOPLE, which a test holds it to
 ORIENTATION = {
     "axial": "anterior up, left of the patient on the right",
     "coronal": "superior up, left of the patient on the right",

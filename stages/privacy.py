@@ -10,7 +10,7 @@ import typer
 from stages import _cli, _files
 from synthmri import generators, imageset, params
 from synthmri.evaluation import auroc, copies, membership
-from synthmri.reporting import comparison
+from synthmri.reporting import answers, comparison
 from synthmri.scans import prompts
 
 BEFORE = {"latent_diffusion": "base"}  # what a model was before it saw these slices, where that is known
@@ -70,7 +70,7 @@ def main(
                 found = np.split(membership.by_loss(*errors), 2)
                 attacks["loss"] = membership.attack(*found, *(side[some] for side in people), p)
             result[name] = membership.worst(attacks) | {"mia_pairs": len(ours)}
-        about = CAVEATS.format(pairs=len(ours), loss_pairs=len(some), people=kind, least=membership.LEAST_PEOPLE)
+        about = CAVEATS.format(pairs=len(ours), loss_pairs=len(some), people=kind, least=answers.LEAST_PEOPLE)
         verdict = f"{membership.markdown(result, comparison.MODELS)}\n\n{about}"
     with _files.replacing(metrics) as tree, _files.replacing(markdown) as text:
         _files.write_metrics(tree, result)

@@ -18,7 +18,7 @@ from test_slices import DATA, ball
 from stages import preprocess
 from synthmri import imageset, params
 from synthmri.errors import UserError
-from synthmri.evaluation import membership
+from synthmri.reporting import answers
 from synthmri.scans import slicing
 
 RUNTIME = {"threads": 1, "device": "cpu"}
@@ -224,7 +224,7 @@ def test_what_will_stop_a_later_stage_is_said_at_once(here, capfd):
     assert "validation slices, below" in said and "no model can become champion" in said
     assert "data.image_size = 88: the baselines take 64" in said
     people = json.loads(out[1].read_text())["train"]["subjects"]
-    assert 0 < people < membership.LEAST_PEOPLE == preprocess.FEW_PEOPLE
+    assert 0 < people < answers.LEAST_PEOPLE == preprocess.FEW_PEOPLE
     assert f"{people} people to train on: so few cannot be protected" in said
     parameters(image_size=64)
     preprocess.main(Path("raw"), *out, least=1)

@@ -138,7 +138,7 @@ def test_slices_of_one_person_do_not_narrow_the_interval():
 
 def test_a_handful_of_people_is_sure_of_nothing():
     found = membership.attack(np.ones(40), np.zeros(40), np.arange(40) % 4, np.arange(40), P)
-    assert found == {"auroc": 1, "tpr_at_1pct_fpr": 1, "people": 4}
+    assert found == {"auroc": 1, "tpr_at_1pct_fpr": 1, "people": 4, "trained_people": 4}
     assert {"auroc_low", "auroc_high"} < set(membership.attack(np.ones(5), np.zeros(5), np.arange(5), np.arange(5), P))
 
 
@@ -157,11 +157,11 @@ def test_one_false_alarm_in_a_hundred_is_allowed():
 
 def test_worst_is_what_either_attack_may_reach():
     """Of the upper ends the largest, whichever attack it is of: what is not known of one may be its success."""
-    sure = {"auroc": 0.60, "auroc_low": 0.57, "auroc_high": 0.63, "people": 20.0}
-    large = {"auroc": 0.55, "auroc_low": 0.36, "auroc_high": 0.74, "people": 9.0}
+    sure = {"auroc": 0.60, "auroc_low": 0.57, "auroc_high": 0.63, "people": 20.0, "trained_people": 20.0}
+    large = {"auroc": 0.55, "auroc_low": 0.36, "auroc_high": 0.74, "people": 9.0, "trained_people": 20.0}
     found = membership.worst({"distance": sure, "loss": large})
     assert (found["mia_auroc"], found["mia_auroc_high"], found["mia_people"]) == (0.60, 0.74, 9)
-    unknown = {"auroc": 0.5, "people": 4.0}
+    unknown = {"auroc": 0.5, "people": 4.0, "trained_people": 20.0}
     assert "mia_auroc_high" not in membership.worst({"distance": sure, "loss": unknown})
 
 
@@ -177,7 +177,8 @@ def test_the_upper_end_is_the_known_one_where_a_person_is_one_slice():
 
 
 def test_worst_is_the_most_successful_attack():
-    weak, strong = ({"auroc": a, "auroc_low": a - 0.1, "auroc_high": a + 0.1, "people": 9.0} for a in (0.5, 0.8))
+    known = {"people": 9.0, "trained_people": 9.0}
+    weak, strong = (known | {"auroc": a, "auroc_low": a - 0.1, "auroc_high": a + 0.1} for a in (0.5, 0.8))
     found = membership.worst({"distance": weak, "loss": strong})
     assert found["mia_auroc"] == 0.8 and found["mia_auroc_high"] == pytest.approx(0.9)
     assert found["mia_distance_auroc"] == 0.5
@@ -197,6 +198,10 @@ def test_what_no_interval_is_known_of_does_not_pass_the_gate():
     assert "| 0.500 (interval not known) | 0.000 |" in said
     assert said.startswith("One side has fewer than 5 people") and "on DCGAN, with an AUROC of 0.960" in said
     assert "So few people cannot be protected" in said
+    enough = worse | {"mia_trained_people": 24.0}
+    assert "with an AUROC of 0.960. More validation or test people would tell." in membership.markdown(
+        {"vae": found, "dcgan": enough}, {"vae": "VAE", "dcgan": "DCGAN"}
+    )
     off = p.model_copy(update={"largest_mia_auroc_high": 1.0})
     assert not any(gate.judge(good | found, off).values())
 

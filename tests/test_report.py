@@ -153,6 +153,13 @@ def test_safe_is_what_the_gate_says_about_people(verdict, attack, short, tone):
     assert "nobody is at risk" in answers.safe({"memorised": 0.02}, attack, verdict, simulated=True).evidence
 
 
+@pytest.mark.parametrize(("trained", "said"), [(2.0, "cannot be protected"), (24.0, "More validation or test people")])
+def test_safe_says_what_follows_where_no_interval_is_known(trained, said):
+    attack = {"mia_auroc": 0.55, "mia_trained_people": trained}
+    found = answers.safe({"memorised": 0.02}, attack, {"rules": HOLDS}, simulated=False)
+    assert said in found.evidence and "is not known, of so few people" in found.evidence
+
+
 def test_a_word_for_a_model_that_passes_takes_nothing_from_it():
     found = answers.safe({"memorised": 0.02}, ATTACK, {"rules": HOLDS, "override": 1.0}, simulated=False)
     assert found.short == "Nothing was found against it" and "The gate lets it pass" in found.evidence

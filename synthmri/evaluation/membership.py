@@ -12,11 +12,10 @@ from pydantic import Field
 
 from synthmri.evaluation import auroc
 from synthmri.params import Section
-from synthmri.reporting import tables
+from synthmri.reporting import answers, tables
 from synthmri.scans import prompts
 
 FALSE_POSITIVES = 0.01
-LEAST_PEOPLE = 5  # on each side, for an interval; a bootstrap of fewer would be sure of what it cannot know
 
 
 class Privacy(Section):
@@ -66,7 +65,7 @@ def attack(
     `auroc`: 0.5 is chance; `_low`, `_high`: 95 % bootstrap interval over people, of each side by itself; not known, and
     so left out, where a side has fewer than LEAST_PEOPLE.
     `tpr_at_1pct_fpr`: share of members found by the bound that takes at most 1 % of the others for members.
-    `people`: how many the smaller side has.
+    `people`: how many the smaller side has. `trained_people`: the members' side.
     """
     scores = np.concatenate([members, others])
     positive = np.arange(len(scores)) < len(members)
@@ -80,8 +79,9 @@ def attack(
         "auroc": float(auroc.area(wins, pairs, np.ones((1, len(sides))))[0]),
         "tpr_at_1pct_fpr": float((members > bound).mean()),
         "people": float(np.bincount(sides).min()),
+        "trained_people": float((sides == 0).sum()),
     }
-    if result["people"] < LEAST_PEOPLE:
+    if result["people"] < answers.LEAST_PEOPLE:
         return result
     weights = auroc.resampled(sides, auroc.ROUNDS, np.random.default_rng(0))
     low, high = auroc.interval(auroc.area(wins, pairs, weights))
@@ -97,6 +97,7 @@ def worst(attacks: dict[str, dict[str, float]]) -> dict[str, float]:
     result = {
         "mia_auroc": max(found["auroc"] for found in attacks.values()),
         "mia_people": min(found["people"] for found in attacks.values()),
+        "mia_trained_people": min(found["trained_people"] for found in attacks.values()),
     }
     if all("auroc_high" in found for found in attacks.values()):
         result["mia_auroc_high"] = max(found["auroc_high"] for found in attacks.values())
@@ -124,9 +125,9 @@ def markdown(result: dict[str, dict[str, float]], titles: dict[str, str]) -> str
     if not any(lows.values()):
         worst = max(result, key=lambda model: result[model]["mia_auroc"])
         verdict = (
-            f"One side has fewer than {LEAST_PEOPLE} people, so nobody knows how far these numbers hold. The "
-            f"best attack is on {titles[worst]}, with an AUROC of {result[worst]['mia_auroc']:.3f}. So few people "
-            "cannot be protected: what fits their slices fits them."
+            f"One side has fewer than {answers.LEAST_PEOPLE} people, so nobody knows how far these numbers hold. The "
+            f"best attack is on {titles[worst]}, with an AUROC of {result[worst]['mia_auroc']:.3f}. "
+            f"{answers.too_few(result[worst])}"
         )
     elif told:
         verdict = f"An attack tells training slices from other people's better than chance for: {', '.join(told)}."

@@ -15,6 +15,7 @@ RULES = {
     "val_kid_effnet": "no score on validation people",
     "finite": "scores that are no numbers",
 }
+LEAST_PEOPLE = 5  # on each side of an attack; a bootstrap of fewer would be sure of what it cannot know
 ABOUT_PEOPLE = ("memorised", "mia_auroc", "mia_auroc_high")
 # What `usefulness.sentence`, or stage `utility` where nothing could be measured, says -> in short, and how good it is.
 USE = {
@@ -96,7 +97,7 @@ def safe(model: dict[str, float], attack: dict[str, float], verdict: dict, *, si
         if "mia_auroc_high" in attack:
             evidence += f"chance); the 95 % intervals of both end at or below {_above(attack['mia_auroc_high'])}. "
         else:
-            evidence += "chance; how sure that is, is not known, of so few people). So few cannot be protected. "
+            evidence += f"chance; how sure that is, is not known, of so few people). {too_few(attack)} "
     else:
         evidence += "Nobody could be attacked, so what an attacker would find is not known. "
     why = "; ".join([*(RULES[rule] for rule in failed), *(f"not known: {RULES[rule]}" for rule in unknown)])
@@ -109,6 +110,13 @@ def safe(model: dict[str, float], attack: dict[str, float], verdict: dict, *, si
     if simulated:
         evidence += " The people here are simulated, so nobody is at risk: of real ones this is what it would mean."
     return Answer("Is it safe to share?", short, evidence, tone)
+
+
+def too_few(attack: dict[str, float]) -> str:
+    """What follows where an attack has no interval, by which side has fewer than LEAST_PEOPLE."""
+    if attack["mia_trained_people"] < LEAST_PEOPLE:
+        return "So few people cannot be protected: what fits their slices fits them."
+    return "More validation or test people would tell."
 
 
 def measured(sentence: str) -> bool:
