@@ -1,13 +1,33 @@
 """What the shield compares with, read from where `dvc repro` has it."""
 
+import sys
 from pathlib import Path
 
 from stages import _files
 from synthmri import imageset
 from synthmri.errors import UserError
 from synthmri.evaluation import shield
+from synthmri.registry import lineage
 
 SLICES, FEATURES = Path("data/slices"), Path("data/features")
+LOCK = Path("dvc.lock")
+
+
+def check(model: Path) -> None:
+    """Raise UserError where a model of `dvc repro` was not trained on the slices that lie here, as dvc.lock tells.
+
+    So no slice of another person's model is said to be compared with what that was trained on.
+    """
+    if not LOCK.is_file():
+        print(f"there is no {LOCK}: nobody knows whether {model} was trained on {SLICES}/train", file=sys.stderr)
+        return
+    with lineage.opened(Path.cwd()) as repo:
+        try:
+            lineage.check(repo, [model, SLICES / "train", SLICES / "val"])
+        except UserError as error:
+            raise UserError(
+                f"the shield cannot know what {model} was trained on: {error}; or use --no-shield"
+            ) from None
 
 
 def known(slices: Path = SLICES, features: Path = FEATURES, *, size: int | None = None) -> shield.Known:

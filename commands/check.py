@@ -30,11 +30,13 @@ def main(
     held = inventory.take(raw, data)
     if not held.rows:
         raise UserError(f"{raw} holds no scans; put there {scan.FORMATS}")
-    if not held.edited:  # a kill between the two leaves a new one of what was written beside no table of before, which
-        (raw / inventory.TABLE).unlink(missing_ok=True)  # would look as if a person had edited it
-    for name in (inventory.TABLE,) if held.edited else (inventory.WRITTEN, inventory.TABLE):
+    # What was confirmed is not changed behind the back of whom confirmed it: the next run would take it for confirmed.
+    kept = held.stale and not held.edited and data.subjects == "confirmed"
+    if not held.edited and not kept:  # a kill between the two leaves a new one of what was written beside no table of
+        (raw / inventory.TABLE).unlink(missing_ok=True)  # before, which would look as if a person had edited it
+    for name in () if kept else (inventory.TABLE,) if held.edited else (inventory.WRITTEN, inventory.TABLE):
         with _files.replacing(raw / name) as part:
-            part.write_text(inventory.text(held.rows), encoding="utf-8", errors="surrogateescape")
+            part.write_text(inventory.text(held.rows), encoding="utf-8")
 
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(_table(held.sources))
@@ -48,7 +50,10 @@ def main(
     reasons = inventory.unsettled(held, asked)
     for line in wording.doubts(held.sources):
         console.print(f"? {line}")
-    console.print(f"written: {raw / inventory.TABLE}" + (", with the rows that you edited" if held.edited else ""))
+    if kept:
+        console.print(f"not written: {raw / inventory.TABLE}, which was confirmed and is of other files")
+    else:
+        console.print(f"written: {raw / inventory.TABLE}" + (", with the rows that you edited" if held.edited else ""))
     stopping = [error.name for error in held.bad if error.category == "special"]
     if stopping:
         raise UserError(f"`dvc repro` would stop or wait without end at {wording.some(stopping)}; remove these")

@@ -40,6 +40,8 @@ def main(
     words = params.read(_cli.PARAMS, "prompt", prompts.Prompt)
     if CHOSEN.is_file() and model == MODEL:
         p = sampling.with_choice(p, _files.read_json(CHOSEN))
+    if model == MODEL and slices == _shield.SLICES:
+        _shield.check(model)
     known = _shield.known(slices, features)
     train = imageset.read(slices / "train")
     trained = generators.find(comparison.FINE_TUNED).load(model, device=runtime.device)

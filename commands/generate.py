@@ -81,6 +81,10 @@ def main(
         raise UserError(f"{out} exists already; name another folder with --out, or remove it")
     if not (model / "model_index.json").is_file():
         raise UserError(f"{model} holds no trained model; run `dvc repro` first, or name one with --model")
+    if shielded is None:
+        shielded = model == MODEL
+    if shielded and model == MODEL:
+        _shield.check(model)
     pipe = latent_diffusion.load(model, device=runtime.device)
     size = latent_diffusion.image_size(pipe)
     precision = _cli.precision(runtime)
@@ -95,7 +99,7 @@ def main(
         masks.update(zip(seeds, planes[:, 1].copy(), strict=True) if planes.shape[1] > 1 else ())
         return planes[:, 0].copy()
 
-    if shielded or (shielded is None and model == MODEL):
+    if shielded:
         known = _shield.known(size=size)
         found = shield.draw(draw, list(table["seed"]), known)
         images, table = found.images, _passed(table, found)

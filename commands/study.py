@@ -158,10 +158,11 @@ def merge(
     files: Annotated[list[Path], typer.Argument(help="CSVs of ratings")],
     out: Table = None,
 ) -> None:
-    """Join exports of several people into one; a rating that is in two of them counts once."""
+    """Join exports of several people with what is there; a rating that is in two of them counts once."""
     frames = [ratings.read(file) for file in files]
     kind = next(design for design, columns in ratings.COLUMNS.items() if tuple(frames[0].columns) == columns)
-    _write(out or TABLES[kind], frames)
+    out = out or TABLES[kind]
+    _write(out, frames + ([ratings.read(out, kind)] if out.exists() else []))
 
 
 def to_imrmc(

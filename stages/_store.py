@@ -15,8 +15,10 @@ def root() -> Path:
 
 
 def uri(p: gate.Registry) -> str:
-    """Its address: what the environment says goes before params.yaml."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or p.tracking_uri or f"sqlite:///{root() / 'mlflow.db'}"
+    """Its address: what the environment says goes before params.yaml. A relative file is below `root`, or the versions
+    of an experiment that runs in a folder of its own would go with that folder."""
+    named = os.environ.get("MLFLOW_TRACKING_URI") or p.tracking_uri or "sqlite:///mlflow.db"
+    return f"sqlite:///{root() / named.removeprefix('sqlite:///')}" if named.startswith("sqlite:///") else named
 
 
 def connect(p: gate.Registry, experiment: str | None = None):

@@ -39,6 +39,8 @@ def main(
         }
         if unknown := {rule: True for rule, state in states.items() if state == "unknown"}:
             tree[name]["unknown"] = unknown
+        if gate.off(p):
+            tree[name]["off"] = dict.fromkeys(gate.off(p), True)
         words = [why for why in gate.judge(found[name], p).values() if why]
         if gate.CHAMPION in found[name]:
             tree[name][gate.CHAMPION] = found[name][gate.CHAMPION]

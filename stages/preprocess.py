@@ -36,6 +36,7 @@ def main(
     metrics: Annotated[Path, typer.Option(help="JSON of counts")],
     sheet: Annotated[Path, typer.Option(help="PNG of some slices of each split")],
     least: Annotated[int, typer.Option(help="evaluate.min_images: what is warned of below it")] = 0,
+    image_px: Annotated[int, typer.Option(help="train.image_px: the edge that baselines learn at most")] = 64,
 ) -> None:
     """Slice and split the scans of a folder. No name of a person or a file gets into any output."""
     _cli.start()
@@ -116,11 +117,11 @@ def main(
         counts["simulated"] = int(data.source == "simulated")
         metrics_part.write_text(json.dumps(counts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         _sheet(sets).save(sheet_part, format="PNG")
-    for warning in _warnings(counts, least, data):
+    for warning in _warnings(counts, least, min(image_px, data.image_size)):
         console.print(f"warning: {warning}")
 
 
-def _warnings(counts: dict[str, dict], least: int, data: slicing.Data) -> Iterator[str]:
+def _warnings(counts: dict[str, dict], least: int, image_px: int) -> Iterator[str]:
     """What will stop a later stage, after minutes of training, or make its answer one that nobody can use."""
     images = {name: counts[name]["images"] for name in splits.SPLITS}
     if 0 < counts["train"]["subjects"] < FEW_PEOPLE:
@@ -140,9 +141,10 @@ def _warnings(counts: dict[str, dict], least: int, data: slicing.Data) -> Iterat
             f"{images['val']} validation slices, below evaluate.min_images = {least}: no model can become champion; "
             "add scans or raise data.split.val"
         )
-    if data.image_size & (data.image_size - 1):
+    if image_px & (image_px - 1):
         yield (
-            f"data.image_size = {data.image_size}: the baselines take 64, 128, 256, 512 or 1024 alone, and will stop"
+            f"the baselines would learn {image_px} px, the smaller of train.image_px and data.image_size, where they "
+            "take 16, 32, 64, 128, 256, 512 or 1024 alone, and will stop"
         )
 
 
@@ -187,15 +189,16 @@ def _wanted(found: list, skipped: list, raw: Path, data: slicing.Data) -> list[s
 
 
 def _slice(
-    results: Iterator[slicing.Slices | scan.BadFile], sources: list[scan.Source], skipped: list, data: slicing.Data,
-    files: tuple[Path, Path], console: Console, salt: str,
+    results: Iterator[tuple[slicing.Slices | scan.BadFile, scan.BadFile | None]], sources: list[scan.Source],
+    skipped: list, data: slicing.Data, files: tuple[Path, Path], console: Console, salt: str,
 ) -> tuple[pd.DataFrame, Counter]:  # fmt: skip
     """Write the slices of all sources to the first file (uint8), the masks of their lesions to the second, where any
     scan has one -> a row for each slice, and what was dropped.
 
-    `skipped` grows by the sources that cannot be used. The columns person and block are for splitting alone.
+    results: of each source, and why its mask is not used. `skipped` grows by the sources that cannot be used. The
+    columns person and block are for splitting alone.
     """
-    rows, depths, labels, dropped, bad = [], [], [], Counter(), []
+    rows, depths, labels, dropped, bad, unmasked = [], [], [], Counter(), [], []
     masked = any(source.mask for source in sources)
     if data.label_from == "mask" and not masked:
         raise UserError(
@@ -208,7 +211,8 @@ def _slice(
         Progress(console=console) as progress,
     ):
         results = progress.track(results, total=len(sources), description="slices")
-        for number, (source, result) in enumerate(zip(sources, results, strict=True), start=1):
+        for number, (source, (result, trouble)) in enumerate(zip(sources, results, strict=True), start=1):
+            unmasked += [trouble] if trouble else []
             if isinstance(result, scan.BadFile):
                 bad.append(result)
                 continue
@@ -231,6 +235,8 @@ def _slice(
             labels += _labels(source, result, data)
             depths += [f"{depth:.2f}" for depth in result.depth_mm] if volume else [""] * len(result.images)
     skipped += bad
+    for line in wording.skipped(unmasked):
+        console.print(f"warning: taken for free of lesions, {line.removeprefix('skipped ')}")
     for line in wording.skipped(bad):
         console.print(line)
     left = {row["person"] for row in rows if row["count"]}
@@ -253,8 +259,10 @@ def _labels(source: scan.Source, result: slicing.Slices, data: slicing.Data) -> 
     return ["lesions" if mask.any() else "none" for mask in result.masks]
 
 
-def _results(sources: list[scan.Source], data: slicing.Data) -> Iterator[slicing.Slices | scan.BadFile]:
-    """The result of each source, in order, whatever the number of workers."""
+def _results(
+    sources: list[scan.Source], data: slicing.Data
+) -> Iterator[tuple[slicing.Slices | scan.BadFile, scan.BadFile | None]]:
+    """What `_one` gives of each source, in order, whatever the number of workers."""
     # Workers of a cluster may run in another folder.
     sources = [
         replace(
@@ -268,26 +276,27 @@ def _results(sources: list[scan.Source], data: slicing.Data) -> Iterator[slicing
     return _workers.ordered(one, sources, *_workers.shared(threads=1), name=lambda source: source.name)
 
 
-def _one(source: scan.Source, data: slicing.Data) -> slicing.Slices | scan.BadFile:
+def _one(source: scan.Source, data: slicing.Data) -> tuple[slicing.Slices | scan.BadFile, scan.BadFile | None]:
+    """The slices of a source, or why there are none; and why its mask is not used, where labels can do without."""
+    mask = trouble = None
     try:
         volume = read.read(source, data.channel)
     except scan.BadFile as error:
-        return error
-    mask = None
-    if source.mask:
-        try:
-            mask = read.read_mask(source, volume)
-        except scan.BadFile as error:
-            if data.label_from == "mask":
-                return error
+        return error, None
+    try:
+        mask = read.read_mask(source, volume) if source.mask else None
+    except scan.BadFile as error:
+        if data.label_from == "mask":
+            return error, None
+        trouble = error
     try:
         if volume.spacing_mm is None:
-            return slicing.from_pictures(volume.data, data, mask)
-        return slicing.from_volume(volume.data, volume.spacing_mm, data, mask)
+            return slicing.from_pictures(volume.data, data, mask), trouble
+        return slicing.from_volume(volume.data, volume.spacing_mm, data, mask), trouble
     except scan.BadFile as error:
-        return type(error)(error.category, f"{source.name}: {error}")
+        return type(error)(error.category, f"{source.name}: {error}"), None
     except UserError as error:
-        return scan.BadFile("values", f"{source.name}: {error}")
+        return scan.BadFile("values", f"{source.name}: {error}"), None
 
 
 def _split(rows: pd.DataFrame, data: slicing.Data) -> np.ndarray:

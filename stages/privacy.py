@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import typer
 
-from stages import _cli, _files
+from stages import _cli, _files, _people
 from synthmri import generators, imageset, params
-from synthmri.evaluation import auroc, copies, membership
+from synthmri.evaluation import copies, membership
 from synthmri.reporting import answers, comparison
 from synthmri.scans import prompts
 
@@ -37,16 +37,15 @@ def main(
     p = params.read(_cli.PARAMS, "privacy", membership.Privacy)
     words = params.read(_cli.PARAMS, "prompt", prompts.Prompt)
     sets = {name: imageset.read(slices / name) for name in ("train", "val", "test")}
-    block = sets["train"].meta.get("data", {}).get("border_gap", 1)
     members = sets["train"].manifest
     others = pd.concat([sets["val"].manifest, sets["test"].manifest], ignore_index=True)
     ours, theirs = membership.matched(members, others)
     most = imageset.evenly(len(ours), MOST_PAIRS)
     ours, theirs = ours[most], theirs[most]
-    people = auroc.people(members, block)[ours], auroc.people(others, block)[theirs]
-
-    known = (members["subject"] != "").any()
-    kind = "people" if known else f"runs of {block} files, which stand for people, so optimistic"
+    sides = [_people.of(manifest, sets["train"].meta) for manifest in (members, others)]
+    people = [who[rows] for (who, _), rows in zip(sides, (ours, theirs), strict=True)]
+    runs = max(runs for _, runs in sides)
+    kind = f"people, for whom runs of {runs} files stand where nobody knows them, so optimistic" if runs else "people"
     if len(ours) == 0:
         result = {name: {"mia_pairs": 0} for name in comparison.MODELS}
         verdict = "Not measured: no training and other people's slices are alike in contrast, plane, label and level.\n"

@@ -8,17 +8,17 @@ import pandas as pd
 import typer
 from PIL import Image
 
-from stages import _cli, _files
+from stages import _cli, _files, _people
 from synthmri import imageset, params
 from synthmri.errors import UserError
-from synthmri.evaluation import auroc, downstream, segmentation
+from synthmri.evaluation import downstream, segmentation
 from synthmri.reporting import plots
 from synthmri.training import masks
 
 SHOWN = 16  # pairs in the picture
 CAVEATS = """\
 "Left clear": the share of test slices without lesions in which none is drawn. The rival, in bold, is the better of the
-arms without synthetic pairs on the *validation* people. Intervals are 95 %, over test people and {trainings} trainings,
+arms without synthetic pairs on the *validation* people. Intervals are 95 %, over test {kind} and {trainings} trainings,
 which is few, so that they are somewhat too narrow; p swaps two arms person by person and is by Holm over the arms of a
 share. {few}
 The generator and its masks were learnt from **all** real training slices, so rows below 100 % say what they give to one
@@ -69,13 +69,15 @@ def main(
             progress=lambda plans, count: _cli.progress(plans, "trained networks", count),
         )  # fmt: skip
         people = len(segmentation.ill(parts["test"]))
+        runs = _people.of(sets["test"].manifest, sets["test"].meta)[1]
+        kind = "runs of files" if runs else "people"
         least = segmentation.smallest_p(people)
-        few = f"Of {people} people with lesions no p below {least:.2g} can come." if least > 0.001 else ""
+        few = f"Of {people} {kind} with lesions no p below {least:.2g} can come." if least > 0.001 else ""
         tree = counts | {"test_subjects_with_lesions": people} | ({"marked": marked} if marked else {}) | arms
         text = "\n\n".join(
             [
                 segmentation.sentence(arms),
-                f"Test: {people} people with lesions; {segmentation.TRAININGS} trainings each, at {p.image_px} px. "
+                f"Test: {people} {kind} with lesions; {segmentation.TRAININGS} trainings each, at {p.image_px} px. "
                 f"{counts['synthetic_slices_with_lesions']} of {len(against)} synthetic slices have a mask, "
                 f"{counts['training_slices_with_lesions']} of {len(sets['training'])} real training slices."
                 + "".join(
@@ -86,7 +88,7 @@ def main(
                 + f" {counts['synthetic_slices_against_their_label']} synthetic slices whose mask is against their "
                 "label, where all training slices of it are alike, are left out.",
                 segmentation.markdown(arms),
-                CAVEATS.format(trainings=segmentation.TRAININGS, few=few),
+                CAVEATS.format(trainings=segmentation.TRAININGS, few=few, kind=kind) + _people.caveat(runs),
             ]
         )
     with _files.replacing(metrics) as numbers, _files.replacing(markdown) as words, _files.replacing(picture) as sheet:
@@ -127,10 +129,7 @@ def _against(made: imageset.ImageSet, marked: dict[str, dict[str, float]]) -> np
 
 
 def _pairs(found: imageset.ImageSet, image_px: int) -> segmentation.Pairs:
-    real = "subject" in found.manifest
-    block = found.meta.get("data", {}).get("border_gap", 1)
-    who = auroc.people(found.manifest, block) if real else np.zeros(len(found), np.int64)
-    return segmentation.pairs(found.images, found.masks, who, image_px)
+    return segmentation.pairs(found.images, found.masks, _people.of(found.manifest, found.meta)[0], image_px)
 
 
 def _sheet(made: imageset.ImageSet) -> Image.Image:

@@ -8,34 +8,33 @@ import numpy as np
 import torch
 import typer
 
-from stages import _cli, _files
+from stages import _cli, _files, _people
 from synthmri import imageset, params
 from synthmri.errors import UserError
-from synthmri.evaluation import auroc, classifier, downstream, usefulness
+from synthmri.evaluation import classifier, downstream, usefulness
 from synthmri.reporting import plots
 
 CAVEATS = """\
 The rival, in bold, is of the arms without synthetic slices that which tells the labels of the *validation* slices best,
-at each share. Intervals are 95 %, over test {people} and trainings; p is of a permutation test over {people}, by Holm
-over the arms of a share, and speaks of the classifiers as they were trained here: an arm is said to help where the
-interval, which holds the luck of training too, agrees. The generator learned from **all** real training slices, so rows
-below 100 % say what synthetic slices, even copies, give to one who has few of their own, not what a generator of so few
-would.
+at each share{untold}. Intervals are 95 %, over test {people} and trainings; p is of a permutation test over {people},
+by Holm over the arms with all people and over those of all smaller shares, and speaks of the classifiers as they were
+trained here: an arm is said to help where the interval, which holds the luck of training too, agrees. The generator
+learned from **all** real training slices, so rows below 100 % say what synthetic slices, even copies, give to one who
+has few of their own, not what a generator of so few would.
 """
-NO_SUBJECTS = (
-    "Whose the slices are is not known: runs of {block} files stand for people, so the intervals are optimistic.\n"
-)
+UNTOLD = ", or, as those hold one label, the one with augmentation"
+EXTERNAL = "## On the external set"
 
 
 class Part(NamedTuple):
-    """Slices of known labels. images: uint8 (N, H, W); labels, who: (N,); subjects: their names, none where nobody
-    knows; block: how many pictures in a row stand for a person then."""
+    """Slices of known labels. images: uint8 (N, H, W); labels, who: (N,); subjects: their names, as far as known;
+    runs: how many pictures in a row stand for a person where some are not, else 0."""
 
     images: np.ndarray
     labels: np.ndarray
     who: np.ndarray
     subjects: set[str]
-    block: int
+    runs: int
 
     def without(self, rows: np.ndarray) -> "Part":
         """Less the slices where `rows` (N,) is True."""
@@ -77,11 +76,12 @@ def main(
     for name in ("train", *tests):
         counts |= {f"{name}_subjects": len(np.unique(parts[name].who)), f"{name}_slices": len(parts[name].labels)}
     arms, lines = {}, {}
-    reasons = [
-        downstream.obstacle(parts["train"].labels, (part.labels, part.who), parts["synthetic"].labels, names)
-        for part in tests.values()
-    ]
-    if why := next(filter(None, reasons), ""):
+    reasons = {
+        name: downstream.obstacle(parts["train"].labels, (part.labels, part.who), parts["synthetic"].labels, names)
+        for name, part in tests.items()
+    }
+    tests = {name: part for name, part in tests.items() if not reasons[name]}
+    if why := reasons["test"]:
         text = f"Whether synthetic slices help a classifier was not measured: {why}.\n"
     else:
         learnt = {
@@ -93,6 +93,7 @@ def main(
                 part.labels, part.who,
             )
             for name, part in _cli.progress(parts.items(), "features of slices", len(parts))
+            if not reasons.get(name)
         }  # fmt: skip
         torch.set_num_threads(1)  # on layers this small threads wait for each other more than they work
         done = iter(_cli.progress(range(downstream.cost(learnt["train"], p)), "trained arms"))
@@ -101,6 +102,8 @@ def main(
             p, seed=_cli.seed(), tick=lambda: next(done),
         )  # fmt: skip
         text = "\n\n".join(_chapter(name, part, arms[name], names, p, counts) for name, part in tests.items())
+        if why := reasons.get("external"):
+            text += f"\n\n{EXTERNAL}\n\nNot measured: of the external set, {why}.\n"
         for name, arm in sorted(downstream.ARMS.items(), key=lambda item: item[1].real):  # without any at 0 %, first
             shares = arms["test"][name]
             values = [[scores[key] for scores in shares.values()] for key in ("auroc", "auroc_low", "auroc_high")]
@@ -125,28 +128,26 @@ def _part(found: imageset.ImageSet, names: list[str]) -> Part:
     number = np.array([names.index(each) if each in names else -1 for each in _labels(found)], np.int64)
     rows = np.flatnonzero(number >= 0)
     manifest = found.manifest.iloc[rows].reset_index(drop=True)
-    # The only knowledge of how many pictures in a row are of one person is this parameter of the splitting.
-    block = found.meta.get("data", {}).get("border_gap", 1)
-    real = "subject" in manifest
-    who = auroc.people(manifest, block) if real else np.zeros(len(rows), np.int64)
-    subjects = set(manifest["subject"]) - {""} if real else set()
-    return Part(np.asarray(found.images[rows]), number[rows], who, subjects, block)
+    who, runs = _people.of(manifest, found.meta)
+    subjects = set(manifest.get("subject", ())) - {""}
+    return Part(np.asarray(found.images[rows]), number[rows], who, subjects, runs)
 
 
 def _chapter(name: str, part: Part, arms: dict, names: list[str], p: downstream.Utility, counts: dict) -> str:
     """The answer, how it was got and the table, of one set of test people."""
-    people = "people" if part.subjects else "runs of files"
+    people = "runs of files" if part.runs else "people"
+    told = any("val_auroc" in scores for shares in arms.values() for scores in shares.values())
     left = {key: counts[f"{key}_slices_left_out"] for key in ("train", "validation", "synthetic")}
     left = [f"{number} {key}" for key, number in left.items() if number]
     return "\n\n".join(
         [
-            *(["## On the external set"] if name == "external" else []),
+            *([EXTERNAL] if name == "external" else []),
             usefulness.sentence(arms, names),
             f"Test: {counts[f'{name}_slices']} slices of {counts[f'{name}_subjects']} {people}; {p.trainings} "
             f"trainings each, at {p.image_px} px, with {counts['synthetic_slices']} synthetic slices."
             + (f" Left out, as they are test slices: {', '.join(left)} slices." if left else ""),
             usefulness.markdown(arms),
-            CAVEATS.format(people=people) + ("" if part.subjects else NO_SUBJECTS.format(block=part.block)),
+            CAVEATS.format(people=people, untold="" if told else UNTOLD) + _people.caveat(part.runs),
         ]
     )
 

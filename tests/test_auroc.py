@@ -40,6 +40,13 @@ def test_resampling_keeps_the_number_of_each_kind():
     assert len(np.unique(weights, axis=0)) > 5
 
 
+def test_people_who_are_the_only_ones_of_their_kind_are_drawn_too():
+    """One with lesions, one without, one with both kinds of slices: as three strata no round would differ."""
+    weights = auroc.resampled(np.array([0, 1, 5, 2, 2]), 200, np.random.default_rng(0))
+    assert weights[:, :3].std(axis=0).min() > 0.5 and (weights[:, :3].sum(1) == 3).all()
+    assert (weights[:, 3:].sum(1) == 2).all()
+
+
 def test_interval_of_one_slice_a_person_covers_as_often_as_it_says():
     """95 % intervals of 200 data sets whose true area is known: P(x > y) of N(1, 1) and N(0, 1) is 0.7602."""
     rng, covered = np.random.default_rng(1), 0

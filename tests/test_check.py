@@ -62,8 +62,18 @@ def test_doubt_stops_a_run_until_it_is_confirmed(here, capsys):  # noqa: F811
     assert [part.manifest["subject"].nunique() for part in sets.values()] == [3, 1, 1]
     check.main(Path("raw"))
     nifti("nina_FLAIR.nii.gz", 77)  # what was confirmed is no longer what is there
-    with pytest.raises(UserError, match="(?s)in doubt.*is not that of what is found now"):
-        run()
+    for _ in range(2):
+        with pytest.raises(UserError, match="(?s)in doubt.*is not that of what is found now"):
+            run()
+        with pytest.raises(UserError, match="a run would stop"):
+            check.main(Path("raw"))
+        assert len(table()) == 10  # what was confirmed stays
+    parameters(subjects="check")
+    with pytest.raises(UserError):
+        check.main(Path("raw"))
+    assert len(table()) == 11
+    parameters(subjects="confirmed")
+    run()
 
 
 def test_certain_people_ask_nothing(here, capsys):  # noqa: F811
@@ -115,6 +125,34 @@ def test_files_that_came_after_an_edit_are_in_doubt_again(here):  # noqa: F811
     nifti("nina_FLAIR.nii.gz", 77)
     held = inventory.take(Path("raw"), data())
     assert inventory.unsettled(held, data()) and held.rows[-1].path == "nina_FLAIR.nii.gz"
+    for subjects in ("check", "confirmed"):
+        parameters(subjects=subjects)
+        with pytest.raises(UserError, match="a run would stop"):  # however often nobody looks
+            check.main(Path("raw"))
+        with pytest.raises(UserError, match="in doubt"):
+            run()
+    assert table()[-1]["use"] == "yes?" and len(table()) == 3
+    write([row | {"use": row["use"].removesuffix("?")} for row in table()])
+    assert not inventory.unsettled(inventory.take(Path("raw"), data()), data())
+
+
+def test_one_person_in_two_spellings_of_the_table_is_one(here):  # noqa: F811
+    """A spreadsheet takes the zeros of 0012345 away, and a follow-up comes with them."""
+    visits(["0012345", "berta", "carla"])
+    write([{"path": "0012345_b*", "subject": "12345"}, {"path": "0012345_f*"}, {"path": "b*", "subject": "Carla"}])
+    found = {source.name: source.subject for source in inventory.take(Path("raw"), data()).sources}
+    assert found["0012345_baseline_FLAIR.nii.gz"] == found["0012345_followup_FLAIR.nii.gz"] == "12345"
+    assert found["berta_baseline_FLAIR.nii.gz"] == found["carla_baseline_FLAIR.nii.gz"] == "Carla"
+
+
+def test_a_name_that_is_no_text_is_refused_and_the_rest_goes_on(here, capsys):  # noqa: F811
+    for n in range(3):
+        nifti(f"sub-0{n}_FLAIR.nii.gz", n)
+    os.rename(b"raw/sub-02_FLAIR.nii.gz", b"raw/M\xfcller_FLAIR.nii.gz")
+    for _ in range(2):
+        check.main(Path("raw"))
+        assert "skipped M\\xfcller_FLAIR.nii.gz: has a name that is not UTF-8" in capsys.readouterr().out
+    assert [row["path"] for row in table()] == ["sub-00_FLAIR.nii.gz", "sub-01_FLAIR.nii.gz"]
 
 
 def test_folders_patterns_and_windows_in_the_table(here):  # noqa: F811

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -248,6 +249,18 @@ def test_rows_are_those_that_are_scored_and_bounds_leave_the_frechet_distance(wo
     assert bounded["fd_effnet"] == whole["fd_effnet"] and bounded["kid_effnet"] != whole["kid_effnet"]
     alone = world["measure"](world["images"][rows])
     assert {name: alone[name] for name in whole} == pytest.approx(whole, rel=1e-5)
+
+
+def test_a_large_test_set_is_not_covered_less_by_the_same_model(world):
+    """Of M test images and N others of the same distribution coverage is 1 - prod (M - i) / (N + M - i), i = 1 to k
+    (Naeem 2020, section 3.2): .60 for M = 1000 and N = 200, and .97 for as many of each."""
+    rng = np.random.default_rng(0)
+    made, test = rng.normal(size=(200, 16)), rng.normal(size=(1000, 16))
+    blank = np.zeros((1000, 8, 8), np.uint8)
+    reference = replace(world["reference"], test=blank, test_features={scorecard.JUDGE: test}, subjects=None)
+    p = world["p"].model_copy(update={"pairwise_features": 5000})
+    found, _ = scorecard.distribution({scorecard.JUDGE: made}, np.arange(200), reference, p)
+    assert found["coverage"] == pytest.approx(0.97, abs=0.03)
 
 
 def test_draw_is_ascending_and_takes_all_where_there_are_few():

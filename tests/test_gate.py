@@ -81,6 +81,7 @@ def test_not_knowing_is_a_state_of_its_own():
     assert found["mia_auroc_high"] == "unknown" and found["mia_auroc"] == found["finite"] == "holds"
     assert gate.states(GOOD | {"mia_auroc_high": 0.8}, section())["mia_auroc_high"] == "fails"
     off = section(largest_mia_auroc_high=1.0)
+    assert gate.off(off) == ["mia_auroc_high"] and not gate.off(section())
     assert set(gate.states({k: v for k, v in GOOD.items() if k != "mia_auroc_high"}, off).values()) == {"holds"}
 
 

@@ -214,6 +214,14 @@ def test_conflicts_are_in_doubt():
     assert check(one_folder) == {JOINED}
 
 
+def test_a_year_before_a_number_is_in_doubt():
+    named = [f"PAT-2021-{n:05d}/FLAIR.nii.gz" for n in (17, 18)]
+    found = identity.people([identity.Trace(name, "nifti") for name in named])
+    assert all(identity.YEAR_OR_NUMBER in each.doubts for each in found)
+    for name in ("patient_2021/FLAIR.nii.gz", "patient_7_2021-05-03/FLAIR.nii.gz", "case_001_002/T1.nii.gz"):
+        assert not identity.people([identity.Trace(name, "nifti")])[0].doubts
+
+
 def test_ids_that_deidentification_made_the_same_leave_the_folders():
     assert check({n: [(f"patient0{n}/IM1", "ANONYMOUS")] for n in FIVE}) == set()
     assert check({n: [(f"{n}/IM1", "anon")] for n in NAMES}) == {GUESS}

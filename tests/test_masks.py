@@ -33,6 +33,15 @@ def source(name: str) -> scan.Source:
         ("P0001_image.npy", "P0001_mask.npy"),
         ("anna_FLAIR.nii.gz", "anna_FLAIR_lesion.nii.gz"),
         ("anna_FLAIR.nii.gz", "anna_lesionMask.nii.gz"),
+        ("images/image12.png", "masks/image12.png"),
+        ("images/image12.png", "masks/mask12.png"),
+        ("scan3.nii.gz", "scan3_mask.nii.gz"),
+        ("images/case_0007.nii.gz", "labels/case_0007.nii.gz"),
+        ("case_0001.nii.gz", "case_0001_mask.nii.gz"),
+        ("anna/T1.nii.gz", "anna/mask1.nii.gz"),
+        ("anna/scan1.nii.gz", "anna/mask.nii.gz"),
+        ("Müller.png", "Müller_mask.png"),
+        ("张伟.png", "张伟_mask.png"),
     ],
 )
 def test_the_mask_of_a_scan(image, mask):
@@ -51,11 +60,29 @@ def test_the_mask_of_a_scan(image, mask):
         ("anna/T1.nii.gz", "berta/T1_mask.nii.gz"),
         ("images/001.png", "masks/002.png"),
         ("anna_1.png", "anna_2_mask.png"),
+        ("images/image1.png", "masks/image12.png"),
+        ("case_0001.nii.gz", "case_0002_mask.nii.gz"),
+        ("Müller.png", "Möller_mask.png"),
+        ("张伟.png", "李娜_mask.png"),
     ],
 )
 def test_what_is_no_mask_of_its_lesions(image, mask):
     (found,) = masks.paired([source(image)], {mask: Path(mask)})
     assert found.mask is None
+
+
+@pytest.mark.parametrize("form", ["images/image{}.png", "images/case_000{}.nii.gz", "scan0{}/FLAIR.nii.gz"])
+def test_every_scan_has_its_own_mask_and_no_other_s(form):
+    scans = [form.format(n) for n in range(1, 10)]
+    drawn = {name.replace("images/", "masks/").replace("FLAIR", "lesion_mask"): Path(name) for name in scans[::2]}
+    found = masks.paired([source(name) for name in scans], drawn)
+    assert [each.mask for each in found] == [Path(name) if n % 2 == 0 else None for n, name in enumerate(scans)]
+
+
+def test_of_two_masks_none_is_taken_and_it_is_said():
+    two = {name: Path(name) for name in ("anna/manual_mask.nii.gz", "anna/consensus_gt.nii.gz")}
+    (found,) = masks.paired([source("anna/T1.nii.gz")], two)
+    assert found.mask is None and found.doubts == (masks.SEVERAL,)
 
 
 @pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
@@ -142,6 +169,26 @@ def test_a_mask_of_another_geometry(here):  # noqa: F811
     (found,), _ = read.find(Path("raw"))
     with pytest.raises(scan.BadFile, match=r"its mask lesion.nii.gz is 19 x 24 x 28 voxels .* resample it"):
         read.read_mask(found, read.read(found))
+
+
+def test_a_mask_of_any_colour(here):  # noqa: F811
+    picture("anna/1.png", 3)
+    mark = np.zeros((24, 24, 3), np.uint8)
+    mark[8:12, 9:14, 1] = 255
+    for name, marks in (("1_mask.png", Image.fromarray(mark)), ("2_mask.png", Image.fromarray(mark).quantize(4))):
+        marks.save(f"raw/anna/{name}")
+        one = scan.Source((Path("raw/anna/1.png"),), "picture", None, "", "", "anna/1.png", mask=Path("raw/anna", name))
+        np.testing.assert_array_equal(read.read_mask(one, read.read(one))[0], mark[..., 1] > 0)
+
+
+def test_a_mask_that_cannot_be_used_is_said_where_labels_do_without(here, capfd):  # noqa: F811
+    cohort()
+    Image.fromarray(np.eye(30, 24, dtype=np.uint8) * 255).save("raw/P0001/3_mask.png")
+    Path("raw/P0002/5_mask.png").write_bytes(b"x")
+    sets, metrics = run()
+    said = " ".join(capfd.readouterr().err.split())
+    assert "warning: taken for free of lesions, P0001/3.png" in said and "its mask 5_mask.png" in said
+    assert metrics["files"]["used"] == 40 and not metrics["files_skipped"]
 
 
 def test_places_of_latents_that_hold_a_lesion():

@@ -202,6 +202,10 @@ def test_what_no_interval_is_known_of_does_not_pass_the_gate():
     assert "with an AUROC of 0.960. More validation or test people would tell." in membership.markdown(
         {"vae": found, "dcgan": enough}, {"vae": "VAE", "dcgan": "DCGAN"}
     )
+    both = {"mia_loss_auroc": 0.97, "mia_loss_tpr_at_1pct_fpr": 0.5, "mia_auroc": 0.97, "mia_trained_people": 24.0}
+    sure = {"mia_distance_auroc": 0.5, "mia_distance_auroc_low": 0.4, "mia_distance_auroc_high": 0.6}
+    said = membership.markdown({"vae": both | sure | {"mia_distance_tpr_at_1pct_fpr": 0.0}}, {"vae": "VAE"})
+    assert "on VAE, with an AUROC of 0.970" in said and "No attack tells" not in said
     off = p.model_copy(update={"largest_mia_auroc_high": 1.0})
     assert not any(gate.judge(good | found, off).values())
 

@@ -24,6 +24,7 @@ import torch
 import yaml
 from PIL import Image
 
+from commands import _shield
 from stages import _files, _results, _store, _watch, register, sample
 from stages import gate as gate_stage
 from synthmri import generators, imageset, params
@@ -505,6 +506,35 @@ def test_a_new_model_does_not_go_out_with_the_scores_of_the_one_before(project):
     assert "synthmri-vae" not in state() and not Path("out").exists()
     Path("dvc.lock").write_text(text)
     register.export(model="vae", out=Path("out"))
+
+
+def test_the_shield_compares_with_what_the_model_was_trained_on_alone(project):
+    """The slices of another site, or a partner's model in the place of one's own."""
+    _shield.check(Path("models/latent_diffusion"))
+    text = Path("dvc.lock").read_text()
+    pictures = Path("data/slices/train/images.npy")
+    before = pictures.read_bytes()
+    pictures.write_bytes(before[:-1] + b"x")
+    with pytest.raises(UserError, match="what models/latent_diffusion was trained on: data/slices/train is not what"):
+        _shield.check(Path("models/latent_diffusion"))
+    pictures.write_bytes(before)
+    tree = yaml.safe_load(text)
+    made = next(out for out in tree["stages"]["train_latent_diffusion"]["deps"] if out["path"] == "data/slices/train")
+    made["md5"] = "0" * 32 + ".dir"
+    Path("dvc.lock").write_text(yaml.safe_dump(tree))
+    with pytest.raises(UserError, match="was made from another data/slices/train .*--no-shield"):
+        _shield.check(Path("models/latent_diffusion"))
+
+
+def test_a_relative_store_is_below_the_root_for_experiments_elsewhere_too(monkeypatch, tmp_path):
+    p = params.read(ROOT / "params.yaml", "registry", gate.Registry)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    for named, meant in (
+        ("sqlite:///mlflow.db", f"sqlite:///{tmp_path}/mlflow.db"), ("sqlite:////a/b.db", "sqlite:////a/b.db"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"), ("", f"sqlite:///{tmp_path}/mlflow.db"),
+    ):  # fmt: skip
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", named)
+        assert _store.uri(p) == meant
 
 
 def test_a_folder_of_outputs_that_scores_were_made_from_is_the_one_of_now(project):

@@ -116,15 +116,30 @@ REAL = {"fd_effnet": 10.0, "fd_effnet_std": 1.0, "coverage": 0.8, "manual_score"
 
 @pytest.mark.parametrize(
     ("fd", "short", "tone"),
-    [(9.0, "Yes", "good"), (12.7, "Yes", "good"), (12.8, "Not yet, but nearer", "mixed"), (41.0, "Not yet", "bad")],
-)
+    [
+        (9.7, "Yes", "good"), (9.8, "Not told apart", "mixed"), (12.7, "Not told apart", "mixed"),
+        (12.8, "Not yet, but nearer", "mixed"), (41.0, "Not yet", "bad"),
+    ],
+)  # fmt: skip
 def test_near_is_told_by_the_floor_and_by_blurred_slices(fd, short, tone):
-    """At the floor until the difference is 1.96 times its error, 1.96 sqrt(1 + 1) = 2.77."""
+    """The error of the difference is 1.96 sqrt(1 + 1) = 2.77, and a quarter of the floor is 2.5."""
     model = {"fd_effnet": fd, "fd_effnet_std": 1.0, "coverage": 0.25, "manual_score": 3.14}
     found = answers.near(model, {"real": REAL, "blurred": {"fd_effnet": 40.0}})
     assert found.short.startswith(short) and found.tone == tone
     assert f"is {fd / 10:.1f} times" in found.evidence and "blurred, is 4.0 times" in found.evidence
     assert "25 % of the test" in found.evidence and "gave 3.1 of 5 for realism, to real ones 4.2" in found.evidence
+
+
+def test_near_is_not_sure_of_what_has_no_error():
+    for fd, short in ((9.0, "Not told apart"), (12.0, "Not yet, but nearer")):
+        references = {"real": REAL, "blurred": {"fd_effnet": 40.0}}
+        assert answers.near({"fd_effnet": fd, "coverage": 0.25}, references).short.startswith(short)
+
+
+def test_scores_of_too_few_raters_are_called_so():
+    model = {"fd_effnet": 9.0, "fd_effnet_std": 1.0, "coverage": 0.25, "manual_score": 4.7, "manual_few": 1.0}
+    found = answers.near(model, {"real": REAL, "blurred": {"fd_effnet": 40.0}})
+    assert found.evidence.endswith("to real ones 4.2 (too few raters or cases to rely on).")
 
 
 HOLDS = dict.fromkeys(answers.RULES, 1.0)
@@ -158,6 +173,15 @@ def test_safe_says_what_follows_where_no_interval_is_known(trained, said):
     attack = {"mia_auroc": 0.55, "mia_trained_people": trained}
     found = answers.safe({"memorised": 0.02}, attack, {"rules": HOLDS}, simulated=False)
     assert said in found.evidence and "is not known, of so few people" in found.evidence
+
+
+@pytest.mark.parametrize(("rule", "words"), [("memorised", "copies of"), ("mia_auroc_high", "an attack that may find")])
+def test_a_rule_that_is_switched_off_is_no_good_sign(rule, words):
+    found = answers.safe({"memorised": 0.9}, ATTACK, {"rules": HOLDS, "off": {rule: 1.0}}, simulated=False)
+    assert found.tone == "unknown" and found.short == "The gate was told not to ask"
+    assert f"Switched off in `registry`: {words}" in found.evidence
+    quality = answers.safe({"memorised": 0.02}, ATTACK, {"rules": HOLDS, "off": {"coverage": 1.0}}, simulated=False)
+    assert quality.tone == "good"
 
 
 def test_a_word_for_a_model_that_passes_takes_nothing_from_it():
@@ -275,6 +299,10 @@ def test_the_grid_shows_slices_of_the_label_and_level_that_it_names():
                 assert grey(shot) == pytest.approx(grey_at(depth, title.rsplit(", ", 1)[1]), abs=2)
                 assert shot.alt == f"{title}, level {round(float(depth) / 10)}"
     assert [shot is None for shot in kinds[3][1]] == [False, True, False]
+    silent = imageset.ImageSet(sets[1].images, tables[1].assign(contrast=""))  # prompts that name no contrast
+    assert [title for title, _ in page.asked_grid(sets[0], silent)[1]][:2] == [
+        "test people, lesions", "synthetic, lesions",
+    ]  # fmt: skip
     bare = imageset.ImageSet(sets[0].images, pd.DataFrame({"seed": ["0"] * 12}))
     assert page.asked_grid(sets[0], bare) == ([], [])
 

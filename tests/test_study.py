@@ -707,6 +707,10 @@ def test_create_rate_export_score(tmp_path, monkeypatch, capsys):
     assert out.read_bytes() == before  # again: nothing counts twice
     commands.merge([out, out], tmp_path / "merged.csv")
     assert (tmp_path / "merged.csv").read_bytes() == before
+    # What other sites have rated is joined with what is there.
+    ratings.write(tmp_path / "other.csv", frame.assign(reader="rater9." + frame["reader"].str[-6:]))
+    commands.merge([tmp_path / "other.csv"], tmp_path / "merged.csv")
+    assert len(ratings.read(tmp_path / "merged.csv")) == 224
     db.undo(1, len(db.ratings(1)))  # a rating that was exported and then withdrawn is gone
     commands.export(out, "", home)
     assert len(ratings.read(out)) == 111

@@ -359,11 +359,31 @@ def test_stage_without_labels_at_all(folder):
     assert "0 label(s)" in run(folder)[1]
 
 
+def test_where_validation_people_cannot_tell_the_rival_is_the_one_that_augments(folder):
+    change(folder, "val", "label", "none")
+    tree, text, _ = run(folder)
+    for share in tree["real"]:
+        assert [name for name in downstream.RIVALS if tree[name][share]["rival"]] == ["real_augmented"]
+    assert not any("val_auroc" in scores for name in downstream.ARMS for scores in tree[name].values())
+    assert "as those hold one label, the one with augmentation" in text
+
+
+def test_one_family_of_tests_is_that_of_all_people_and_one_that_of_fewer():
+    def arm(*values):
+        return {share: {"auroc_p": p} for share, p in zip(("10", "25", "100"), values, strict=False)}
+
+    tree = {"a": arm(0.01, 0.02, 0.03), "b": arm(0.2, 0.3, 0.02), "c": {"0": {"auroc_p": 0.5}}}
+    downstream._correct(tree, "100")
+    assert [tree["a"][share]["auroc_p_holm"] for share in ("10", "25")] == pytest.approx([0.04, 0.06])
+    assert [tree[name]["100"]["auroc_p_holm"] for name in "ab"] == pytest.approx([0.06, 0.06])
+    assert tree["c"]["0"]["auroc_p_holm"] == 0.5
+
+
 def test_pictures_without_subjects_are_called_optimistic(folder):
     for name in ("train", "test"):
         change(folder, name, "subject", "")
     _, text, _ = run(folder)
-    assert "runs of 5 files stand for people, so the intervals are optimistic" in text
+    assert "runs of 5 files stand for people, so intervals are optimistic" in text
 
 
 def add(folder, name, images, **columns):
@@ -424,7 +444,10 @@ def test_a_second_hospital_is_tested_on_too(folder):
 def test_a_second_hospital_with_one_label_or_elsewhere_is_told(folder):
     external(folder, "external/other")
     change(folder, "external/other", "label", "none")
-    assert "0 test subject(s) have the label `lesions`" in run(folder)[1]
+    tree, text, _ = run(folder)
+    own, other = text.split("## On the external set")
+    assert "of the external set, 0 test subject(s) have the label `lesions`" in other
+    assert own.startswith("**") and set(downstream.ARMS) < set(tree) and "external" not in tree
     external(folder, "test")
     with pytest.raises(UserError, match="utility.external = .* lies outside of .*external"):
         run(folder)

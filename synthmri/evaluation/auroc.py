@@ -43,7 +43,12 @@ ROUNDS = 1000  # resamplings of people that an interval comes from
 
 
 def resampled(kinds: np.ndarray, rounds: int, rng: np.random.Generator) -> np.ndarray:
-    """Bootstrap of people within each kind: float64 (rounds, len(kinds)), how often each is drawn."""
+    """Bootstrap of people within each kind: float64 (rounds, len(kinds)), how often each is drawn.
+
+    Those who are the only ones of their kind are one kind together: alone, each would be drawn once in every round.
+    """
+    _, of, counts = np.unique(kinds, return_inverse=True, return_counts=True)
+    kinds = np.where(counts[of] == 1, -1, of)
     out = np.zeros((rounds, len(kinds)))
     for kind in np.unique(kinds):
         members = np.flatnonzero(kinds == kind)

@@ -4,6 +4,7 @@ It learns the manifest's `label` by a linear layer on frozen features of ImageNe
 the test people, with as few real people as a share says, against the best that it reaches without synthetic slices.
 """
 
+import math
 from collections.abc import Callable
 from typing import Annotated, NamedTuple
 
@@ -49,10 +50,14 @@ ARMS = {
     "rarest": Arm("real and synthetic of the rarest label 1 : 1", synthetic="rarest", ratio=1),
 }
 RIVALS = tuple(name for name, arm in ARMS.items() if not arm.synthetic)
+STRONGEST = (
+    "real_augmented"  # the rival where validation people do not tell: the arms with synthetic slices augment too
+)
 FILTER = "real_augmented"  # the arm whose classifier filters: of the same real slices, so that no others leak in
 RECOGNISED = 0.5  # least probability of its label that the filter asks for
 FARTHEST = 0.1  # share of the synthetic slices, farthest from all real ones, that the filter takes for implausible
 SCORES = ("auroc", "f1", "brier")
+SWAPS = 5 * auroc.ROUNDS  # of a permutation test: its p must be fine enough for Holm over some thirty arms
 
 
 class Utility(Section):
@@ -163,10 +168,11 @@ def measured(
     batches; _low and _high are 95 % intervals that resample test people and trainings; `labels` has for each label its
     `auroc` and `recall`.
 
-    Of the arms without synthetic slices the one of the largest AUROC on the *validation* people (`val_auroc`) is the
-    rival of that share (`rival` is 1). Of the others `_gain` is the difference to it (of synthetic slices alone: to
-    that of all people), `_p` its permutation test over people, two-sided, and `auroc_p_holm` that corrected for all
-    arms with synthetic slices at that share (Holm 1979).
+    Of the arms without synthetic slices the one of the largest AUROC on the *validation* people (`val_auroc`, left out
+    where these hold one label) is the rival of that share (`rival` is 1), or else STRONGEST. Of the others `_gain` is
+    the difference to it (of synthetic slices alone: to that of all people), `_p` its permutation test over people,
+    two-sided, and `auroc_p_holm` that corrected for all arms with synthetic slices and all people, or for all at all
+    smaller shares (Holm 1979).
     """
     count, classes = len(train.labels), len(names)
     pool = Labelled(
@@ -191,8 +197,10 @@ def measured(
             made[key] = predictions(pool, plans, judged, classes, augment=arm.augment, seeds=luck)
             kept[key] = float(np.mean([len(more) for more in chosen]))
             tick()
-    known = {key: _area(values[1], val) for key, values in made.items()}
-    rivals = {share: max(RIVALS, key=lambda name, at=share: known[name, at]) for share in used}
+    known = {key: area for key, values in made.items() if not math.isnan(area := _area(values[1], val))}
+    rivals = {
+        share: max(RIVALS, key=lambda name, at=share: (known.get((name, at), 0.0), name == STRONGEST)) for share in used
+    }
     result: dict[str, dict[str, dict[str, dict]]] = {}
     for number, (title, test) in enumerate(tests.items(), start=2):
         tree = result.setdefault(title, {})
@@ -201,8 +209,8 @@ def measured(
             subjects, slices = used.get(share, (0.0, 0.0))
             scores = {
                 "train_subjects": subjects, "train_slices": slices, "synthetic_slices": kept[name, share],
-                "val_auroc": known[name, share],
             } | _scores(values[number], test, names)  # fmt: skip
+            scores |= {"val_auroc": known[name, share]} if (name, share) in known else {}
             if ARMS[name].synthetic:
                 at = share if ARMS[name].real else most
                 scores |= _against(values[number], made[rivals[at], at][number], test)
@@ -244,14 +252,14 @@ def _synthetic(
 
 
 def _area(values: np.ndarray, test: Labelled) -> float:
-    """The mean AUROC over trainings and those classes that the people have and lack; 0.5 where there are none."""
+    """The mean AUROC over trainings and those classes that the people have and lack; NaN where there are none."""
     people, held = np.zeros(len(test.who), int), range(values.shape[2])
     one = np.ones((1, 1))
     areas = [
         [auroc.area(*auroc.tables(each[:, c], test.labels == c, people, 1), one)[0] for c in held] for each in values
     ]
     known = np.array(areas)[~np.isnan(areas)]
-    return float(known.mean()) if len(known) else 0.5
+    return float(known.mean()) if len(known) else math.nan
 
 
 class _Table(NamedTuple):
@@ -331,7 +339,7 @@ def _against(values: np.ndarray, rival: np.ndarray, test: Labelled) -> dict[str,
         return np.mean([_all(table, weights) - _all(table, other) for table in tables], axis=0)
 
     rng = np.random.default_rng(2)
-    swap = rng.integers(0, 2, (auroc.ROUNDS, len(of))).astype(float)
+    swap = rng.integers(0, 2, (SWAPS, len(of))).astype(float)
     none = np.zeros((1, len(of)))
     observed = gain(np.concatenate([none + 1, none], axis=1))[:, 0]
     by_chance = np.abs(gain(np.concatenate([1 - swap, swap], axis=1)))
@@ -345,18 +353,21 @@ def _against(values: np.ndarray, rival: np.ndarray, test: Labelled) -> dict[str,
         as_large = (by_chance[i] >= abs(observed[i]) - 1e-12).sum()
         result |= {
             f"{name}_gain": float(observed[i]), f"{name}_gain_low": low, f"{name}_gain_high": high,
-            f"{name}_p": float((1 + as_large) / (1 + auroc.ROUNDS)),
+            f"{name}_p": float((1 + as_large) / (1 + SWAPS)),
         }  # fmt: skip
     return result
 
 
 def _correct(tree: dict[str, dict[str, dict]], most: str) -> None:
-    """Holm's p over the arms of each share, in place; the arm of synthetic slices alone is of the share of all."""
-    families: dict[str, list[dict]] = {}
+    """Holm's p in place: over the arms with all people, synthetic slices alone among them, and over those with fewer.
+
+    All smaller shares are one family, since help at any of them is told.
+    """
+    families: dict[bool, list[dict]] = {}
     for shares in tree.values():
         for share, scores in shares.items():
             if "auroc_p" in scores:
-                families.setdefault(most if share == "0" else share, []).append(scores)
+                families.setdefault(share in ("0", most), []).append(scores)
     for rows in families.values():
         for scores, corrected in zip(
             rows, multipletests([row["auroc_p"] for row in rows], method="holm")[1], strict=True

@@ -122,17 +122,19 @@ def markdown(result: dict[str, dict[str, float]], titles: dict[str, str]) -> str
         rows.append(cells)
     lows = {model: [v for k, v in scores.items() if k.endswith("_auroc_low")] for model, scores in result.items()}
     told = [titles[model] for model, ends in lows.items() if max(ends, default=0.0) > 0.5]
-    if not any(lows.values()):
-        worst = max(result, key=lambda model: result[model]["mia_auroc"])
-        verdict = (
-            f"One side has fewer than {answers.LEAST_PEOPLE} people, so nobody knows how far these numbers hold. The "
-            f"best attack is on {titles[worst]}, with an AUROC of {result[worst]['mia_auroc']:.3f}. "
-            f"{answers.too_few(result[worst])}"
+    unsure = [model for model in result if "mia_auroc_high" not in result[model]]
+    parts = []
+    if told:
+        parts.append(f"An attack tells training slices from other people's better than chance for: {', '.join(told)}.")
+    if unsure:
+        worst = max(unsure, key=lambda model: result[model]["mia_auroc"])
+        parts.append(
+            f"{'One side' if len(unsure) == len(result) else 'Of some attacks one side'} has fewer than "
+            f"{answers.LEAST_PEOPLE} people, so nobody knows how far these numbers hold. The best of these attacks is "
+            f"on {titles[worst]}, with an AUROC of {result[worst]['mia_auroc']:.3f}. {answers.too_few(result[worst])}"
         )
-    elif told:
-        verdict = f"An attack tells training slices from other people's better than chance for: {', '.join(told)}."
-    else:
-        verdict = (
+    if not parts:
+        parts.append(
             "No attack tells training slices from other people's better than chance, which is no proof that none can."
         )
-    return f"{verdict}\n\n{tables.markdown(head, rows)}"
+    return f"{' '.join(parts)}\n\n{tables.markdown(head, rows)}"

@@ -64,25 +64,29 @@ def distribution(
     """Distances between `rows` of a set and the test one, and `*_std`: their spread over test subjects.
 
     Frechet distances, by every extractor, take all rows; what compares every pair, by the judge alone, takes at most
-    `pairwise_features` of each set. The table has the rounds that the spreads come from, a column a score: of two sets
-    they are of the same people (`uncertainty.rounds_by_subject`). It is empty where no spread is known.
+    `pairwise_features` of each set, and precision to coverage no more test images than there are rows: of a set much
+    smaller than the other nothing could be covered. The table has the rounds that the spreads come from, a column a
+    score: of two sets they are of the same people (`uncertainty.rounds_by_subject`). It is empty where no spread is
+    known.
     """
     made = {name: distances.gaussian(values, rows) for name, values in features.items()}
     ours = features[JUDGE][draw(rows, p.pairwise_features)]
     theirs = draw(len(reference.test), p.pairwise_features)
+    as_many = draw(theirs, len(ours))
 
     def all_of(part: np.ndarray) -> dict[str, float]:  # of the rows of the test set
         some = reference.test_features[JUDGE][np.intersect1d(part, theirs)]
         fits = {name: distances.gaussian(reference.test_features[name], part) for name in made}
         result = {NAMES[name]: distances.frechet_distance(made[name], fits[name]) for name in made}
         result[f"kid_{JUDGE}"] = distances.kernel_distance(ours, some)
-        return result | distances.precision_recall_density_coverage(some, ours)
+        few = reference.test_features[JUDGE][np.intersect1d(part, as_many)]
+        return result | distances.precision_recall_density_coverage(few, ours)
 
     every = np.arange(len(reference.test))
     result = all_of(every)
     rounds = pd.DataFrame(columns=list(result))
     least = distances.NEIGHBOURS + 2
-    if reference.subjects is not None and _enough(reference.subjects.iloc[theirs], least, "test", p):
+    if reference.subjects is not None and _enough(reference.subjects.iloc[as_many], least, "test", p):
         values = uncertainty.rounds_by_subject(
             lambda part: np.array(list(all_of(part).values())), every, reference.subjects,
             rounds=p.subsample_rounds, fraction=SUBSAMPLED, seed=0,

@@ -5,6 +5,7 @@ As for classifiers (`downstream`), but with less of everything: a network that t
 linear layer on features.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -24,6 +25,7 @@ SHARES = (0.1, 1.0)  # of the real training people, at least one who has lesions
 LONGER = 2  # times the steps of a classifier on features that are there: this network begins with nothing
 TRAININGS = 3  # of each arm and share: other people, other batches
 BATCH, CROP_PX, LEARNING_RATE = 8, 64, 3e-3
+ENUMERATED = 12  # people up to whom a test takes every choice of signs
 GAIN = 0.15  # largest change of brightness in training
 WIDTHS = (12, 24, 48)  # channels at full, half and quarter size
 
@@ -165,7 +167,7 @@ def clear(found: np.ndarray, part: Pairs) -> float:
 
 def smallest_p(people: int) -> float:
     """That the test of `measured` can give of so many people with lesions, before Holm's correction."""
-    return max(2 / 2**people, 1 / (1 + auroc.ROUNDS))
+    return 2 / 2**people if people <= ENUMERATED else 1 / (1 + auroc.ROUNDS)
 
 
 def measured(
@@ -229,10 +231,13 @@ def _resampled(values: np.ndarray) -> np.ndarray:
 
 
 def _swapped(difference: np.ndarray) -> float:
-    """Two-sided p of the mean of (P,) under random signs; never 0, since the signs as they are count among them."""
-    signs = np.random.default_rng(2).choice([-1.0, 1.0], (auroc.ROUNDS, len(difference)))
-    as_large = np.abs((signs * difference).mean(axis=1)) >= abs(difference.mean()) - 1e-12
-    return float((1 + as_large.sum()) / (1 + auroc.ROUNDS))
+    """Two-sided p of the mean of (P,) under all signs, of many people under random ones and those that they have."""
+    if len(difference) <= ENUMERATED:
+        signs = np.array(list(itertools.product((-1.0, 1.0), repeat=len(difference))))
+    else:
+        signs = np.random.default_rng(2).choice([-1.0, 1.0], (auroc.ROUNDS, len(difference)))
+        signs = np.concatenate([np.ones((1, len(difference))), signs])
+    return float((np.abs((signs * difference).mean(axis=1)) >= abs(difference.mean()) - 1e-12).mean())
 
 
 def effect(scores: dict[str, float]) -> int:

@@ -76,20 +76,24 @@ RULES = {
 def judge(scores: dict[str, float], p: Registry) -> dict[str, str]:
     """Rule -> why a model with these scores fails it, "" where it does not: each of RULES, and `finite` over all.
 
-    A score that is not known fails: only a rule that is switched off, by a bound that admits the worst value there is,
-    lets it pass.
+    A score that is not known fails: only a rule that is `off` lets it pass.
     """
     bad = sorted(name for name, value in scores.items() if not math.isfinite(value))
     reasons = {"finite": f"{', '.join(bad)}: not finite" if bad else ""}
     for name, rule in RULES.items():
         asked = f"where the rule asks for {rule.asked.format(p=p)}"
-        if name not in scores and not rule.admits(rule.worst, p):
+        if name not in scores and name not in off(p):
             reasons[name] = f"{name} is not known{f' ({rule.unknown})' if rule.unknown else ''}, {asked}"
         elif name in scores and not (math.isfinite(scores[name]) and rule.admits(scores[name], p)):
             reasons[name] = f"{name} = {scores[name]:.4g}, {asked}"
         else:
             reasons[name] = ""
     return reasons
+
+
+def off(p: Registry) -> list[str]:
+    """The rules that a bound switches off, since it admits the worst value there is."""
+    return [name for name, rule in RULES.items() if rule.admits(rule.worst, p)]
 
 
 def states(scores: dict[str, float], p: Registry) -> dict[str, Literal["holds", "fails", "unknown"]]:

@@ -15,6 +15,7 @@ RULES = {
     "val_kid_effnet": "no score on validation people",
     "finite": "scores that are no numbers",
 }
+CLOSE = 0.25  # by how much of the distance between real people a model may lie beyond it and still be as near
 LEAST_PEOPLE = 5  # on each side of an attack; a bootstrap of fewer would be sure of what it cannot know
 ABOUT_PEOPLE = ("memorised", "mia_auroc", "mia_auroc_high")
 # What `usefulness.sentence`, or stage `utility` where nothing could be measured, says -> in short, and how good it is.
@@ -50,13 +51,18 @@ def three(
 def near(model: dict[str, float], references: dict[str, dict[str, float]]) -> Answer:
     """Whether images are as near to real people as those are to each other; by FD, against two references.
 
-    model and references: scores by name, as of metrics/comparison.json. "Yes" where the distance is not above that of
-    real slices of other people with 95 % confidence.
+    model and references: scores by name, as of metrics/comparison.json. "Yes" where the distance is with 95 %
+    confidence at most 1 + CLOSE times that of real slices of other people. Both errors come from the same test people,
+    so that of the difference is rather less than is taken here.
     """
     real, blurred = references["real"], references["blurred"]
     beyond = model["fd_effnet"] - real["fd_effnet"]
-    if beyond <= 1.96 * math.hypot(model.get("fd_effnet_std", 0), real.get("fd_effnet_std", 0)):
+    known = "fd_effnet_std" in model and "fd_effnet_std" in real
+    error = 1.96 * math.hypot(model["fd_effnet_std"], real["fd_effnet_std"]) if known else 0.0
+    if known and beyond + error <= CLOSE * real["fd_effnet"]:
         short, tone = "Yes, as near as other real people", "good"
+    elif beyond <= error:
+        short, tone = "Not told apart from other real people, but there are too few to be sure", "mixed"
     elif model["fd_effnet"] < blurred["fd_effnet"]:
         short, tone = "Not yet, but nearer than blurred real slices", "mixed"
     else:
@@ -69,7 +75,8 @@ def near(model: dict[str, float], references: dict[str, dict[str, float]]) -> An
     )
     if "manual_score" in model:
         theirs = f", to real ones {real['manual_score']:.1f}" if "manual_score" in real else ""
-        evidence += f" Blinded raters gave {model['manual_score']:.1f} of 5 for realism{theirs}."
+        doubt = " (too few raters or cases to rely on)" if model.get("manual_few") else ""
+        evidence += f" Blinded raters gave {model['manual_score']:.1f} of 5 for realism{theirs}{doubt}."
     return Answer("Is it near to real people?", short, evidence, tone)
 
 
@@ -79,11 +86,14 @@ def safe(model: dict[str, float], attack: dict[str, float], verdict: dict, *, si
     model: its scores, attack: its block of metrics/privacy.json, verdict: its block of metrics/gate.json.
     """
     failed = [rule for rule, holds in verdict["rules"].items() if not holds]
+    off = [rule for rule in verdict.get("off", {}) if rule in ABOUT_PEOPLE]
     unknown = list(verdict.get("unknown", {}))
     if [rule for rule in failed if rule in ABOUT_PEOPLE]:
         short, tone = "No", "bad"
     elif [rule for rule in unknown if rule in ABOUT_PEOPLE]:
         short, tone = "Not known, so no", "unknown"
+    elif off:
+        short, tone = "The gate was told not to ask", "unknown"
     elif failed or unknown:
         short, tone = "No sign of it giving anybody away, but the gate refuses it", "mixed"
     else:
@@ -102,6 +112,8 @@ def safe(model: dict[str, float], attack: dict[str, float], verdict: dict, *, si
         evidence += "Nobody could be attacked, so what an attacker would find is not known. "
     why = "; ".join([*(RULES[rule] for rule in failed), *(f"not known: {RULES[rule]}" for rule in unknown)])
     evidence += f"The gate refuses it: {why}." if why else "The gate lets it pass, which is no proof."
+    if off:
+        evidence += f" Switched off in `registry`: {'; '.join(RULES[rule] for rule in off)}."
     if verdict.get("override") and why:
         evidence += " A person has given their word for it all the same."
         short, tone = "By a person's word alone", "mixed"
@@ -131,7 +143,7 @@ def helps(use: str, masks: str = "") -> Answer:
     """
     short, tone = next((answer for words, answer in USE.items() if words in use), ("See the numbers", "unknown"))
     if tone in ("mixed", "bad") and "**they helped**" in use:
-        short, tone = f"{short}, but with fewer people", "mixed"
+        short, tone = f"{short}, but they help with fewer people", "mixed"
     if "**Synthetic pairs did harm**" in masks:
         short, tone = f"{short}; to draw masks, they do harm", "mixed" if tone == "good" else "bad"
     elif "**Synthetic pairs helped**" in masks and tone != "good":

@@ -133,10 +133,11 @@ def asked_grid(
 ) -> tuple[list[int], list[tuple[str, list[Shot | None]]]]:
     """Levels (cm below the vertex), and for each kind of prompt a row of test people's and one of synthetic slices.
 
-    A kind is a contrast and a label; the KINDS that were asked for most are shown. A cell holds the first slice of its
-    kind and level, None where there is none. Both are empty where prompts name no level.
+    A kind is a contrast and a label, as far as prompts name them; the KINDS that were asked for most are shown. A cell
+    holds the first slice of its kind and level, None where there is none. Both are empty where prompts name no level.
     """
-    tables = [_asked(found.manifest) for found in (real, made)]
+    named = [name for name in ("contrast", "label") if (made.manifest.get(name, pd.Series("")) != "").any()]
+    tables = [_asked(found.manifest, named) for found in (real, made)]
     known = tables[1][tables[1]["level"] >= 0]
     if known.empty:
         return [], []
@@ -156,13 +157,13 @@ def asked_grid(
     return [int(level) for level in levels], rows
 
 
-def _asked(manifest: pd.DataFrame) -> pd.DataFrame:
-    """A row an image: kind (contrast and label in words), level in whole cm or -1."""
+def _asked(manifest: pd.DataFrame, named: list[str]) -> pd.DataFrame:
+    """A row an image: kind (what the prompts name of it, in words), level in whole cm or -1."""
 
     def column(name: str) -> list[str]:
         return list(manifest[name]) if name in manifest else [""] * len(manifest)
 
-    parts = zip(column("contrast"), column("label"), strict=True)
+    parts = zip(*map(column, named), strict=True) if named else [()] * len(manifest)
     return pd.DataFrame(
         {
             "kind": [", ".join(part for part in each if part and part != "unknown") for each in parts],

@@ -18,6 +18,7 @@ from synthmri.scans.names import (
     PERHAPS_DATE,
     SITE_IN_NAME,
     YEAR,
+    YEAR_FIRST,
     Name,
     Words,
     canonical,
@@ -39,6 +40,7 @@ JOINED = "two names that look like two people are tied by a header or a path: ta
 SHARED_ID = "one PatientID is in the folders of several people: the folders are believed, not the PatientID"
 ONE_IN_MANY = "one PatientID is in several folders that may be people: taken for one person"
 MANY_IN_ONE = "a folder that may be a person holds several PatientIDs"
+YEAR_OR_NUMBER = "a year and a number follow a word for a person: what looks like a year was taken for the person"
 SAME_NUMBER = "the same number is below several sites or classes: taken for different people"
 
 
@@ -105,8 +107,8 @@ def _by_ids(traces: Sequence[Trace], parsed: list[_Parsed]) -> list[_Evidence]:
     shared = _shared_ids(headers, named, parsed)
     alone, unclear = _alone(headers, parsed)
     evidence = []
-    for keys, header, site in zip(named, headers, sites, strict=True):
-        doubts = []
+    for trace, keys, header, site in zip(traces, named, headers, sites, strict=True):
+        doubts = [YEAR_OR_NUMBER] if YEAR_FIRST.search(trace.name) or YEAR_FIRST.search(trace.patient) else []
         if any(len(below[key]) > 1 and "" not in below[key] for key in keys):
             keys = {(*canonical(site), *key): f"{site}/{text}" for key, text in keys.items()}
             doubts.append(SAME_NUMBER)

@@ -3,7 +3,8 @@
 The table has a row a scan, or a folder of pictures or DICOM; a path may be a folder or hold wildcards. Of all rows that
 fit a scan the last cell that is filled in rules; where there is none, what was found stays. `unknown` says that nobody
 knows. Beside the table lies the same one as it was written from what was found: a table that differs was edited by a
-person, and rules; one that nobody edited changes nothing.
+person, and rules; one that nobody edited changes nothing. Rows that are added to a person's table for later files say
+`yes?` where something is in doubt, until that person takes the question mark away.
 """
 
 import csv
@@ -17,7 +18,8 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from synthmri.errors import UserError
-from synthmri.scans import read, wording
+from synthmri.scans import masks, read, wording
+from synthmri.scans.names import Words, canonical
 from synthmri.scans.scan import BadFile, LeftOut, Source
 from synthmri.scans.slicing import CONTRASTS, Data
 
@@ -27,7 +29,7 @@ USES = {"yes": True, "y": True, "true": True, "1": True, "no": False, "n": False
 
 
 class Row(NamedTuple):
-    """One row of the table, all of it text. use: `yes`, or `no` and why."""
+    """One row of the table, all of it text. use: `yes`, `yes?` where nobody has looked yet, or `no` and why."""
 
     path: str
     subject: str = ""
@@ -40,10 +42,16 @@ class Row(NamedTuple):
         """None: as found."""
         return USES.get(re.split(r"\W", self.use.casefold())[0])
 
+    @property
+    def open(self) -> bool:
+        """Whether nobody has looked at it yet."""
+        return self.use.endswith("?")
+
 
 class Inventory(NamedTuple):
     """sources: what is used. bad: what cannot be, or is left out. rows: the table as it should stand.
-    edited: whether a person's table ruled. stale: whether the table lacks what is found now, or tells otherwise.
+    edited: whether a person's table ruled. stale: whether the table lacks what is found now, or tells otherwise, or has
+    rows that nobody has looked at.
     unused: paths of rows that fit nothing."""
 
     sources: list[Source]
@@ -72,9 +80,15 @@ def take(root: Path, data: Data) -> Inventory:
             bad.append(LeftOut("table", f"{source.name}: is not used, as {TABLE} says"))
         else:
             used.append(_corrected(source, row) if row else source)
-    new = [row for row in found if not ruler.row(row.path)]  # also marks the rows of what is left out
+    used = _one_spelling(used)
+    doubtful = {name for source in sources if source.doubts for name in (source.name, _folder(source.name))}
+    new = [
+        row._replace(use="yes?") if row.path in doubtful else row
+        for row in found
+        if not ruler.row(row.path)  # also marks the rows of what is left out
+    ]
     unused = [row.path for row in table if row not in ruler.fitted]
-    return Inventory(used, bad, [*table, *new], True, bool(new), unused)
+    return Inventory(used, bad, [*table, *new], True, any(row.open for row in [*table, *new]) or bool(new), unused)
 
 
 def unsettled(held: Inventory, data: Data) -> list[str]:
@@ -83,7 +97,10 @@ def unsettled(held: Inventory, data: Data) -> list[str]:
     if not reasons or data.source != "raw" or (data.subjects == "confirmed" and not held.stale):
         return []
     if data.subjects == "confirmed":
-        reasons.append(f"{TABLE} is not that of what is found now, so that data.subjects = confirmed does not hold")
+        reasons.append(
+            f"{TABLE} is not that of what is found now, or has rows that say `yes?`, so that data.subjects = confirmed "
+            "does not hold: set it to check, run `synthmri check`, look, and confirm anew"
+        )
     return reasons
 
 
@@ -130,7 +147,7 @@ def _assumed(source: Source, data: Data) -> Source:
 
 
 def _corrected(source: Source, row: Row) -> Source:
-    """As the row says; what a person wrote, or left as it was, is in doubt no longer."""
+    """As the row says; what a person wrote, or left as it was, is in doubt no longer. Masks are not told of."""
     named = {contrast.casefold(): contrast for contrast in CONTRASTS} | {UNKNOWN: ""}
     subject, contrast = row.subject, row.contrast.casefold()
     return replace(
@@ -138,8 +155,19 @@ def _corrected(source: Source, row: Row) -> Source:
         subject=None if subject.casefold() == UNKNOWN else subject or source.subject,
         contrast=named[contrast] if contrast else source.contrast,
         label="" if row.label.casefold() == UNKNOWN else row.label or source.label,
-        doubts=(),
+        doubts=source.doubts if row.open else tuple(doubt for doubt in source.doubts if doubt == masks.SEVERAL),
     )
+
+
+def _one_spelling(sources: list[Source]) -> list[Source]:
+    """Whom tables and names spell in two ways, as where a spreadsheet took zeros away, is one person: the first's."""
+    first: dict[Words, str] = {}
+    return [
+        replace(source, subject=first.setdefault(canonical(source.subject) or (source.subject,), source.subject))
+        if source.subject
+        else source
+        for source in sources
+    ]
 
 
 # The table ------------------------------------------------------------------------------------------------------------
@@ -161,8 +189,13 @@ def _rows(sources: Iterable[Source], bad: Iterable[BadFile]) -> list[Row]:
     for row in answers:
         folder = PurePosixPath(row.path).parent
         whole = len(inside[folder]) == 1 and kinds[folder] <= {"picture", "dicom"} and folder.name
-        rows[f"{folder}/" if whole else row.path] = row
+        rows[_folder(row.path) if whole else row.path] = row
     return [row._replace(path=path) for path, row in sorted(rows.items(), key=lambda item: read.natural(item[0]))]
+
+
+def _folder(name: str) -> str:
+    """As a row names the folder of a path."""
+    return f"{PurePosixPath(name).parent}/"
 
 
 def read_rows(path: Path) -> list[Row]:

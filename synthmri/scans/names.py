@@ -34,6 +34,7 @@ ID_FORMS = [
     r"ppmi_\d{4,}",
     r"cc\d{4}(?=_(?:philips|siemens|ge)_)",  # Calgary-Campinas
 ]
+YEAR_FIRST = re.compile(rf"(?<![a-z0-9])(?:{_PERSON})[-_ .]*(?:19|20)\d\d[-_.]\d{{3,}}", re.I)  # PAT-2021-00017
 ID_FORM = re.compile("|".join(rf"(?<![a-z0-9])(?:{form})" for form in ID_FORMS), re.I)
 FAMILY = dict.fromkeys(["sub", "subj", "subject", "subjectid"], "sub")
 FAMILY |= dict.fromkeys(["pat", "patient", "pt", "patientid", "pid"], "patient")

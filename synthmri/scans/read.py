@@ -114,10 +114,10 @@ def read(source: Source, channel: int | None = None) -> Scan:
 def read_mask(source: Source, like: Scan) -> np.ndarray:
     """Where the lesions of a source are: bool, shaped as its data. Raises BadFile where its mask lies otherwise."""
     try:
-        found = _read(replace(source, paths=(source.mask,)), 0)
+        found = _read_marks(replace(source, paths=(source.mask,)))
     except BadFile as error:
-        if error.category != "values":
-            raise type(error)(error.category, f"{source.name}: its mask {source.mask.name} {error}") from None
+        if error.category != "constant":
+            raise BadFile("mask", f"{source.name}: its mask {source.mask.name} {error}") from None
         return np.zeros(like.data.shape, bool)  # the same everywhere: no lesion
     except Exception as error:  # as in `read`
         raise BadFile("mask", f"{source.name}: its mask {source.mask.name} cannot be read ({error})") from None
@@ -127,6 +127,14 @@ def read_mask(source: Source, like: Scan) -> np.ndarray:
         text = f"is {sizes[0]} voxels of {np.round(one, 2)} mm, not {sizes[1]} of {np.round(other, 2)}; resample it"
         raise BadFile("mask", f"{source.name}: its mask {source.mask.name} {text}, or remove it")
     return masks.lesion(found.data)
+
+
+def _read_marks(source: Source) -> Scan:
+    """As `_read`, of a mask: in a picture a lesion may be of any colour."""
+    if source.kind != "picture":
+        return _read(source, 0)
+    pixels = read_picture(source.paths[0])
+    return Scan(finite(as_stack(pixels.max(axis=-1) if pixels.ndim == 3 else pixels)), None)
 
 
 def _at_fault(source: Source, error: Exception) -> str:
@@ -169,10 +177,24 @@ def _walk(root: Path) -> tuple[list[Path], list[BadFile]]:
         bad.append(BadFile("folder", f"{name}: is a folder that cannot be entered ({error.strerror}); {remedy}"))
 
     for folder, folders, files in os.walk(root, onerror=refused):
+        for names in (folders, files):
+            for name in [name for name in names if not _is_text(name)]:
+                names.remove(name)
+                readable = os.fsencode(Path(folder, name).relative_to(root)).decode("utf-8", "backslashreplace")
+                bad.append(BadFile("name", f"{readable}: has a name that is not UTF-8; rename it"))
         folders[:] = [name for name in folders if not name.startswith(".")]
         links = [name for name in folders if (Path(folder) / name).is_symlink()]
         found += [Path(folder) / name for name in links + files if name == "participants.tsv" or not _JUNK.match(name)]
     return sorted(found, key=lambda path: natural(path.as_posix())), bad
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name can be written into a table and to the screen."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def natural(name: str) -> list:

@@ -91,7 +91,7 @@ def finite(data: np.ndarray) -> np.ndarray:
         raise BadFile("values", "holds no finite value; export it again")
     data = data if good.all() else np.where(good, data, min(data[good].min(), np.float32(0)))
     if data.min() == data.max():
-        raise BadFile("values", f"is {data.flat[0]:g} everywhere; export it again or remove it")
+        raise BadFile("constant", f"is {data.flat[0]:g} everywhere; export it again or remove it")
     return data
 
 
