@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from stages import _store, report
 from stages import gate as stage
-from stages import report
 from synthmri import imageset, params
 from synthmri.errors import UserError
 from synthmri.registry import gate, mlflow_store
@@ -182,3 +182,13 @@ def test_a_password_in_an_address_is_not_shown():
         mlflow_store.shown("postgresql+psycopg2://me:secret@db.example.org/a")
         == "postgresql+psycopg2://db.example.org/a"
     )
+
+
+def test_a_relative_store_is_below_the_root_for_experiments_elsewhere_too(monkeypatch, tmp_path):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    for named, meant in (
+        ("sqlite:///mlflow.db", f"sqlite:///{tmp_path}/mlflow.db"), ("sqlite:////a/b.db", "sqlite:////a/b.db"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"), ("", f"sqlite:///{tmp_path}/mlflow.db"),
+    ):  # fmt: skip
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", named)
+        assert _store.uri(section()) == meant

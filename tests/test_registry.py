@@ -526,17 +526,6 @@ def test_the_shield_compares_with_what_the_model_was_trained_on_alone(project):
         _shield.check(Path("models/latent_diffusion"))
 
 
-def test_a_relative_store_is_below_the_root_for_experiments_elsewhere_too(monkeypatch, tmp_path):
-    p = params.read(ROOT / "params.yaml", "registry", gate.Registry)
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    for named, meant in (
-        ("sqlite:///mlflow.db", f"sqlite:///{tmp_path}/mlflow.db"), ("sqlite:////a/b.db", "sqlite:////a/b.db"),
-        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"), ("", f"sqlite:///{tmp_path}/mlflow.db"),
-    ):  # fmt: skip
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", named)
-        assert _store.uri(p) == meant
-
-
 def test_a_folder_of_outputs_that_scores_were_made_from_is_the_one_of_now(project):
     """A training's effort is written anew, by its own stage alone: the comparison tells the old one."""
     from dvc.repo import Repo

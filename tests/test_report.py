@@ -228,8 +228,8 @@ def test_help_is_told_from_the_sentence_of_the_utility(arms, short):
 @pytest.mark.parametrize(
     ("use", "masks", "short", "tone"),
     [
-        ("**Synthetic slices did not measurably help** a. With 5 % **they helped**: b.", "", "Not measurably, but with "
-         "fewer people", "mixed"),
+        ("**Synthetic slices did not measurably help** a. With 5 % **they helped**: b.", "", "Not measurably, but they "
+         "help with fewer people", "mixed"),
         ("**Synthetic slices did not measurably help** a.", "**Synthetic pairs helped** to draw.", "Not measurably; to "
          "draw masks, yes", "mixed"),
         ("**Synthetic slices helped** a.", "**Synthetic pairs did harm** to draw.", "Yes; to draw masks, they do harm",
