@@ -7,7 +7,7 @@ RUN apt-get update \
  && apt-get install -y --no-install-recommends git make \
  && rm -rf /var/lib/apt/lists/* \
  && git config --system --add safe.directory /synthmri
-ENV VENV=/opt/venv PIP_NO_CACHE_DIR=1 HOME=/tmp
+ENV VENV=/opt/venv PIP_NO_CACHE_DIR=1 HOME=/tmp USER=synthmri
 WORKDIR /synthmri
 COPY pyproject.toml constraints.txt Makefile README.md ./
 COPY synthmri synthmri

@@ -78,7 +78,8 @@ def main(
     others = np.concatenate([val.images, test.images])
     who = np.concatenate([val.manifest["subject"], test.manifest["subject"]])
     meters = measured(np.array(train.images), pipe.vae)
-    honest = {HONEST[0]: others, HONEST[1]: between(others, who)}
+    means, whose = between(others, who)
+    honest = {HONEST[0]: others, HONEST[1]: means}
     if samples.is_dir():
         honest[HONEST[2]] = np.array(imageset.read(samples).images)
     found = {kind: meters(images) for kind, images in honest.items()}
@@ -96,7 +97,7 @@ def main(
 
         result = {}
         for kind, values in found.items():
-            ours = ~bounding if len(values["pixels"]) == len(who) else slice(None)
+            ours = {HONEST[0]: ~bounding, HONEST[1]: ~bounding[whose]}.get(kind, slice(None))
             result[kind] = share({meter: each[ours] for meter, each in values.items()})
         for kind, strength in ((kind, strength) for kind, all_of in STRENGTHS.items() for strength in all_of):
             copied = planted(kind, strength, originals, rng, pipe, [texts[row] for row in rows])
@@ -168,10 +169,10 @@ def joining(honest: dict[str, np.ndarray], bounding: np.ndarray) -> Callable[[di
 # images --------------------------------------------------------------------------------------------------------------
 
 
-def between(images: np.ndarray, who: np.ndarray) -> np.ndarray:
-    """Means of each two slices of one person that follow each other."""
+def between(images: np.ndarray, who: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means of each two slices of one person that follow each other, and the row of the first of the two."""
     first = np.flatnonzero(who[:-1] == who[1:])
-    return _grey((images[first].astype(float) + images[first + 1]) / 2)
+    return _grey((images[first].astype(float) + images[first + 1]) / 2), first
 
 
 def planted(

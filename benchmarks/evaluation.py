@@ -57,11 +57,13 @@ def main(n: Annotated[int, typer.Option(min=50, help="images in each set")] = 20
             PeakSignalNoiseRatio,
             StructuralSimilarityIndexMeasure,
         )
+        from torchmetrics.wrappers import FeatureShare
 
         warnings.simplefilter("ignore")
         extractor = Pooled()
         frechet = FrechetInceptionDistance(feature=extractor)
         kernel = KernelInceptionDistance(feature=extractor, subset_size=n, subsets=1)
+        both = FeatureShare([frechet, kernel])  # one extraction for the two, as here
         ssim, psnr = (
             StructuralSimilarityIndexMeasure(data_range=255.0),
             PeakSignalNoiseRatio(data_range=255.0, dim=(1, 2, 3), reduction="elementwise_mean"),
@@ -69,9 +71,8 @@ def main(n: Annotated[int, typer.Option(min=50, help="images in each set")] = 20
         distances_seen = []
         for start in range(0, n, 16):
             a, b = (torch.from_numpy(images[start : start + 16])[:, None] for images in (made, real))
-            for metric in (frechet, kernel):
-                metric.update(a.expand(-1, 3, -1, -1), real=False)
-                metric.update(b.expand(-1, 3, -1, -1), real=True)
+            both.update(a.expand(-1, 3, -1, -1), real=False)
+            both.update(b.expand(-1, 3, -1, -1), real=True)
             for metric in (ssim, psnr):
                 metric.update(a.float(), b.float())
             with torch.no_grad():

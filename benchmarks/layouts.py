@@ -89,7 +89,8 @@ def main(
             print(f"{precision} {layout} {batch}", rows[f"{precision} {layout} {batch}"], file=sys.stderr, flush=True)
     file = measure.RESULTS / "layouts.json"
     result = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    result.pop("machine", None)
+    if result.pop("machine", None) != measure.machine():
+        result = {}  # no side of a ratio comes from another machine
     measure.write("layouts", result | {"avx2" if avx2 else "native": rows})
 
 

@@ -37,6 +37,7 @@ SETS = {  # what differs from params.yaml
     },
     "t1ce-tumor": {
         "source": "raw",
+        "subjects": "confirmed",  # nobody knows whose each picture is
         "label_from": "names",
         "contrasts": [],
         "classes": ["glioma", "meningioma", "pituitary"],

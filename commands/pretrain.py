@@ -157,7 +157,7 @@ def _baseline(model: str, images: Path, out: Path, start: Path | None, checkpoin
     from synthmri import generators
     from synthmri.reporting import plots
     from synthmri.simulation import pretraining
-    from synthmri.training import sampling
+    from synthmri.training import sampling, views
 
     run = params.read(_cli.PRETRAINING, "pretrain", pretraining.Pretrain)
     generator = generators.find(model)
@@ -182,6 +182,7 @@ def _baseline(model: str, images: Path, out: Path, start: Path | None, checkpoin
         trained, _, operations = generator.fit(
             heads.images, p, seed=run.seed, points=POINTS, checkpoint=checkpoint, start=start, device=runtime.device,
             precision=precision, tick=tick, snapshot=snapshot, image_px=run.baselines_px,
+            mirrors=views.mirrors(heads.manifest),
         )  # fmt: skip
     if distributed.is_main():
         with _files.replacing(out) as folder:

@@ -164,7 +164,10 @@ def create(packet: Packet, store: Store, hosts: list[str]) -> FastAPI:
 
     @app.post("/r/{token}/undo")
     def undo(who: SignedIn, body: Undo) -> dict:
-        row = store.undo(who["slot"], body.done)
+        try:
+            row = store.undo(who["slot"], body.done)
+        except Taken:
+            raise HTTPException(409, "another window has gone on; reload the page") from None
         if row is None:
             raise HTTPException(409, "there is nothing to undo")
         answers = {name: row[name] for name in store.answers}

@@ -106,11 +106,12 @@ class Store:
         return next(iter(self._rows("SELECT * FROM reader WHERE token = ?", token)), None)
 
     def sign_in(self, slot: int, pseudonym: str) -> None:
-        """Give a rater a pseudonym, once. Raises Taken where it is another's, or the rater has one."""
+        """Give a rater a pseudonym, whose first spelling stays. Raises Taken where it is another's or there is one."""
         with self._transaction() as db:
             try:
                 changed = db.execute(
-                    "UPDATE reader SET pseudonym = ? WHERE slot = ? AND (pseudonym IS NULL OR pseudonym = ?)",
+                    "UPDATE reader SET pseudonym = COALESCE(pseudonym, ?) WHERE slot = ? AND"
+                    " (pseudonym IS NULL OR pseudonym = ?)",
                     (pseudonym, slot, pseudonym),
                 ).rowcount
             except sqlite3.IntegrityError:
@@ -140,9 +141,16 @@ class Store:
     def undo(self, slot: int, done: int) -> dict | None:
         """Withdraw the last of a rater's `done` ratings, and return it; None where there is none.
 
-        Asked again (its reply was lost), it returns that rating and withdraws no other.
+        Asked again (its reply was lost), it returns that rating and withdraws no other. Raises Taken where the others
+        are not those before it, as where another window went on: its answers would be shown beside another image.
         """
         with self._transaction() as db:
+            others = db.execute(
+                "SELECT position FROM rating WHERE slot = ? AND position != ? AND NOT withdrawn ORDER BY position",
+                (slot, done - 1),
+            ).fetchall()
+            if [other["position"] for other in others] != list(range(done - 1)):
+                raise Taken
             row = db.execute(
                 "SELECT * FROM rating WHERE slot = ? AND position = ? ORDER BY revision DESC LIMIT 1", (slot, done - 1)
             ).fetchone()

@@ -28,16 +28,16 @@ def main(
     precision = _cli.precision(runtime)
     p = params.read(_cli.PARAMS, "encode", autoencoder.Encode)
     train = imageset.read(images)
-    slices, marks = train.images, train.masks
+    slices, marks, mirrors = train.images, train.masks, views.mirrors(train.manifest)
     vae = autoencoder.load(model, device=runtime.device)
 
     def view(number: int, start: int) -> tuple[np.ndarray, np.ndarray | None]:
         rows = slice(start, start + BATCH_SIZE)
         some, inside = slices[rows], None if marks is None else marks[rows]
         if number > 1:
-            return views.further(some, streams.generator(0, "view", number, start), inside)
-        turn = slice(None, None, -1 if number else 1)
-        return some[:, :, turn], None if inside is None else inside[:, :, turn]
+            return views.further(some, streams.generator(0, "view", number, start), inside, mirrors[rows])
+        turned = mirrors[rows] & bool(number)
+        return views.mirrored(some, turned), None if inside is None else views.mirrored(inside, turned)
 
     def encoded(start: int) -> list[np.ndarray]:  # mean, deviation and lesions of (<= batch, views)
         batch = []

@@ -91,9 +91,11 @@ def main(
 
         for name in splits.SPLITS:
             chosen = np.flatnonzero(rows["split"] == name)
-            if not len(chosen):
+            needed = 2 if name == "val" else 1  # no distance to one alone tells which epoch is to be kept
+            if len(chosen) < needed:
                 raise UserError(
-                    f"no image is left for {name} (left out: {dict(dropped)}); add scans, widen data.depth_mm = "
+                    f"{'one image is' if len(chosen) else 'no image is'} left for {name}, where {needed} are needed "
+                    f"(left out: {dict(dropped)}); add scans, widen data.depth_mm = "
                     f"{list(data.depth_mm)} (volumes), say whose each scan is in {inventory.TABLE} (`synthmri check`), "
                     f"or, where nobody knows, lower data.border_gap = {data.border_gap}"
                 )

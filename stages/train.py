@@ -14,7 +14,7 @@ from stages import _cli, _files, _launch, _unfinished, _watch
 from synthmri import generators, imageset, params
 from synthmri.errors import UserError
 from synthmri.generators.baseline import Train
-from synthmri.training import distributed, sampling
+from synthmri.training import distributed, sampling, views
 from synthmri.training.snapshots import Progression, Store
 
 
@@ -57,11 +57,12 @@ def main(
                 watch.show(drawn)
 
         with _cli.counter(f"training {model}", p.steps, watch.tick) as tick:
+            train = imageset.read(images)
             trained, history, operations = generator.fit(
-                np.array(imageset.read(images).images), p, seed=seed, points=progress.baseline_points,
+                np.array(train.images), p, seed=seed, points=progress.baseline_points,
                 checkpoint=unfinished / "train.pt", device=runtime.device, precision=precision,
                 tick=tick, snapshot=snapshot, start=start if pretrained else None,
-                image_px=how.image_px,
+                image_px=how.image_px, mirrors=views.mirrors(train.manifest),
             )  # fmt: skip
         if not distributed.is_main():
             return

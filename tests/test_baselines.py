@@ -457,3 +457,13 @@ def test_weights_that_predict_something_else_are_refused(tmp_path):
             images(), section("ddpm"), seed=0, points=1, checkpoint=tmp_path / "d.pt", start=tmp_path / "old",
             tick=lambda *_: None, snapshot=lambda *_: None,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("px", [16, 32])
+def test_a_vae_of_few_pixels_is_judged_by_eye_too(px, tmp_path):
+    """AlexNet has nothing left of pictures below 32 px."""
+    _, history, _ = generators.find("vae").fit(
+        images(size=px), section("vae", steps=1), seed=0, points=1, checkpoint=tmp_path / "a.pt",
+        tick=lambda step, loss, rate: None, snapshot=lambda point, model: None,
+    )  # fmt: skip
+    assert np.isfinite(history[0]["loss"])

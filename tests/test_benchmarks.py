@@ -136,7 +136,8 @@ def test_each_kind_of_copy_is_another_image_of_the_same_slice(tiny_model, kind):
 
 def test_a_slice_between_two_is_of_one_person():
     images = np.arange(5, dtype=np.uint8)[:, None, None] * np.full((1, 2, 2), 10, np.uint8)
-    found = copies.between(images, np.array(["a", "a", "b", "b", "b"]))
+    found, first = copies.between(images, np.array(["a", "a", "b", "b", "b"]))
+    assert first.tolist() == [0, 2, 3]
     assert found[:, 0, 0].tolist() == [5, 25, 35]
 
 

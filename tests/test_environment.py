@@ -126,3 +126,4 @@ def test_the_image_gets_what_the_installation_needs_and_nothing_else():
     admitted = set(re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text(encoding="utf-8"), re.M))
     assert copied == admitted and all((ROOT / name).exists() for name in copied)
     assert not copied & {"data", "models", "metrics", "."}
+    assert re.search(r"^ENV .*\bUSER=", text, re.M)  # DVC and MLflow ask who runs, which a number alone does not tell

@@ -123,9 +123,21 @@ def test_every_scheduler_walks_any_number_of_steps(tiny_model, name, steps):
     assert scheduler.timesteps.min() >= 0 and scheduler.timesteps.max() == scheduler.config.num_train_timesteps - 1
 
 
-def test_steps_that_would_go_past_the_first_are_refused(tiny_model):
-    """Of 1 to 1000, diffusers' trailing steps of 62 numbers end at t = -1, where DDIM's image is its noise."""
+def test_of_ddim_what_its_steps_would_leave_out_is_refused(tiny_model):
+    """It goes 1000 // steps down: of 600 steps one in place of 1.67, so that 40 % of the noise is never taken away."""
     scheduler = latent_diffusion.new_scheduler(latent_diffusion.load(tiny_model), "ddim")
+    for steps, instead in ((600, 500), (150, 142), (60, 58)):
+        with pytest.raises(UserError, match=f"{steps} denoising steps do not space evenly .* take {instead}"):
+            sampling.set_steps(scheduler, steps)
+    for steps in (10, 14, 25, 30, 50, 100, 250, 1000):
+        sampling.set_steps(scheduler, steps)
+        lost = 1 - steps * (1000 // steps) / 1000
+        assert lost <= sampling.LAG
+
+
+def test_steps_that_would_go_past_the_first_are_refused(tiny_model):
+    """Of 1 to 1000, diffusers' trailing steps of 62 numbers end at t = -1, where the image is its noise."""
+    scheduler = latent_diffusion.new_scheduler(latent_diffusion.load(tiny_model), "ddpm")
     refused = {}
     for steps in range(1, 1001):
         try:
@@ -501,6 +513,27 @@ def test_text_encoder_is_trained_by_param_alone_and_learns_a_new_token(tiny_mode
     mri = trained.tokenizer("mri", add_special_tokens=False).input_ids
     moved = trained.text_encoder.get_input_embeddings().weight[-1] - before[mri].mean(0)
     assert 0 < moved.abs().max() < 0.1
+
+
+def test_a_token_that_is_there_keeps_what_it_has_learnt(tiny_model):
+    pipe = latent_diffusion.load(tiny_model)
+    finetuning.add_token(pipe, "<site-a>")
+    table = pipe.text_encoder.get_input_embeddings().weight
+    with torch.no_grad():
+        table[-1] += 1
+    before = table[-1].clone()
+    finetuning.add_token(pipe, "<site-a>")
+    assert torch.equal(pipe.text_encoder.get_input_embeddings().weight[-1], before)
+
+
+def test_a_token_that_no_prompt_holds_is_refused(tiny_model, tmp_path):
+    mean, std, texts = data()
+    p = section("finetune", finetuning.Finetune, **FINETUNE | dict(train_text_encoder=True))
+    with pytest.raises(UserError, match="no prompt holds it; write {token} into prompt.template"):
+        finetuning.finetune(
+            latent_diffusion.load(tiny_model), finetuning.Lessons(mean, std, texts), p, seed=0,
+            checkpoint=tmp_path / "c.pt", token="<site-a>",
+        )  # fmt: skip
 
 
 def test_token_without_training_is_refused(tiny_model, tmp_path):

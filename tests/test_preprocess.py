@@ -305,7 +305,7 @@ def test_all_splits_get_images(here):
     for n in range(8):
         picture(f"{n}.png", n)
     parameters(subjects="confirmed")
-    with pytest.raises(UserError, match="no image is left for val .*data.border_gap = 5"):
+    with pytest.raises(UserError, match="no image is left for val, where 2 are needed .*data.border_gap = 5"):
         run()
 
 

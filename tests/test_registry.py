@@ -23,6 +23,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from test_study_browser import CHROMIUM
 
 from commands import _shield
 from stages import _files, _results, _store, _watch, register, sample
@@ -33,7 +34,6 @@ from synthmri.generators.finetuning import Finetune
 from synthmri.registry import gate, lineage, mlflow_store, pages, serving
 from synthmri.reporting import comparison
 
-CHROMIUM = Path("/usr/bin/chromium")
 ROOT = Path(__file__).parent.parent
 SMALL = {
     "vae": dict(width=4, latent_dim=4), "dcgan": dict(width=4, latent_dim=4), "unet_gan": dict(width=4, latent_dim=4),
@@ -767,7 +767,7 @@ def post(port, body):
         return error.code, json.load(error)
 
 
-@pytest.mark.skipif(not CHROMIUM.exists(), reason="no /usr/bin/chromium (Debian's package chromium)")
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here: `apt-get install chromium`, or set CHROMIUM")
 def test_what_a_person_sees_in_a_browser(served, monkeypatch, tmp_path):
     """Models, champion, metrics and a picture on MLflow's own pages. Screenshots go to $SHOTS where that is set."""
     from playwright.sync_api import expect, sync_playwright

@@ -77,7 +77,7 @@ def test_depth_counts_from_vertex_forehead_and_left(plane, axis, first):
 def test_depth_range_step_and_empty_slices():
     result = slicing.from_volume(ball(), (2, 2, 2), make(depth_mm=[20, 60], slice_step=2))
     assert min(result.depth_mm) >= 20 and max(result.depth_mm) <= 60
-    assert set(np.diff(result.depth_mm)) == {4.0} and result.slice_mm == 4
+    assert set(np.diff(result.depth_mm)) == {4.0} and result.slice_mm == 2  # as thick as they were
     assert result.dropped == {"outside_depth": 30 - len(result.images), "empty": 0}
 
     # A ball of radius 40 mm at distance d of its centre covers pi (40^2 - d^2) of 128^2 mm^2.

@@ -30,7 +30,7 @@ from starlette.testclient import TestClient
 
 from commands import study as commands
 from reader_study import app, design, packet, ratings
-from reader_study.store import Store
+from reader_study.store import Store, Taken
 from stages import _secrets
 from stages import raters as scores
 from synthmri import imageset
@@ -384,6 +384,20 @@ def test_pseudonyms_belong_to_one_reader(served):
     assert client.post(second + "sign-in", json={"pseudonym": "Berta"}).status_code == 200
 
 
+def test_an_undo_of_a_window_that_stayed_behind_withdraws_nothing(served):
+    """Or the answers of one image would be shown, and stored, beside another."""
+    _, _, opened, database = served
+    database.sign_in(2, "carla")
+    order = opened.orders[2]
+    for position in range(6):
+        database.add(2, position, order[position][0], ANSWER | {"tags": ""})
+    with pytest.raises(Taken):
+        database.undo(2, 3)
+    assert len(database.ratings(2)) == 6
+    assert database.undo(2, 6)["position"] == database.undo(2, 6)["position"] == 5
+    assert len(database.ratings(2)) == 5
+
+
 def test_a_pair_is_served_chosen_undone_and_refused(tmp_path):
     opened = packet.read(write_packet(tmp_path, PAIRS, TWO))
     db = Store(tmp_path / "r.db", opened.hash, PAIRS.raters, opened.design)
@@ -693,6 +707,7 @@ def test_create_rate_export_score(tmp_path, monkeypatch, capsys):
         db.sign_in(slot, f"rater{slot}")
         for position, (name, _) in enumerate(opened.orders[slot][: 58 - 4 * slot]):
             db.add(slot, position, name, ANSWER | {"tags": "blur;noise", "comment": "=1+1"})
+    db.sign_in(0, "RATER0")  # another window, another spelling: the same rater
     commands.export(out, "", home)
     assert "rater1 has rated 54 of 58, and must not see" in capsys.readouterr().err
     frame = ratings.read(out)

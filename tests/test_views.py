@@ -1,11 +1,12 @@
 """Further views of a slice: the same head, a little moved; nothing that a scan could not show."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from synthmri.evaluation import copies
-from synthmri.training import views
+from synthmri.training import loop, views
 
 
 def generator(seed=0):
@@ -33,6 +34,23 @@ def test_views_are_other_pictures_of_the_same_head():
     like = copies.likeness(seen, heads)
     assert (like.closest % 12 == np.arange(12)).all() and (like.largest < 0.99).all()
     assert 2 < (like.closest >= 12).sum() < 10  # some are mirrored
+
+
+def test_a_sagittal_head_is_never_mirrored():
+    """Its nose would point to where the coordinates of what is written say that the neck is."""
+    rng = np.random.default_rng(0)
+    heads = np.stack([np.kron(rng.random((16, 16)), np.ones((8, 8))) * 255 for _ in range(12)]).astype(np.uint8)
+    may = views.mirrors(pd.DataFrame({"plane": ["sagittal", "axial", "coronal", ""] * 3}))
+    np.testing.assert_array_equal(may, [False, True, True, True] * 3)
+    turned = views.mirrored(heads, may)
+    np.testing.assert_array_equal(turned[0], heads[0])
+    np.testing.assert_array_equal(turned[1], heads[1, :, ::-1])
+    for seed in range(3):
+        like = copies.likeness(views.further(heads, generator(seed), mirrors=may)[0], heads)
+        assert (like.closest[~may] < 12).all() and (like.closest[may] >= 12).any()
+        drawn = loop.batch(heads, 40, generator(seed), may).numpy()[:, 0]
+        like = copies.likeness(((drawn + 1) * 127.5).astype(np.uint8), heads)
+        assert set() < set(like.closest[like.closest >= 12] - 12) <= set(np.flatnonzero(may))
 
 
 def test_the_same_seed_gives_the_same_view():

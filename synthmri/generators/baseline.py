@@ -100,11 +100,13 @@ class Baseline(Generator):
         snapshot: Callable[[int, Generator], None],
         start: Path | None = None,
         image_px: int | None = None,
+        mirrors: np.ndarray | None = None,
         device: str = "cpu",
         precision: Precision = "fp32",
     ) -> tuple[Self, list[dict[str, float]], int]:
         """Train on uint8 (N, S, S). Returns the model of averaged weights, losses a step, floating-point operations.
 
+        mirrors: bool (N,), which of them it may see mirrored left to right (`views.mirrors`); None = all.
         image_px: it learns the slices in so many pixels, where these are fewer, and what it draws is enlarged.
         start: what `save` wrote with `beside`, whose weights the training begins with; None = random ones. Raises
         UserError where they do not fit. snapshot(point, model) is called at `points` + 1 even distances of the
@@ -119,7 +121,10 @@ class Baseline(Generator):
         average = loop.averaged(model.network, max(0.0, 1 - 10 / p.steps))  # over about the last tenth of the training
         averaged = cls(average.module, model.config)
         parts, update = model.learner(
-            p, lambda generator: loop.batch(images, p.batch_size, generator).to(device), seed=seed, precision=precision
+            p,
+            lambda generator: loop.batch(images, p.batch_size, generator, mirrors).to(device),
+            seed=seed,
+            precision=precision,
         )
         averaged.beside = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
         if start:

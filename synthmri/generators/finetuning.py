@@ -104,7 +104,7 @@ def finetune(
     from accelerate import Accelerator
     from diffusers.training_utils import EMAModel
 
-    _check(pipe, p, token)
+    _check(pipe, p, token, lessons.texts)
 
     # What learns: the UNet, or adapters of it; in which format; and the average that is kept.
     accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=device == "cpu")
@@ -246,7 +246,7 @@ def _batches(
     return known, batch
 
 
-def _check(pipe, p: Finetune, token: str) -> None:
+def _check(pipe, p: Finetune, token: str, texts: list[str]) -> None:
     """Raise UserError for what cannot be trained, before anything is."""
     if token and not p.train_text_encoder:
         raise UserError(
@@ -256,6 +256,11 @@ def _check(pipe, p: Finetune, token: str) -> None:
     if token and p.method == "lora":
         raise UserError(
             f"prompt.token = {token}: adapters have no room for a new token; set finetune.method to full, or "
+            "prompt.token to ''"
+        )
+    if token and not any(token in text for text in texts):
+        raise UserError(
+            f"prompt.token = {token}, and no prompt holds it; write {{token}} into prompt.template, or set "
             "prompt.token to ''"
         )
     if (kind := pipe.scheduler.config.prediction_type) not in ("epsilon", "v_prediction"):
@@ -268,10 +273,14 @@ def _check(pipe, p: Finetune, token: str) -> None:
 
 
 def add_token(pipe, token: str, like: str = "mri") -> None:
-    """Add `token` to tokenizer and text encoder, initialised from the mean of the tokens of `like`."""
+    """Add `token` to tokenizer and text encoder, initialised from the mean of the tokens of `like`.
+
+    A token that is there already keeps what it has learnt.
+    """
     source = pipe.tokenizer(like, add_special_tokens=False).input_ids
-    if pipe.tokenizer.add_tokens([token]):
-        pipe.text_encoder.resize_token_embeddings(len(pipe.tokenizer), mean_resizing=False)
+    if not pipe.tokenizer.add_tokens([token]):
+        return
+    pipe.text_encoder.resize_token_embeddings(len(pipe.tokenizer), mean_resizing=False)
     table = pipe.text_encoder.get_input_embeddings().weight
     with torch.no_grad():
         table[pipe.tokenizer.convert_tokens_to_ids(token)] = table[source].mean(0)

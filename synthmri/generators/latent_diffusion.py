@@ -101,21 +101,8 @@ def new_scheduler(pipe, name: str):
     """The sampler `name` on the noise schedule and prediction type that the checkpoint was trained with."""
     import diffusers
 
-    cls = {
-        "sde-dpmsolver++": diffusers.DPMSolverMultistepScheduler,
-        "dpmsolver++": diffusers.DPMSolverMultistepScheduler,
-        "ddim": diffusers.DDIMScheduler,
-        "ddpm": diffusers.DDPMScheduler,
-        "euler": diffusers.EulerDiscreteScheduler,
-    }[name]
-    # Trailing steps begin where training's noise ends (Lin 2024, arXiv 2305.08891); the leading ones of Stable
-    # Diffusion's configuration stop short of it, and run past it when all 1000 are asked for.
-    extra = {"timestep_spacing": "trailing"}
-    if name.endswith("dpmsolver++"):
-        extra |= {"algorithm_type": name, "solver_order": 2}
-    if name in ("ddim", "ddpm"):
-        extra["clip_sample"] = False  # latents are not confined to [-1, 1]
-    return cls.from_config(pipe.scheduler.config, **extra)
+    cls, settings = sampling.SCHEDULERS[name]
+    return getattr(diffusers, cls).from_config(pipe.scheduler.config, **settings)
 
 
 def image_size(pipe) -> int:

@@ -78,6 +78,14 @@ def negative_elbo(
     return likelihood, divergence
 
 
+def _smaller(images: torch.Tensor) -> torch.Tensor:
+    """(B, 1, S, S) as LPIPS sees them: at half the size, as what it costs falls by four and finer detail is the
+    discriminator's; of at least 32 px, below which AlexNet has nothing left."""
+    if images.shape[-1] >= 64:
+        return F.avg_pool2d(images, 2)
+    return F.interpolate(images, size=(32, 32), mode="bilinear", align_corners=False)
+
+
 class VAE(Baseline):
     """Draws the decoder's mean at z of the mixture."""
 
@@ -101,8 +109,7 @@ class VAE(Baseline):
                 mean, log_variance = network.encode(x)
                 noise = torch.randn(p.batch_size, p.latent_dim, generator=generator)[share.rows].to(x)
                 y = network.decode(mean + noise * (log_variance / 2).exp()).float()
-                # At half the size: what it costs falls by four, and finer detail is the discriminator's.
-                seen = lpips(*(F.avg_pool2d(each, 2).expand(-1, 3, -1, -1) for each in (x, y))).float().mean()
+                seen = lpips(*(_smaller(each).expand(-1, 3, -1, -1) for each in (x, y))).float().mean()
                 fooled = patch_discriminator.generator_loss(discriminator, y)
             likelihood, divergence = negative_elbo(x, y, mean, log_variance, share.weight)
             loss = (likelihood + divergence) / x[0].numel() + PERCEPTUAL * seen + ADVERSARIAL * fooled

@@ -34,11 +34,13 @@ MASKS = (
 )
 PRIVATE = "a private set of MRI slices, which are not part of this"
 OPEN = {  # by whether prompts steer it: then it is a pipeline of diffusers
-    True: "from diffusers import StableDiffusionPipeline\n\n"
-    'pipe = StableDiffusionPipeline.from_pretrained("FOLDER")\n'
+    True: "import diffusers\n\n"
+    'pipe = diffusers.StableDiffusionPipeline.from_pretrained("FOLDER")\n'
+    "pipe.scheduler = diffusers.{sampler}.from_config(  # that of the scores below\n"
+    "    pipe.scheduler.config, {told},\n)\n"
     'image = pipe(\n    "{prompt}", negative_prompt="{bare}",\n    '
     "guidance_scale={guidance_scale:g}, num_inference_steps={steps},\n).images[0]"
-    "  # the scores below: scheduler {scheduler}; guidance is against the prompt without its label",
+    "  # guidance is against the prompt without its label",
     False: "from pathlib import Path\n\nfrom synthmri import generators\n"
     "from synthmri.training.sampling import Sample\n\n"
     'model = generators.find("{code}").load(Path("FOLDER"))\n'
@@ -94,9 +96,12 @@ def model_card(
     rows = [(text, _number(scores, name), _number(floor, name)) for name, text in NAMED.items() if name in scores]
     measured = tables.markdown(("score", "this model", "real slices of other people"), rows)
     bare = sampling.unlabelled(prompt, [*data["train"].get("label", ())])
-    opening = OPEN[prompted].format(code=code, prompt=prompt, bare=bare, **_drawing(tree)) + (
-        "" if dice is None else SPLIT
-    )
+    drawing = _drawing(tree)
+    sampler, told = sampling.SCHEDULERS[drawing["scheduler"]]
+    opening = OPEN[prompted].format(
+        code=code, prompt=prompt, bare=bare, sampler=sampler,
+        told=", ".join(f"{key}={value!r}" for key, value in told.items()).replace("'", '"'), **drawing,
+    ) + ("" if dice is None else SPLIT)  # fmt: skip
     people = ", ".join(_count(data, split) for split in ("train", "val", "test"))
     body = f"""# {title}: synthetic brain MRI
 

@@ -68,9 +68,9 @@ class Data(Section):
 
 
 class Slices(NamedTuple):
-    """images: uint8 (N, size, size). depth_mm: of each image, or None for pictures. slice_mm: distance of
-    neighbouring images, or None. dropped: reason -> number of slices that were left out. masks: uint8, shaped as the
-    images, 255 in a lesion, or None where no mask is known."""
+    """images: uint8 (N, size, size). depth_mm: of each image, or None for pictures. slice_mm: distance of the volume's
+    slices, whichever of them are taken, or None. dropped: reason -> number of slices that were left out. masks: uint8,
+    shaped as the images, 255 in a lesion, or None where no mask is known."""
 
     images: np.ndarray
     depth_mm: list[float] | None
@@ -130,7 +130,7 @@ def from_volume(
             if mask is not None:
                 marks.append(_nearest(mask[index], *square))
     masks = None if mask is None else _pile(marks, data.image_size)
-    return Slices(_pile(images, data.image_size), depths, float(spacing[0] * data.slice_step), dropped, masks)
+    return Slices(_pile(images, data.image_size), depths, float(spacing[0]), dropped, masks)
 
 
 def from_pictures(stack: np.ndarray, data: Data, mask: np.ndarray | None = None) -> Slices:

@@ -23,7 +23,7 @@ from synthmri.params import Section
 from synthmri.scans import prompts
 from synthmri.simulation import atlas as maps
 from synthmri.simulation import slices
-from synthmri.training import denoising_loss, distributed, loop
+from synthmri.training import denoising_loss, distributed, loop, views
 from synthmri.training.precision import Precision, autocast
 
 _WORDS = (
@@ -238,9 +238,10 @@ def prompted(heads: ImageSet, p: Denoiser, generator: torch.Generator) -> tuple[
     )
     words = prompts.prompts(table, prompts.Prompt(template=p.template, token=""))
     images = np.array(heads.images[rows])
-    mirrored = (torch.rand(p.batch_size, generator=generator) < 0.5).numpy() & (table["plane"] != "sagittal").to_numpy()
-    images[mirrored] = images[mirrored, :, ::-1]
-    return images, ["" if empty else text for empty, text in zip(dropped[2].tolist(), words, strict=True)]
+    mirrored = (torch.rand(p.batch_size, generator=generator) < 0.5).numpy() & views.mirrors(table)
+    return views.mirrored(images, mirrored), [
+        "" if empty else text for empty, text in zip(dropped[2].tolist(), words, strict=True)
+    ]
 
 
 def standardise(vae, heads: ImageSet) -> None:

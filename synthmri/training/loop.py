@@ -106,11 +106,14 @@ def to_tensor(images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.array(images))[:, None].float() / 127.5 - 1
 
 
-def batch(images: np.ndarray, count: int, generator: torch.Generator) -> torch.Tensor:
+def batch(
+    images: np.ndarray, count: int, generator: torch.Generator, mirrors: np.ndarray | None = None
+) -> torch.Tensor:
     """uint8 (N, S, S) -> float32 (count, 1, S, S) in [-1, 1]: images drawn with replacement.
 
-    Augmented as suits MRI: half of them mirrored, each moved by up to a fortieth of the edge (6 of 256 pixels) along
-    both axes over black. Of several processes each gets its share of the `count` images.
+    Augmented as suits MRI: half of them, or of `mirrors`, bool (N,), mirrored left to right, each moved by up to a
+    fortieth of the edge (6 of 256 pixels) along both axes over black. Of several processes each gets its share of the
+    `count` images.
     """
     share = distributed.share(count)
     size = images.shape[-1]
@@ -122,7 +125,7 @@ def batch(images: np.ndarray, count: int, generator: torch.Generator) -> torch.T
     picked = zip(draw(len(images)), draw(2), draw(2 * reach + 1), draw(2 * reach + 1), strict=True)
     out = []
     for row, mirrored, down, right in picked:
-        padded = np.pad(images[row][:, :: -1 if mirrored else 1], reach)
+        padded = np.pad(images[row][:, :: -1 if mirrored and (mirrors is None or mirrors[row]) else 1], reach)
         out.append(padded[down : down + size, right : right + size])
     return to_tensor(np.stack(out))
 

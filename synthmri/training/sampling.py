@@ -16,6 +16,20 @@ from synthmri.training import distributed
 from synthmri.training.precision import Precision, autocast
 
 Scheduler = Literal["sde-dpmsolver++", "dpmsolver++", "ddim", "ddpm", "euler"]
+# Scheduler -> its class in diffusers, and what it is told beside the checkpoint's own configuration. Trailing steps
+# begin where training's noise ends (Lin 2024, arXiv 2305.08891); the leading ones of Stable Diffusion's configuration
+# stop short of it, and run past it when all 1000 are asked for. Latents are not confined to [-1, 1], nor clipped.
+SCHEDULERS: dict[str, tuple[str, dict]] = {
+    name: ("DPMSolverMultistepScheduler", {"timestep_spacing": "trailing", "algorithm_type": name, "solver_order": 2})
+    for name in ("sde-dpmsolver++", "dpmsolver++")
+} | {
+    "ddim": ("DDIMScheduler", {"timestep_spacing": "trailing", "clip_sample": False}),
+    "ddpm": ("DDPMScheduler", {"timestep_spacing": "trailing", "clip_sample": False}),
+    "euler": ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}),
+}
+
+
+LAG = 0.02  # share of each of DDIM's steps that may be missing
 
 
 class Sample(Section):
@@ -66,13 +80,20 @@ def evaluations(texts: Sequence[str], p: Sample) -> int:
 def set_steps(scheduler, steps: int) -> None:
     """`scheduler.set_timesteps`, where they are as many as asked for and none lies before the first.
 
-    For some numbers, rounding gives diffusers' trailing steps one too many, at t = -1, which ruins the image.
-    Raises UserError for those.
+    For some numbers, rounding gives diffusers' trailing steps one too many, at t = -1, which ruins the image; and its
+    DDIM goes whole // steps timesteps down at each, whatever the next one is, so that the network is told of less noise
+    than there is, the less evenly steps divide all of them. Raises UserError for those, of DDIM beyond LAG.
     """
     scheduler.set_timesteps(steps)
-    if int(scheduler.timesteps.min()) < 0:
-        whole = scheduler.config.num_train_timesteps
-        fewer = next(n for n in range(steps - 1, 0, -1) if len(np.arange(whole, 0, -whole / n)) == n)
+    whole = scheduler.config.num_train_timesteps
+
+    def even(n: int) -> bool:
+        if type(scheduler).__name__ == "DDIMScheduler":
+            return whole % n <= LAG * whole
+        return len(np.arange(whole, 0, -whole / n)) == n
+
+    if int(scheduler.timesteps.min()) < 0 or not even(steps):
+        fewer = next(n for n in range(steps - 1, 0, -1) if even(n))
         raise UserError(
             f"{steps} denoising steps do not space evenly over the {whole} of training; take {fewer} (sample.steps, or "
             "what asks for it)"

@@ -6,6 +6,7 @@ The head is moved, turned, stretched and bent a little, and its grey levels are 
 import math
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 
@@ -16,10 +17,26 @@ BEND, BENDS = 0.006, 5  # standard deviation of a smooth displacement, of the ed
 GAIN, GAMMA = 0.06, 0.08  # at most
 
 
+def mirrors(manifest: pd.DataFrame) -> np.ndarray:
+    """bool (N,): which slices still are slices of a head when they are mirrored left to right.
+
+    Not sagittal ones, whose noses would point either way. Of pictures of an unknown plane nobody knows: they are.
+    """
+    return (manifest["plane"] != "sagittal").to_numpy(bool)
+
+
+def mirrored(images: np.ndarray, which: np.ndarray) -> np.ndarray:
+    """A copy of (N, H, W) in which those of `which`, bool (N,), are mirrored left to right."""
+    return np.where(which[:, None, None], images[:, :, ::-1], images)
+
+
 def further(
-    images: np.ndarray, generator: torch.Generator, masks: np.ndarray | None = None
+    images: np.ndarray, generator: torch.Generator, masks: np.ndarray | None = None, mirrors: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """uint8 (N, H, W) -> a view of each, uint8 (N, H, W), half of them mirrored left to right; and of their masks."""
+    """uint8 (N, H, W) -> a view of each, uint8 (N, H, W), and of their masks.
+
+    Half of them, or of `mirrors`, bool (N,), are mirrored left to right.
+    """
     n, height, width = images.shape
 
     def uniform(*shape: int) -> torch.Tensor:  # in [-1, 1]
@@ -27,7 +44,8 @@ def further(
 
     angle = uniform() * math.radians(TURN_DEG)
     scale = 1 + STRETCH * uniform(2)
-    mirror = torch.where(uniform() < 0, -1.0, 1.0)
+    turned = uniform() < 0
+    mirror = torch.where(turned if mirrors is None else turned & torch.from_numpy(mirrors), -1.0, 1.0)
     cos, sin = angle.cos(), angle.sin()
     turn = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1) * scale[:, None]
     turn[:, :, 0] *= mirror[:, None]
