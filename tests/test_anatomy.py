@@ -187,6 +187,16 @@ def test_mass_pushes_by_its_volume():
     torch.testing.assert_close(lesions.push(mass, at, torch.zeros(2)), at)
 
 
+def test_masses_lie_askew(atlas):
+    """The axes of the ellipsoid |M x| = 1 are those of M^T M; of an upright one that is diagonal."""
+    for seed in range(5):
+        mass = lesions.draw_mass(atlas, torch.Generator().manual_seed(seed))
+        shape = (mass.matrix.T @ mass.matrix * mass.radius_mm**2).double()
+        axes = torch.linalg.eigvalsh(shape)
+        assert (shape - shape.diag().diag()).abs().max() > 0.02 * (axes.max() - axes.min()) > 0
+        assert float(shape.det()) == pytest.approx(float(axes.prod())) and 0.1 < axes.min() < axes.max() < 10
+
+
 def test_every_kind_of_mass_grows_and_consists_of_its_own(atlas):
     seen = {}
     for seed in range(40):

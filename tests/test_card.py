@@ -7,8 +7,9 @@ import pytest
 from ruamel.yaml import YAML
 
 from synthmri import generators
-from synthmri.generators import vae
+from synthmri.generators import latent_diffusion, vae
 from synthmri.reporting import card, comparison
+from synthmri.training import sampling
 
 SMALL = dict(width=4, latent_dim=2, steps=1, batch_size=2, learning_rate=1e-3)
 
@@ -35,6 +36,24 @@ def test_what_opens_it_opens_it(tmp_path):
     space: dict = {}
     exec(code.replace("FOLDER", str(tmp_path / "vae")), space)
     assert space["images"].shape == (3, 16, 16) and space["images"].dtype == np.uint8
+
+
+@pytest.mark.parametrize("tiny_model", ["epsilon"], indirect=True)
+@pytest.mark.parametrize("name", sampling.SCHEDULERS)
+def test_what_opens_a_pipeline_draws_by_the_sampler_of_its_scores(tiny_model, name):
+    with open("params.yaml", encoding="utf-8") as file:
+        tree = YAML(typ="safe").load(file)
+    tree["sample"] |= {"steps": 2, "scheduler": name}
+    data = {split: {"images": 9, "subjects": 3} for split in ("train", "val", "test")}
+    effort = {"parameters": 1e6, "images_seen": 100.0, "teraflop": 1.0}
+    text = card.model_card(
+        "x", "latent_diffusion", True, {"n": 200.0}, {}, effort, "It passes.", data, tree, "a prompt", {}
+    )
+    space: dict = {}
+    exec(re.search(r"```python\n(.*?)\n```", text, re.DOTALL)[1].replace("FOLDER", str(tiny_model)), space)
+    ours = latent_diffusion.new_scheduler(latent_diffusion.load(tiny_model), name)
+    assert type(space["pipe"].scheduler) is type(ours) and space["pipe"].scheduler.config == ours.config
+    assert len(space["pipe"].scheduler.timesteps) == 2 and space["image"].mode == "RGB"
 
 
 def test_a_model_that_draws_masks_says_which_channel_they_are():

@@ -62,7 +62,7 @@ def draw_mass(atlas: maps.Atlas, generator: torch.Generator) -> Mass:
             centre = centre + 0.75 * radius * inwards / inwards.norm()
     stretch = torch.exp(0.18 * torch.randn(3, generator=generator))
     angles = 90 * torch.randn(2, 1, generator=generator)
-    matrix = shapes.turn(angles[0], angles[1])[0] / stretch
+    matrix = shapes.turn(angles[0], angles[1])[0].T / stretch[:, None]
     return Mass(
         kind, centre, matrix / radius, radius, maps.TILE * torch.rand(3, generator=generator),
         oedema={"glioma": 1.25 + 0.7 * pick[3], "low-grade glioma": 1.0 + 0.25 * pick[3], "metastasis": 1.3 + pick[3],
