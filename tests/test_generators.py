@@ -68,7 +68,8 @@ def test_a_sixth_model_is_one_file(tmp_path, monkeypatch):
     Path("params.yaml").write_text(yaml.safe_dump(tree))
     rows = np.random.default_rng(0).integers(90, 110, (12, 32, 32)).astype(np.uint8)
     rows[:, :16] += 100
-    imageset.write(Path("slices"), imageset.ImageSet(rows, pd.DataFrame({"subject": [f"sub-{i}" for i in range(12)]})))
+    manifest = pd.DataFrame({"subject": [f"sub-{i}" for i in range(12)], "plane": "axial"})
+    imageset.write(Path("slices"), imageset.ImageSet(rows, manifest))
 
     train.main("average", *map(Path, ("slices", "model", "snapshots.npy", "log.csv", "effort.json", "nowhere")))
     sample.main("average", Path("model"), Path("slices"), Path("drawn"), Path("sheet.png"))

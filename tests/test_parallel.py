@@ -130,7 +130,8 @@ def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     images = np.random.default_rng(0).integers(0, 255, (4, 64, 64), dtype=np.uint8)
-    imageset.write(Path("slices"), imageset.ImageSet(images, pd.DataFrame({"subject": list("abcd")}), {}))
+    manifest = pd.DataFrame({"subject": list("abcd"), "plane": "axial"})
+    imageset.write(Path("slices"), imageset.ImageSet(images, manifest, {}))
     return tree
 
 
