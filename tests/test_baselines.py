@@ -100,7 +100,7 @@ def test_snapshots_are_taken_from_start_to_end(name, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_divergence_names_the_learning_rate(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "batch", lambda images, count, generator: torch.full((count, 1, SIZE, SIZE), torch.nan))
+    monkeypatch.setattr(loop, "batch", lambda images, count, *_: torch.full((count, 1, SIZE, SIZE), torch.nan))
     with pytest.raises(UserError, match=f"baselines.{name}.learning_rate"):
         fit(name, section(name), tmp_path / "c.pt")
     assert not (tmp_path / "c.pt").exists()

@@ -32,7 +32,8 @@ def project(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     Path("params.yaml").write_text(yaml.safe_dump(tree))
     rows = np.random.default_rng(0).integers(0, 255, (8, 32, 32)).astype(np.uint8)
-    imageset.write(Path("slices"), imageset.ImageSet(rows, pd.DataFrame({"subject": list("aabbccdd"), "plane": "axial"})))
+    manifest = pd.DataFrame({"subject": list("aabbccdd"), "plane": "axial"})
+    imageset.write(Path("slices"), imageset.ImageSet(rows, manifest))
     monkeypatch.setattr(_watch, "EVERY_S", 0.0)  # every step a point
     monkeypatch.setattr(_watch, "PATIENCE_S", 60.0)
     return folder
